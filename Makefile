@@ -1,0 +1,36 @@
+# Two commands: `make quickstart` trains a small matrix and prints its table; `make test` passes the tests.
+# Each makes the environment that it needs, once, and again when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-all lint clean
+
+quickstart: $(VENV)/run.stamp
+	$(BIN)/python -m kdbench run suites/quickstart.yaml
+
+test: $(VENV)/dev.stamp lint
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/dev.stamp lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) results/cells results/suites results/profiles
+
+# torch, torchvision and timm are resolved in one command: apart, a torchvision may come that its torch cannot load.
+$(VENV)/run.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@ $(VENV)/run.stamp

@@ -1,0 +1,97 @@
+"""The first noun: one training, fully resolved. Its id is a hash of the science and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+SCHEMA = 1
+
+NEUTRAL: tuple[tuple[tuple[str, ...], Any], ...] = (
+    (("objective", "terms", "*", "pairing"), "matched"),
+    (("student", "weights"), "random"),
+    (("recipe", "clip_grad"), None),
+)
+"""Fields that were added to the configuration after the first ids, each with the value that stands for the behaviour before it
+existed. While a field has this value it is left out of the hash, so that an older cell keeps its id. `*` is any element."""
+
+ID_LENGTH = 12
+
+
+def canonical(config: Mapping[str, Any]) -> str:
+    """The text that is hashed: sorted keys, no spaces, without the fields that have their neutral value.
+
+    Raises:
+        ValueError: the configuration holds a number that JSON has not (NaN, infinity).
+    """
+    kept = config
+    for path, neutral in NEUTRAL:
+        kept = _without(kept, path, neutral)
+    return json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def identify(config: Mapping[str, Any]) -> str:
+    """The id of a configuration: the first 12 hexadecimal digits of the SHA-256 of its canonical text."""
+    return hashlib.sha256(canonical(config).encode()).hexdigest()[:ID_LENGTH]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: `config` is the science (hashed); the rest is what a worker needs besides, and no part of the identity.
+
+    `gate` is the least value of the primary metric that the suite asks of the teacher (None: the task's default); `sources` says
+    in which folder a user's own part lies.
+    """
+
+    config: Mapping[str, Any]
+    gate: float | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        return identify(self.config)
+
+    @property
+    def depends(self) -> Mapping[str, str]:
+        """Ids of the cells that must be finished first, by role (`teacher`)."""
+        return self.config["depends"]
+
+    @property
+    def role(self) -> str:
+        return self.config["role"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "config": self.config, "gate": self.gate, "sources": dict(self.sources)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cell:
+        return cls(config=data["config"], gate=data["gate"], sources=data["sources"])
+
+
+def differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two configurations differ: (path, value here, value there)."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted({*one, *other}):
+            yield from differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for place, (left, right) in enumerate(zip(one, other, strict=True)):
+            yield from differences(left, right, f"{path}[{place}]")
+    elif one != other:
+        yield path, one, other
+
+
+def _without(node: Any, path: tuple[str, ...], neutral: Any) -> Any:
+    head, *rest = path
+    if head == "*":
+        return [_without(one, tuple(rest), neutral) for one in node] if isinstance(node, list) else node
+    if not isinstance(node, Mapping) or head not in node:
+        return node
+    if rest:
+        return {**node, head: _without(node[head], tuple(rest), neutral)}
+    # `is` for None and booleans: 0 == False, and a neutral None must not swallow a zero.
+    same = node[head] is neutral if neutral is None or isinstance(neutral, bool) else node[head] == neutral
+    return {key: value for key, value in node.items() if key != head} if same else node

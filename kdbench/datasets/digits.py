@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdbench.datasets._base import Dataset, ImageData, Images, canonical, first_per_class, split_off
+
+
+class Digits(Dataset):
+    """1797 handwritten digits of 8x8 pixels, embedded in scikit-learn: real images that need no download.
+
+    Half of the images (chosen by their content) are the test set. `per_class` keeps so many training images of each class;
+    `validation` holds out that share of what is left; `padding` shifts each image by up to so many pixels while training.
+    Source: the test part of the UCI optical recognition of handwritten digits (Alpaydin and Kaynak 1998), as scikit-learn ships it.
+    """
+
+    def __init__(self, *, per_class: int | None = None, validation: float = 0.0, split_seed: int = 0, padding: int = 1):
+        self.per_class = per_class
+        self.validation = validation
+        self.split_seed = split_seed
+        self.padding = padding
+
+    n_classes = 10
+    input_shape = (1, 8, 8)
+
+    @property
+    def n_train(self) -> int:
+        pool = 898 if self.per_class is None else 10 * self.per_class
+        return pool - round(pool * self.validation)
+
+    def load(self, folder: Path) -> ImageData:
+        images, digests = canonical(self.read())
+        pool, test = images.take(np.arange(0, len(images), 2)[:898]), images.take(np.setdiff1d(np.arange(len(images)), np.arange(0, len(images), 2)[:898]))
+        if self.per_class is not None:
+            pool = pool.take(first_per_class(pool.labels, self.per_class))
+        train, val = split_off(pool, self.validation, self.split_seed) if self.validation else (pool, None)
+        return ImageData(
+            train=train,
+            test=test,
+            val=val,
+            n_classes=10,
+            fingerprint=hashlib.sha256(b"".join(digests)).hexdigest()[:16],
+            mean=(0.3053,),
+            std=(0.3760,),
+            padding=self.padding,
+            white=16.0,
+        )
+
+    def read(self) -> Images:
+        """All images as they come, before they are put in order."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        pixels = torch.as_tensor(digits.images.astype(np.uint8))[:, None]
+        return Images(pixels, torch.as_tensor(digits.target, dtype=torch.int64))

@@ -1,0 +1,101 @@
+"""Batches as matrices of samples, and the likeness of two batches by their Gram matrices. Not a loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kdbench.losses._base import Pair, Taps
+
+Estimator = Literal["biased", "unbiased", "uncentred"]
+FEWEST = {"biased": 3, "unbiased": 4, "uncentred": 1}
+"""The smallest batch whose CKA says anything: below it, it is 1 (or 0/0) whatever the features are."""
+
+
+def matrices(taps: Taps, tap: str, pool: str = "flatten") -> tuple[Float[Tensor, "n _"], ...]:
+    """The samples of a tap as rows, one matrix a stage: maps flattened, or averaged over positions (`gap`)."""
+    value = getattr(taps, tap)
+    maps = value if isinstance(value, tuple) else (value,)
+    return tuple(one.mean((2, 3)) if pool == "gap" and one.ndim == 4 else one.flatten(1) for one in maps)
+
+
+def unmatched(pair: Pair, tap: str) -> str | None:
+    """Why the stages of the two models cannot be taken pair by pair, if they cannot."""
+    if tap == "stages" and len(pair.student.stages) != len(pair.teacher.stages):
+        return f"it compares stage by stage: the student has {len(pair.student.stages)}, the teacher {len(pair.teacher.stages)}"
+    return None
+
+
+def nothing(x: Tensor) -> Float[Tensor, ""]:
+    """A zero that depends on x, so that a batch too small for a loss still has a gradient (of zero)."""
+    return (x * 0).sum()
+
+
+def centred(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Less the mean of the batch. Taking off a sample first keeps the digits of features with a large mean, and makes equal
+    samples exactly zero; being a constant that the mean takes away again, it needs no gradient."""
+    x = x - x[:1].detach()
+    return x - x.mean(0)
+
+
+def unit_scale(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Divided by its largest entry, held constant: exact, value and gradient, for what does not depend on the scale."""
+    largest = x.detach().abs().amax()
+    return x / torch.where(largest == 0, torch.ones_like(largest), largest)
+
+
+def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows of norm 1. A row that is zero beside the largest (a dead sample) stays zero and gets no gradient, rather than 1/eps."""
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    dead = norm <= torch.finfo(x.dtype).eps * norm.detach().amax()
+    return (x / norm.masked_fill(dead, 1.0)).masked_fill(dead, 0.0)
+
+
+def cka(
+    x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"], estimator: Estimator, half_rows: bool = False
+) -> Float[Tensor, ""]:
+    """The cosine of two Gram matrices, centred or not; 0 for constant features, 1 for batches smaller than `FEWEST`.
+
+    `half_rows` divides row i of each Gram matrix by the norm of sample i (the rows only: it is no longer symmetric).
+    Uncentred, it is 1 but for the last digits when features have a large mean: it is computed and returned in float64.
+    """
+    n = len(x)
+    if n < FEWEST[estimator]:
+        return 1 + nothing(x)
+    if estimator == "uncentred":
+        x, y = x.double(), y.double()
+    floors = [_floor(x), _floor(y)]
+    x, y = unit_scale(x), unit_scale(y)
+    if estimator != "uncentred":
+        x, y = centred(x), centred(y)
+    if estimator != "unbiased" and not half_rows and n > x.shape[1] + y.shape[1]:
+        # <xx', yy'> = |x'y|^2 and |xx'| = |x'x|: the same value from d x d matrices.
+        cross = x.T @ y
+        return (cross / _norm(x.T @ x, floors[0]) * (cross / _norm(y.T @ y, floors[1]))).sum()
+    grams = [(unit_rows(one) if half_rows else one) @ one.T for one in (x, y)]
+    if estimator == "unbiased":
+        grams = [_u_centred(gram) for gram in grams]
+    # Each is divided by its own norm: the product of the two squared norms overflows float32.
+    k, m = (gram / _norm(gram, floor) for gram, floor in zip(grams, floors, strict=True))
+    return (k * m).sum()
+
+
+def _floor(x: Tensor) -> float:
+    """What rounding leaves of the Gram matrix of constant features whose largest entry is 1: anything smaller is zero."""
+    return x.numel() * (16 * torch.finfo(x.dtype).eps) ** 2
+
+
+def _norm(gram: Tensor, floor: float) -> Tensor:
+    return (gram.square().sum() + floor**2).sqrt()
+
+
+def _u_centred(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Without diagonal, and centred so that the sum of products is an unbiased HSIC times n(n-3)."""
+    n = len(gram)
+    off = 1 - torch.eye(n, dtype=gram.dtype, device=gram.device)
+    gram = gram * off
+    rows = gram.sum(1)
+    return (gram - (rows[:, None] + rows[None, :]) / (n - 2) + rows.sum() / ((n - 1) * (n - 2))) * off

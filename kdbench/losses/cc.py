@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, factorial
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
+from kdbench.losses._gram import nothing
+
+
+class CC(Loss):
+    """Correlation congruence: the kernel matrix of the student's batch is to be the teacher's. Four kernels, of which one is none.
+
+    taylor:   1/n^2 || P(F_t) - P(F_s) ||^2 with P_ij = sum_{p <= order} exp(-2 gamma) (2 gamma)^p / p! (f_i . f_j)^p, which for
+              vectors of norm 1 is the Taylor polynomial of exp(-gamma |f_i - f_j|^2).
+    rbf:      the same with that exponential itself; bilinear: with f_i . f_j.
+    lag1:     1/(n-1) sum_i <delta_i, delta_{i+1}> with delta = |f_s - f_t|: the product of neighbours in the batch, without any
+              kernel, and dependent on the order of the samples.
+    The reduction `fro_over_n2` is the Frobenius norm, not squared, over n^2.
+
+    Shapes: f is a row of the pooled features, n x d, mapped by `embed` (a trainable Linear(d, embed) for each model; None: no map),
+    then divided by its norm if `l2`. lag1 needs both of one width.
+
+    Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019. lag1: the class Correlation of
+        github.com/HobbitLong/RepDistiller, whose author says that it came from the authors of CC; it stands behind the rows called
+        CC in the tables of the CRD protocol.
+    Defaults: github.com/AberHu/Knowledge-Distillation-Zoo: order 2, gamma 0.4, norm 1, no map, weight 100.
+    Departs: from the paper: no soft targets beside it (add the term `kd`), no class-uniform sampler. From the code for lag1: 0 instead
+        of NaN for a batch of one. The trained map of the teacher's features allows a collapse (both to zero), as it does there. As
+        released, norms are at least 1e-12: a sample of zeros gets a finite but huge gradient. The paper's MMD kernel is left out.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "zoo": Preset("github.com/AberHu/Knowledge-Distillation-Zoo, example_train_script.sh: CC, 100", weight=100.0),
+        "crd": Preset(
+            "github.com/HobbitLong/RepDistiller, scripts: correlation, -b 0.02",
+            weight=0.02,
+            options={"kernel": "lag1", "l2": False, "embed": 128},
+        ),
+    }
+
+    def __init__(
+        self,
+        *,
+        kernel: Literal["taylor", "rbf", "bilinear", "lag1"] = "taylor",
+        gamma: float = 0.4,
+        order: int = 2,
+        l2: bool = True,
+        embed: int | None = None,
+        reduction: Literal["mean_square", "fro_over_n2"] = "mean_square",
+    ):
+        super().__init__()
+        self.kernel = kernel
+        self.gamma = gamma
+        self.order = order
+        self.l2 = l2
+        self.embed = embed
+        self.reduction = reduction
+        self.student_embed: nn.Module = nn.Identity()
+        self.teacher_embed: nn.Module = nn.Identity()
+
+    @property
+    def variant(self) -> str:
+        return self.kernel
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"pooled"})
+
+    @property
+    def laws(self) -> frozenset[str]:
+        if self.kernel == "lag1":
+            return frozenset()
+        if self.embed is not None:
+            return frozenset({"permutation"})
+        unit = {"scale", "sample_scale"} if self.l2 else set()
+        moved = {"translation"} if self.kernel == "rbf" and not self.l2 else set()
+        return frozenset({"permutation", "rotation", *unit, *moved})
+
+    def refuses(self, pair: Pair) -> str | None:
+        widths = [taps.pooled.shape[1] for taps in (pair.student, pair.teacher) if taps.pooled is not None]
+        if self.kernel == "lag1" and self.embed is None and widths[0] != widths[1]:
+            return f"lag1 subtracts features, of widths {widths[0]} and {widths[1]}: set `embed` to map both to one width"
+        return None
+
+    def bind(self, pair: Pair) -> None:
+        if self.embed is not None:
+            assert pair.student.pooled is not None and pair.teacher.pooled is not None
+            self.student_embed = nn.Linear(pair.student.pooled.shape[1], self.embed)
+            self.teacher_embed = nn.Linear(pair.teacher.pooled.shape[1], self.embed)
+
+    def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        x, y = self.student_embed(student.pooled), self.teacher_embed(teacher.pooled)
+        dtype = x.dtype
+        if self.kernel != "lag1":
+            # Features with a large mean are all alike: the difference of their matrices is in the last digits of float32.
+            x, y = x.double(), y.double()
+        if self.l2:
+            x, y = functional.normalize(x, dim=1), functional.normalize(y, dim=1)
+        if self.kernel == "lag1":
+            return _neighbours(x, y)
+        difference = self._matrix(x) - self._matrix(y)
+        if self.reduction == "mean_square":
+            return difference.square().mean().to(dtype)
+        return (torch.linalg.vector_norm(difference) / len(x) ** 2).to(dtype)
+
+    def _matrix(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+        gram = x @ x.T
+        if self.kernel == "bilinear":
+            return gram
+        if self.kernel == "rbf":
+            squares = gram.diagonal()
+            return (-self.gamma * (squares[:, None] + squares[None, :] - 2 * gram)).exp()
+        total = torch.zeros_like(gram)
+        for p in range(self.order, -1, -1):
+            total = total * gram + exp(-2 * self.gamma) * (2 * self.gamma) ** p / factorial(p)
+        return total
+
+
+def _neighbours(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    if len(x) == 1:
+        return nothing(x) + nothing(y)
+    delta = (x - y).abs()
+    return (delta[:-1] * delta[1:]).sum(1).mean()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
+from kdbench.losses._gram import cka, matrices, unit_rows, unit_scale, unmatched
+
+
+class RCKA(Loss):
+    """Relation-based CKA: likeness of the logits over samples and over classes, and of the features over samples.
+
+    intra C(Z_s, Z_t) + inter C(Z_s^T, Z_t^T) + feature sum over the tapped maps of C(F_s, F_t), with C = 1 - CKA (linear, biased).
+    The options of the released form, one by one:
+    centred=False:                the cosine of the Gram matrices as they are;
+    gram_norm="row_half":         row i of a Gram matrix divided by the norm of sample i (rows only);
+    feature_form="gram_of_gram":  F is first replaced by its Gram matrix with rows of norm 1 (as in SP);
+    negated:                      C = -CKA, the same gradient.
+    A part of weight 0 is not computed.
+
+    Shapes: logits Z n x classes; F n x d, a map (n x c x h x w) flattened. Both models may differ in d.
+    Centred, the matrix of fewer than 3 rows (samples; classes for inter) has CKA 1 and gradient 0.
+
+    Source: Zhou et al., "Rethinking Centered Kernel Alignment in Knowledge Distillation", IJCAI 2024; released:
+        github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class DKCKA) and github.com/Klayand/PCKA, by its first author.
+    Defaults: the weights 15, 15 and 1 of that code, not confirmed by the paper; the preset `centred`, with the last map, is ours, for the
+        definition says centred.
+    Departs: `released` follows the code except that: inter has its own weight (one of its classes multiplies by intra's); traces
+        of products are sums over entries (the same value); the teacher stays in evaluation mode, accuracy is that of the whole
+        test set, and nothing is aligned by an untrained convolution (all three outside this loss, or in its other classes); a
+        sample of zeros gives 0, not NaN. There, inter is off in the combined class unless it is given a weight; here it is on.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "centred": Preset("ours: the definition with centring; weights of github.com/Klayand/Distill_Knowledge", weight=1.0),
+        "released": Preset(
+            "github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class DKCKA), without its errors",
+            weight=1.0,
+            options={
+                "centred": False,
+                "gram_norm": "row_half",
+                "feature_form": "gram_of_gram",
+                "tap": "stages",
+                "negated": True,
+            },
+        ),
+    }
+
+    def __init__(
+        self,
+        *,
+        intra: float = 15.0,
+        inter: float = 15.0,
+        feature: float = 1.0,
+        centred: bool = True,
+        gram_norm: Literal["none", "row_half"] = "none",
+        feature_form: Literal["gram", "gram_of_gram"] = "gram",
+        tap: Literal["last", "pooled", "stages"] = "last",
+        negated: bool = False,
+    ):
+        super().__init__()
+        if not (intra or inter or feature):
+            raise ValueError("of intra, inter and feature at least one has a weight")
+        self.intra = intra
+        self.inter = inter
+        self.feature = feature
+        self.centred = centred
+        self.gram_norm = gram_norm
+        self.feature_form = feature_form
+        self.tap = tap
+        self.negated = negated
+
+    @property
+    def variant(self) -> str:
+        if self.centred:
+            return "centred, ours"
+        as_released = (self.gram_norm, self.feature_form) == ("row_half", "gram_of_gram")
+        return "released" if as_released else "uncentred, ours"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({*(["logits"] if self.intra or self.inter else []), *([self.tap] if self.feature else [])})
+
+    @property
+    def laws(self) -> frozenset[str]:
+        over_samples = {"rotation"} if not self.inter else set()
+        plain = self.feature_form == "gram" or not self.feature
+        moved = {"translation"} if over_samples and self.centred and plain else set()
+        return frozenset({"permutation", "scale", *over_samples, *moved})
+
+    def refuses(self, pair: Pair) -> str | None:
+        return unmatched(pair, self.tap) if self.feature else None
+
+    def forward(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
+        parts = {}
+        if self.intra or self.inter:
+            assert student.logits is not None and teacher.logits is not None
+            if self.intra:
+                parts["intra"] = self.intra * self._unlike(student.logits, teacher.logits)
+            if self.inter:
+                parts["inter"] = self.inter * self._unlike(student.logits.T, teacher.logits.T)
+        if self.feature:
+            pairs = zip(matrices(student, self.tap), matrices(teacher, self.tap), strict=True)
+            parts["feature"] = self.feature * torch.stack([self._features(x, y).to(x.dtype) for x, y in pairs]).sum()
+        return parts
+
+    def _features(self, x: Float[Tensor, "n d_s"], y: Float[Tensor, "n d_t"]) -> Float[Tensor, ""]:
+        if self.feature_form == "gram_of_gram":
+            # The Gram matrix of one that is nearly all ones: what it holds is in the last digits of float32.
+            x, y = unit_scale(x.double()), unit_scale(y.double())
+            x, y = unit_rows(x @ x.T), unit_rows(y @ y.T)
+        return self._unlike(x, y)
+
+    def _unlike(self, x: Float[Tensor, "rows d_s"], y: Float[Tensor, "rows d_t"]) -> Float[Tensor, ""]:
+        likeness = cka(x, y, "biased" if self.centred else "uncentred", half_rows=self.gram_norm == "row_half")
+        return (-likeness if self.negated else 1 - likeness).to(x.dtype)

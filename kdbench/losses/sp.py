@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
+from kdbench.losses._gram import matrices, nothing, unmatched
+
+
+class SP(Loss):
+    """Similarity preserving: samples alike for the teacher are to be alike for the student.
+
+    sum over the tapped maps of 1/n^2 || G_t - G_s ||^2 (Frobenius), where G = F F^T with each row divided by its norm.
+    With `row_l2` this is 2/n (1 - mean_i cos(row i of G_s, row i of G_t)): for a given likeness it falls as 1/n.
+
+    Shapes: F is n x d, a map (n x c x h x w) flattened; both models may differ in c, h and w.
+
+    Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019.
+    Defaults: rows normalised, the last map, weight 3000, as in github.com/HobbitLong/RepDistiller (said there to be verified by the
+        author) and github.com/megvii-research/mdistiller.
+    Departs: the paper sums over pairs of layers, these defaults take the last map alone (`tap="stages"` sums over the stages).
+        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller. A batch of one is 0 by definition. As released,
+        norms are at least 1e-12: a sample whose features are all zero gets a finite but huge gradient.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 3000", weight=3000.0),
+    }
+
+    def __init__(self, *, norm: Literal["row_l2", "frobenius"] = "row_l2", tap: Literal["last", "pooled", "stages"] = "last"):
+        super().__init__()
+        self.norm = norm
+        self.tap = tap
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.tap})
+
+    @property
+    def laws(self) -> frozenset[str]:
+        return frozenset({"permutation", "scale", "rotation"})
+
+    def refuses(self, pair: Pair) -> str | None:
+        return unmatched(pair, self.tap)
+
+    def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        pairs = zip(matrices(student, self.tap), matrices(teacher, self.tap), strict=True)
+        return torch.stack([self._between(x, y) for x, y in pairs]).sum()
+
+    def _between(self, x: Float[Tensor, "n d_s"], y: Float[Tensor, "n d_t"]) -> Float[Tensor, ""]:
+        if len(x) == 1:
+            return nothing(x)  # G = 1 for both
+        return (self._similarity(y) - self._similarity(x)).square().mean()
+
+    def _similarity(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+        gram = x @ x.T
+        return functional.normalize(gram, dim=1 if self.norm == "row_l2" else (0, 1))

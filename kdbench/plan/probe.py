@@ -1,0 +1,139 @@
+"""What can be known of models and pairs without training: shapes, costs, and which loss refuses which pair. Runs on torch's meta
+device, where nothing is computed. Importing this module loads no torch; calling it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kdbench import parts
+from kdbench.errors import KdbenchError, SuiteError
+from kdbench.plan.bundle import model_key
+from kdbench.plan.matrix import Plan
+
+if TYPE_CHECKING:
+    from kdbench.losses._base import Pair, Taps
+
+PROBE_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A model on the meta device: taps of a probe batch, multiply-adds count twice in `flop_per_image`."""
+
+    taps: Taps
+    model: Any
+    parameters: int
+    flop_per_image: float
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What was learnt of a plan's models, by the key of their configuration."""
+
+    models: dict[str, Probed]
+    n_train: int
+
+    @property
+    def flop_per_image(self) -> dict[str, float]:
+        return {key: probed.flop_per_image for key, probed in self.models.items()}
+
+
+def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: Mapping[str, str]) -> Probed:
+    """Build a model without memory for its weights and look at what it gives.
+
+    Raises:
+        KdbenchError: it cannot be built for these images.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = parts.from_config("model", config, sources)
+        try:
+            model.build(dataset.input_shape, outputs)
+            model.eval()
+            counter = FlopCounterMode(display=False)
+            with torch.no_grad(), counter:
+                taps = model(torch.empty(PROBE_IMAGES, *dataset.input_shape))
+        except KdbenchError:
+            raise
+        except Exception as error:
+            shape = tuple(dataset.input_shape)
+            raise KdbenchError(f"it cannot be run on images of shape {shape}: {type(error).__name__}: {error}") from error
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Probed(taps, model, parameters, counter.get_total_flops() / PROBE_IMAGES)
+
+
+def probe(plan: Plan) -> Probes:
+    """Probe every model, then every loss on every pair that asks for it.
+
+    Raises:
+        SuiteError: with every pair that cannot be trained, and why.
+    """
+    import torch
+
+    suite = plan.suite
+    dataset = parts.from_config("dataset", suite.dataset, suite.sources)
+    outputs = parts.load("task", suite.task["name"], suite.sources.get(suite.task["name"])).make().outputs(dataset)
+    models: dict[str, Probed] = {}
+    mistakes: list[str] = []
+    for section, nets in (("students", suite.students), ("teachers", suite.teachers)):
+        for name, net in nets.items():
+            if model_key(net.model) not in models:
+                try:
+                    models[model_key(net.model)] = probe_model(net.model, dataset, outputs, suite.sources)
+                except KdbenchError as error:
+                    mistakes.append(f"{suite.source.at((section, name))}: {section}.{name}: {error}")
+    if mistakes:
+        raise SuiteError(mistakes)
+    with torch.device("meta"):
+        labels = torch.empty(dataset.n_train, dtype=torch.int64)
+        told: dict[str, str | None] = {}
+        for student, teacher, name in plan.compared:
+            objective = suite.objectives[name]
+            sides = models[model_key(suite.students[student].model)], models[model_key(suite.teachers[teacher].model)]
+            for place, term in enumerate(objective.config["terms"]):
+                seen = json.dumps([term["loss"], term["options"], [_shapes(side.taps) for side in sides]], sort_keys=True)
+                if seen not in told:
+                    told[seen] = _refusal(term, _pair(*sides, labels), suite.sources)
+                if told[seen]:
+                    where = suite.source.at(("objectives", name if isinstance(suite.source.data["objectives"], dict) else place))
+                    mistakes.append(f"{where}: objectives.{name}: {student} <- {teacher}: {told[seen]}")
+    if mistakes:
+        raise SuiteError(mistakes)
+    return Probes(models, dataset.n_train)
+
+
+def _pair(student: Probed, teacher: Probed, labels: Any) -> Pair:
+    from kdbench.losses._base import Pair
+
+    return Pair(student.taps, teacher.taps, labels, teacher.model.head, teacher.model)
+
+
+def _shapes(taps: Taps) -> list[list[int]]:
+    return [list(tensor.shape) for tensor in taps.tensors()]
+
+
+def _refusal(term: Mapping[str, Any], pair: Pair, sources: Mapping[str, str]) -> str | None:
+    """Why the loss cannot serve the pair; None if it can: asked, bound and run once, all on the meta device."""
+    import torch
+
+    from kdbench.losses._base import Batch
+
+    loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
+    try:
+        why = loss.missing(pair)
+        if why is not None:
+            return f"the loss '{term['loss']}' refuses: {why}"
+        loss.bind(pair)
+        n = len(pair.student.tensors()[0])
+        batch = Batch(target=torch.empty(n, dtype=torch.int64), index=torch.empty(n, dtype=torch.int64))
+        loss.parts(pair.student, pair.teacher, batch)
+    except KdbenchError as error:
+        return f"the loss '{term['loss']}' refuses: {error}"
+    except Exception as error:
+        return f"the loss '{term['loss']}' fails on this pair: {type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,44 @@
+"""The contract of a recipe: how a model is optimised. A recipe is data; `kdbench.run.optimise` turns it into timm's optimiser and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """SGD with momentum and a stepped learning rate unless told otherwise.
+
+    `milestones` are in epochs (fractions allowed); the learning rate is multiplied by `decay_rate` at each. `weight_decay` falls on
+    every parameter, as the literature's recipes have it, unless `decay_norms_and_biases` is false. The small last batch stays unless
+    `drop_last`. `clip_grad` is a maximal global norm of the gradient. `evaluate_every` is in epochs; the last epoch always counts.
+    """
+
+    version: ClassVar[int] = 1
+    shared: ClassVar[frozenset[str]] = frozenset({"epochs", "batch_size", "drop_last", "evaluate_every"})
+    """What students of a pair have in common: the data stream. A student's own recipe cannot change these."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: Literal["sgd", "nesterov", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_norms_and_biases: bool = True
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[float, ...] = field(default=())
+    decay_rate: float = 0.1
+    warmup_epochs: int = 0
+    drop_last: bool = False
+    clip_grad: float | None = None
+    evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, not {self.lr}")
+        if any(later <= earlier for earlier, later in zip(self.milestones, self.milestones[1:], strict=False)):
+            raise ValueError(f"milestones must increase, and are {list(self.milestones)}")

@@ -1,0 +1,1 @@
+"""Records in, tables out: one table model, several renderers."""

@@ -1,0 +1,50 @@
+"""From runs to the suite's fixed family of comparisons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdbench.report.manifest import Manifest, block_frame
+from kdbench.stats.holm import holm
+from kdbench.stats.paired import family, paired_differences
+from kdbench.stats.repeats import spread_over_blocks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def student_runs(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    """The students' runs with the primary metric, each standing in every block that it belongs to.
+
+    Where the runs of one dataset saw different data, their values are taken away: such runs are never compared or averaged.
+
+    Args:
+        table: as `frame.frame` makes it.
+
+    Returns:
+        dataset, teacher, student, objective, repeat, teacher_seed, id, state, why, n_train, n_test, data_fingerprint, value (the
+        primary metric at the last epoch, as stored), mixed_data (whether its value was taken away).
+    """
+    wanted = ["dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id", "state", "why"]
+    students = table[table["role"] == "student"]
+    runs = students[[*wanted, "n_train", "n_test", "data_fingerprint"]].copy()
+    runs["value"] = students[f"{manifest['metrics'][0]['name']}_last"]
+    mixed = runs.groupby("dataset")["data_fingerprint"].transform("nunique") > 1
+    runs = runs.assign(value=runs["value"].mask(mixed), mixed_data=mixed)
+    return spread_over_blocks(runs, block_frame(manifest))
+
+
+def comparisons(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    """Every comparison of the suite, tested and adjusted over the whole family.
+
+    Args:
+        runs: as `student_runs` makes it.
+
+    Returns:
+        The columns of `stats.paired.paired_differences` and p_holm; one row for each comparison that the suite fixed, run or not, so
+        that choosing rows afterwards changes no p value.
+    """
+    objectives = [objective["name"] for objective in manifest["objectives"]]
+    asked = family(block_frame(manifest), objectives, manifest["baselines"])
+    tested = paired_differences(runs, asked, manifest["alpha"])
+    return tested.assign(p_holm=holm(tested["p"].to_numpy(), len(asked)))

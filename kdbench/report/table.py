@@ -1,0 +1,72 @@
+"""The one model of a table. Renderers read it; nothing that is claimed is made in a renderer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One box of a table: numbers stay numbers until a renderer prints them.
+
+    `value` (a number or text; None: there is none) is printed times `scale` with `format`, then `marks`, then `± spread`, then
+    `[interval]`. A number below `least` is printed as `< least`. `runs` are the ids of the cells behind it.
+    """
+
+    value: float | str | None = None
+    spread: float | None = None
+    interval: tuple[float, float] | None = None
+    format: str = ""
+    scale: float = 1.0
+    least: float | None = None
+    marks: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """The entry in plain text."""
+        marks = "".join(self.marks)
+        if self.value is None:
+            return ABSENT + marks
+        if isinstance(self.value, str):
+            return self.value + marks
+        if self.least is not None and self.value < self.least:
+            return f"<{self.least:g}{marks}"
+        spread = "" if self.spread is None else f" ± {self._number(self.spread)}"
+        interval = "" if self.interval is None else f" [{self._number(self.interval[0])}, {self._number(self.interval[1])}]"
+        return f"{self._number(self.value)}{marks}{spread}{interval}"
+
+    def _number(self, value: float) -> str:
+        return format(self.scale * value, self.format)
+
+
+EMPTY = Entry("")
+"""A box where nothing is meant to stand: a baseline beside itself."""
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that belong together (a block): `facts` stand under its title, `notes` explain the marks in its rows."""
+
+    title: str
+    rows: tuple[tuple[Entry, ...], ...]
+    facts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """`caption` says, sentence by sentence, what the numbers are and what is claimed of them."""
+
+    title: str
+    columns: tuple[Column, ...]
+    groups: tuple[Group, ...]
+    caption: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

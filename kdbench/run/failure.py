@@ -1,0 +1,75 @@
+"""Failures are data: a class, a message, a traceback and the last log lines, beside the cell, which stays wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from kdbench.errors import DataError, GateError, PartError, RefusedError, StoreError
+from kdbench.store import Store
+
+CLASSES = {
+    "blocked": "its teacher is not there or not good enough",
+    "data": "the dataset is missing or wrong",
+    "device memory": "the device ran out of memory",
+    "disk": "the results folder could not be written, or holds a damaged file",
+    "host memory": "the machine ran out of memory",
+    "import": "a part could not be found or imported",
+    "killed": "the process was killed from outside",
+    "refused": "a loss cannot serve this pair",
+    "raised": "a part raised an error",
+}
+"""Every class of failure, and what it means."""
+
+LAST_LINES = 15
+log: deque[str] = deque(maxlen=LAST_LINES)
+"""The last lines of this process's log: a failure takes them along."""
+
+
+def note(line: str) -> None:
+    """Print a line of the log, and keep it for a failure to come."""
+    log.append(line)
+    print(line, flush=True)
+
+
+def describe(error: BaseException, traceback: str) -> dict[str, Any]:
+    return _failure(classify(error), f"{type(error).__name__}: {error}", traceback, log)
+
+
+def killed(signal: str, lines: Iterable[str]) -> dict[str, Any]:
+    """The failure of a process that left nothing behind."""
+    return _failure("killed", f"the training process ended with {signal} and left no error", "", deque(lines, maxlen=LAST_LINES))
+
+
+def blocked(message: str) -> dict[str, Any]:
+    return _failure("blocked", message, "", ())
+
+
+def classify(error: BaseException) -> str:
+    by_type = (
+        (GateError, "blocked"),
+        (RefusedError, "refused"),
+        (DataError, "data"),
+        (StoreError, "disk"),
+        ((PartError, ImportError), "import"),
+        (MemoryError, "host memory"),
+    )
+    if type(error).__name__ == "OutOfMemoryError":
+        return "device memory"
+    if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
+        return "host memory"
+    return next((name for kinds, name in by_type if isinstance(error, kinds)), "raised")
+
+
+def put(store: Store, cell_id: str, failure: dict[str, Any]) -> None:
+    """Keep a failure. A full disk must not turn one failure into another: then the log is all there is."""
+    with contextlib.suppress(StoreError):
+        store.put_failure(cell_id, failure)
+
+
+def _failure(kind: str, message: str, traceback: str, lines: Iterable[str]) -> dict[str, Any]:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+    return {"class": kind, "message": message, "traceback": traceback, "last_lines": list(lines), "at_utc": at}

@@ -1,0 +1,178 @@
+"""A worker: `python -m kdbench.run.worker RESULTS CELL...` trains these cells, grouped into bundles, in this process.
+
+The payload is the results folder and cell ids, here as on a cluster; everything else is read from disk. It may be killed at any
+moment: whatever it was told to do can be told again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from kdbench.cell import Cell
+from kdbench.errors import ClaimError, StoppedError
+from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
+from kdbench.run import failure
+from kdbench.store import Store
+
+STOPPED = 75
+"""Exit status of a worker that was asked to stop and has saved: try again (EX_TEMPFAIL)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    reader = argparse.ArgumentParser(prog="kdbench.run.worker", description=__doc__)
+    reader.add_argument("results", type=Path)
+    reader.add_argument("cells", nargs="+")
+    reader.add_argument("--data", type=Path, default=Path(os.environ.get("KDBENCH_DATA", "data")))
+    reader.add_argument("--device", default="auto")
+    reader.add_argument("--checkpoint-every", type=float, default=None, metavar="SECONDS")
+    reader.add_argument("--side-by-side", type=int, default=SIDE_BY_SIDE)
+    asked = reader.parse_args(arguments)
+    stop = _Stop()
+    return work(Store(asked.results), asked.cells, asked.data, asked.device, asked.checkpoint_every, asked.side_by_side, stop)
+
+
+class _Stop:
+    """Set by SIGTERM and by SIGUSR2; the loop looks at it at each step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for name in ("SIGTERM", "SIGUSR2"):
+            signal.signal(getattr(signal, name), self._set)
+
+    def _set(self, *_: Any) -> None:
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def work(
+    store: Store,
+    ids: Sequence[str],
+    data_folder: Path,
+    device: str = "auto",
+    checkpoint_every_s: float | None = None,
+    side_by_side: int = SIDE_BY_SIDE,
+    stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Train the cells that nobody else is training and that are not done. Returns the exit status."""
+    from kdbench.run.checkpoint import CHECKPOINT_EVERY_S, checkpoint
+
+    every_s = CHECKPOINT_EVERY_S if checkpoint_every_s is None else checkpoint_every_s
+    with ExitStack() as claims:
+        cells: list[Cell] = []
+        for cell_id in ids:
+            try:
+                claims.enter_context(store.claim(cell_id))
+            except ClaimError as error:
+                failure.note(f"left alone: {error}")
+                continue
+            if not store.is_done(cell_id):  # asked again under the claim: it may have been finished in between
+                cells.append(store.cell(cell_id))
+        saved = {cell.id: checkpoint(store, cell, failure.note) for cell in cells}
+        positions = {cell_id: state["position"] for cell_id, state in saved.items() if state}
+        status = 0
+        for bundle in bundles(cells, positions, side_by_side):
+            try:
+                if not _train_bundle(store, bundle, saved, data_folder, device, every_s, stop):
+                    status = 1
+            except StoppedError as error:
+                failure.note(str(error))
+                return STOPPED
+            except Exception as error:
+                text = traceback.format_exc()
+                failure.note(text)
+                status = 1
+                for cell in bundle.cells:
+                    if not store.is_done(cell.id):
+                        failure.put(store, cell.id, failure.describe(error, text))
+        return status
+
+
+def _train_bundle(
+    store: Store, bundle: Bundle, saved: dict[str, Any], data_folder: Path, device_name: str, every_s: float, stop: Callable[[], bool]
+) -> bool:
+    """Train one bundle. Returns whether all of its cells have a record afterwards."""
+    import torch
+
+    from kdbench.run.build import load_data, make_objective, make_student, make_task
+    from kdbench.run.checkpoint import Saver
+    from kdbench.run.loop import train
+    from kdbench.run.member import Member
+    from kdbench.run.numerics import settle
+    from kdbench.run.stream import BatchPlan
+    from kdbench.run.teacher import Live, load_teacher
+
+    first = bundle.cells[0]
+    device = torch.device(choose_device(device_name))
+    settle(first.config["numerics"], device)
+    task, data = make_task(first), load_data(first, data_folder, device)
+    teacher = teacher_cell = provider = None
+    if bundle.teacher:
+        teacher, teacher_cell = load_teacher(store, bundle.teacher, first, data, task, device)
+        provider = Live(teacher, first.config["numerics"])
+    plan = BatchPlan.of(first.config, data)
+    saver = Saver(store, data, circumstance(device, len(bundle.cells)), every_s, failure.note)
+    members, start = [], (0, 0)
+    for cell in bundle.cells:
+        objective = make_objective(cell, data, task, device, teacher, teacher_cell and teacher_cell.config["student"])
+        member = Member(cell, make_student(cell, data, task, device), objective, task, plan.steps)
+        state = saved.get(cell.id)
+        if state:
+            start = tuple(state["position"])
+            member.restore(state["state"], start[0] * plan.steps + start[1])
+            saver.trained_before_s[cell.id] = state["trained_s"]
+        members.append(member)
+    failure.note(f"bundle of {len(members)} from epoch {start[0] + 1}: {' '.join(bundle.ids)}")
+    train(members, plan, provider, saver, start, stop)
+    return all(store.is_done(cell_id) for cell_id in bundle.ids)
+
+
+def choose_device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def circumstance(device: Any, beside: int) -> dict[str, Any]:
+    """What may differ between two honest runs, kept beside the result."""
+    import torch
+
+    from kdbench import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+    return {
+        "device": name,
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "kdbench": __version__,
+        "code": code_version(),
+        "threads": torch.get_num_threads(),
+        "side_by_side": beside,
+    }
+
+
+def code_version() -> str:
+    """The commit of this code, with a mark when the tree has changed since; 'installed' outside a checkout."""
+    import subprocess
+
+    here = Path(__file__).parents[2]
+    if not (here / ".git").exists():
+        return "installed"
+    told = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    return told.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

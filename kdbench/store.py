@@ -1,0 +1,346 @@
+"""The disk's one door: where things lie under the results folder, atomic writes, claims."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kdbench.cell import Cell
+from kdbench.errors import ClaimError, DamagedError, KdbenchError, StoreError
+from kdbench.record import Record
+
+HEARTBEAT_S = 10.0
+STALE_S = 120.0
+"""A claim whose holder cannot be asked (another host) is given up when its heartbeat is this old."""
+
+DIGEST_BYTES = 32
+
+
+class Store:
+    """The results folder: `cells/ab/<id>/` (shared by all suites), `suites/<name>/`, `profiles/`."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+
+    # Where things lie
+
+    def cell_folder(self, cell_id: str) -> Path:
+        return self.root / "cells" / cell_id[:2] / cell_id
+
+    def file(self, cell_id: str, name: str) -> Path:
+        return self.cell_folder(cell_id) / name
+
+    def suite_folder(self, suite: str) -> Path:
+        return self.root / "suites" / suite
+
+    def suites(self) -> list[str]:
+        """Suites that have been run here."""
+        return sorted(path.parent.name for path in self.root.glob("suites/*/manifest.json"))
+
+    # Writing: whole or not at all
+
+    def write_bytes(self, path: Path, data: bytes) -> None:
+        """Write so that `path` holds either what it held or all of `data`, whatever happens in between.
+
+        Raises:
+            StoreError: the disk is full, or the folder cannot be written.
+        """
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise _explained(error, path) from error
+
+    def write_text(self, path: Path, text: str) -> None:
+        self.write_bytes(path, text.encode())
+
+    def write_json(self, path: Path, data: Any) -> None:
+        # Without NaN: a metric that is not a number is written as null by whoever computes it.
+        self.write_text(path, json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def append_line(self, path: Path, data: Mapping[str, Any]) -> None:
+        """One line of JSON at the end of a log; a line torn by a kill is skipped by `lines`."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(data) + "\n")
+        except OSError as error:
+            raise _explained(error, path) from error
+
+    def lines(self, path: Path) -> list[dict[str, Any]]:
+        if not path.exists():
+            return []
+        found = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
+
+    def write_sealed(self, path: Path, data: bytes) -> None:
+        """Write bytes behind their own SHA-256, so that `read_sealed` can tell a damaged file."""
+        self.write_bytes(path, hashlib.sha256(data).digest() + data)
+
+    def read_sealed(self, path: Path) -> bytes | None:
+        """What `write_sealed` wrote; None when there is no file.
+
+        Raises:
+            DamagedError: the file is truncated or altered.
+        """
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, data = raw[:DIGEST_BYTES], raw[DIGEST_BYTES:]
+        if hashlib.sha256(data).digest() != digest:
+            raise DamagedError(f"{path} is damaged ({len(raw)} bytes, its checksum does not fit): it is truncated or was altered")
+        return data
+
+    def set_aside(self, path: Path) -> Path:
+        """Rename a damaged file out of the way, keeping it for whoever wants to look."""
+        aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:6]}")
+        os.replace(path, aside)
+        return aside
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Raises StoreError, before any work is done, when nothing can be written under the results folder."""
+        probe = self.root / f".probe-{uuid.uuid4().hex}"
+        self.write_bytes(probe, b"kdbench")
+        probe.unlink()
+
+    # Cells and records
+
+    def put_cell(self, cell: Cell) -> None:
+        path = self.file(cell.id, "cell.json")
+        data = cell.to_json()
+        if self._json(path, damaged_is_none=True) != json.loads(json.dumps(data)):
+            self.write_json(path, data)
+
+    def cell(self, cell_id: str) -> Cell:
+        """Raises KdbenchError when there is no such cell here."""
+        data = self._json(self.file(cell_id, "cell.json"))
+        if data is None:
+            raise KdbenchError(f"there is no cell {cell_id} under {self.root}: is this the results folder that the suite was run in?")
+        return Cell.from_json(data)
+
+    def find(self, start: str) -> str:
+        """The id of the one cell whose id begins with `start`. Raises KdbenchError for none or several."""
+        ids = sorted(path.name for path in self.root.glob(f"cells/{start[:2]}*/{start}*"))
+        if len(ids) != 1:
+            raise KdbenchError(f"{len(ids) or 'no'} cells under {self.root} begin with '{start}'{': ' + ', '.join(ids[:5]) if ids else ''}")
+        return ids[0]
+
+    def put_record(self, record: Record) -> None:
+        """The only proof of completion: written last."""
+        self.write_json(self.file(record.id, "record.json"), record.to_json())
+
+    def record(self, cell_id: str) -> Record | None:
+        """The cell's record; None when it is not finished.
+
+        Raises:
+            DamagedError: there is a record, and it cannot be trusted.
+        """
+        path = self.file(cell_id, "record.json")
+        data = self._json(path)
+        if data is None:
+            return None
+        try:
+            record = Record.from_json(data)
+        except (ValueError, TypeError) as error:
+            raise DamagedError(f"{path} is damaged: {error}") from error
+        if record.id != cell_id:
+            raise DamagedError(f"{path} is the record of another cell, {record.id}")
+        return record
+
+    def is_done(self, cell_id: str) -> bool:
+        """Whether the record is there and whole to its last byte; quick enough for ten thousand cells."""
+        try:
+            with open(self.file(cell_id, "record.json"), "rb") as file:
+                file.seek(-3, os.SEEK_END)
+                return file.read() == b"\n}\n"
+        except OSError:
+            return False
+
+    def put_failure(self, cell_id: str, failure: Mapping[str, Any]) -> None:
+        """Failures are data: `class`, `message`, `traceback`, `last_lines`. The cell stays wanted."""
+        self.write_json(self.file(cell_id, "failure.json"), failure)
+
+    def failure(self, cell_id: str) -> dict[str, Any] | None:
+        return self._json(self.file(cell_id, "failure.json"), damaged_is_none=True)
+
+    def clear_failure(self, cell_id: str) -> None:
+        self.remove(self.file(cell_id, "failure.json"))
+
+    def epochs_seen(self, cell_id: str) -> list[dict[str, Any]]:
+        """One entry for each epoch that was ever begun, also those that a kill made begin twice."""
+        return self.lines(self.file(cell_id, "progress.jsonl"))
+
+    # Suites and profiles
+
+    def put_manifest(self, suite: str, manifest: Mapping[str, Any]) -> None:
+        self.write_json(self.suite_folder(suite) / "manifest.json", manifest)
+
+    def manifest(self, suite: str) -> dict[str, Any]:
+        """Raises KdbenchError when the suite was never run here."""
+        data = self._json(self.suite_folder(suite) / "manifest.json")
+        if data is None:
+            known = ", ".join(self.suites()) or "none"
+            raise KdbenchError(f"the suite '{suite}' was never run under {self.root} (run here: {known}); run it first")
+        return data
+
+    def put_profile(self, profile_id: str, profile: Mapping[str, Any]) -> None:
+        self.write_json(self.root / "profiles" / f"{profile_id}.json", profile)
+
+    def profile(self, profile_id: str) -> dict[str, Any] | None:
+        return self._json(self.root / "profiles" / f"{profile_id}.json", damaged_is_none=True)
+
+    # Claims: one worker a cell
+
+    def claim_holder(self, cell_id: str) -> dict[str, Any] | None:
+        """Who works on the cell at this moment; None when nobody does (a dead worker's claim counts for nothing)."""
+        path = self.file(cell_id, "claim.json")
+        try:
+            age_s = self._now(path.parent) - path.stat().st_mtime
+            holder = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError:  # being written, or torn by a kill
+            return {"pid": None, "host": None, "token": None} if age_s < STALE_S else None
+        if holder["host"] == socket.gethostname():
+            return holder if _process_lives(holder["pid"], holder["started"]) else None
+        return holder if age_s < STALE_S else None
+
+    def is_alive(self, cell_id: str) -> bool:
+        return self.claim_holder(cell_id) is not None
+
+    @contextmanager
+    def claim(self, cell_id: str) -> Iterator[None]:
+        """Hold a cell for this process, with a heartbeat, until the block ends.
+
+        Raises:
+            ClaimError: another live worker has it.
+        """
+        path = self.file(cell_id, "claim.json")
+        token = self._take(path, cell_id)
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT_S):
+                with suppress(OSError):
+                    os.utime(path)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if (self._json(path, damaged_is_none=True) or {}).get("token") == token:
+                path.unlink(missing_ok=True)
+
+    def _take(self, path: Path, cell_id: str) -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        token = uuid.uuid4().hex
+        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _process_started(os.getpid()), "token": token})
+        prepared = path.with_name(f".claim.{token}.tmp")
+        prepared.write_text(mine)
+        try:
+            for _ in range(3):
+                try:
+                    os.link(prepared, path)  # fails if there is one: whoever links first has the cell, and the file is whole
+                    return token
+                except FileExistsError:
+                    holder = self.claim_holder(cell_id)
+                    if holder is not None:
+                        raise ClaimError(
+                            f"cell {cell_id} is being trained by process {holder['pid']} on {holder['host']}"
+                        ) from None
+                    self._bury(path)
+            raise ClaimError(f"cell {cell_id}: its claim changes hands too often to be taken")
+        except OSError as error:
+            raise _explained(error, path) from error
+        finally:
+            prepared.unlink(missing_ok=True)
+
+    def _bury(self, path: Path) -> None:
+        """Take away a dead worker's claim; give it back if, in between, a live one had taken it."""
+        grave = path.with_name(f".claim.{uuid.uuid4().hex}.dead")
+        with suppress(FileNotFoundError):
+            before = path.read_text()
+            os.rename(path, grave)
+            if grave.read_text() != before:
+                with suppress(FileExistsError):
+                    os.link(grave, path)
+            grave.unlink()
+
+    def _now(self, folder: Path) -> float:
+        """The time by the file system's own clock: hosts that share a disk need not agree on the time."""
+        probe = folder / f".clock-{uuid.uuid4().hex}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _json(self, path: Path, damaged_is_none: bool = False) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            if damaged_is_none:
+                return None
+            raise DamagedError(f"{path} is damaged ({path.stat().st_size} bytes, not whole JSON: {error})") from error
+
+
+def free_gib(path: Path) -> float:
+    return shutil.disk_usage(path).free / 2**30
+
+
+def _explained(error: OSError, path: Path) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"no space left for {path}: nothing that was finished is lost; free some space and run again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreError(f"{path} cannot be written ({error.strerror}): choose another folder with --results, or make it writable")
+    return StoreError(f"{path} cannot be written: {error}")
+
+
+def _process_started(pid: int) -> float | None:
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def _process_lives(pid: int, started: float | None) -> bool:
+    """Whether this very process is alive, and not another that was given its number (or a zombie)."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        same = started is None or abs(process.create_time() - started) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
