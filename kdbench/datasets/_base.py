@@ -181,7 +181,7 @@ class ImageData(Data):
 
     def _seen(self, pixels: Tensor, views: Tensor) -> Tensor:
         """Each image in its own view: crops by gathering, so that one call serves the whole batch."""
-        n, _, height, breadth = pixels.shape
+        n, n_channels, height, breadth = pixels.shape
         side = 2 * self.padding + 1
         crop = views % side**2
         rows = torch.arange(height, device=self.device) + (crop // side)[:, None]
@@ -189,7 +189,11 @@ class ImageData(Data):
         if self.flip:
             columns = torch.where((views >= side**2)[:, None], columns.flip(1), columns)
         padded = torch.nn.functional.pad(pixels, [self.padding] * 4)
-        return padded[torch.arange(n, device=self.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        # All four axes are indexed, so that the result lies in memory as n x c x h x w: a permuted one-channel image can pass for
+        # channels-last, and the layout of the inputs decides which kernels run.
+        images = torch.arange(n, device=self.device)[:, None, None, None]
+        channels = torch.arange(n_channels, device=self.device)[:, None, None]
+        return padded[images, channels, rows[:, None, :, None], columns[:, None, None, :]]
 
     def to(self, device: torch.device) -> ImageData:
         def moved(images: Images | None) -> Images | None:

@@ -128,6 +128,10 @@ class Loss(nn.Module):
     version: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Preset]] = {}
 
+    def __init__(self) -> None:
+        # Stated, for that of nn.Module takes anything: a loss without options has none.
+        super().__init__()
+
     @property
     def needs(self) -> frozenset[str]:
         """Names from `TAPS` (wanted of both models) and `CONTEXT`."""

@@ -54,9 +54,7 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return (x / norm.masked_fill(dead, 1.0)).masked_fill(dead, 0.0)
 
 
-def cka(
-    x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"], estimator: Estimator, half_rows: bool = False
-) -> Float[Tensor, ""]:
+def cka(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"], estimator: Estimator, half_rows: bool = False) -> Float[Tensor, ""]:
     """The cosine of two Gram matrices, centred or not; 0 for constant features, 1 for batches smaller than `FEWEST`.
 
     `half_rows` divides row i of each Gram matrix by the norm of sample i (the rows only: it is no longer symmetric).

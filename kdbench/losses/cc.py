@@ -30,9 +30,10 @@ class CC(Loss):
         github.com/HobbitLong/RepDistiller, whose author says that it came from the authors of CC; it stands behind the rows called
         CC in the tables of the CRD protocol.
     Defaults: github.com/AberHu/Knowledge-Distillation-Zoo: order 2, gamma 0.4, norm 1, no map, weight 100.
-    Departs: from the paper: no soft targets beside it (add the term `kd`), no class-uniform sampler. From the code for lag1: 0 instead
-        of NaN for a batch of one. The trained map of the teacher's features allows a collapse (both to zero), as it does there. As
-        released, norms are at least 1e-12: a sample of zeros gets a finite but huge gradient. The paper's MMD kernel is left out.
+    Departs: from the paper: no soft targets beside it (add the term `kd`), no class-uniform sampler, no MMD kernel. From the code
+        for lag1: 0 instead of NaN for a batch of one. The trained map of the teacher's features allows a collapse (both to zero),
+        as it does there. As released, norms are at least 1e-12: a sample of zeros gets a finite but huge gradient. The kernel
+        matrices are computed in float64.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {

@@ -19,7 +19,7 @@ class CKA(Loss):
     uncentred: H = I, which is what the public codes that carry the name compute.
     Taken from n x n matrices, or from d x d ones where these are smaller (biased, uncentred): the same value.
 
-    Shapes: F is n x d; a map (n x c x h x w) is flattened, or averaged over positions with `pool="gap"`. Both models may differ in d.
+    Shapes: F is n x d; a map (n x c x h x w) is flattened, or averaged over positions with `pool="gap"`. Models may differ in d.
     A batch of fewer than 3 samples (unbiased: 4) has the value 0 and gradient 0: CKA is 1 or undefined there.
 
     Source: Saha, Bialkowski and Khalifa, "Distilling Representational Similarity using Centered Kernel Alignment", BMVC 2022; the

@@ -28,7 +28,10 @@ class KD(Loss):
         "simkd": Preset("github.com/DefangChen/SimKD, run_distill.sh: both terms with weight 1, T 4", weight=1.0),
         "zoo": Preset("github.com/AberHu/Knowledge-Distillation-Zoo, example_train_script.sh: 0.1, T 4", weight=0.1),
         "mdistiller_imagenet": Preset(
-            "github.com/megvii-research/mdistiller, configs/imagenet/r34_r18/kd.yaml", weight=0.5, task=0.5, options={"temperature": 1.0}
+            "github.com/megvii-research/mdistiller, configs/imagenet/r34_r18/kd.yaml",
+            weight=0.5,
+            task=0.5,
+            options={"temperature": 1.0},
         ),
         "rkd_official": Preset(
             "github.com/lenscloth/RKD, branch classification: 16 x KL at T 4 (16 = T^2, put into the weight)",

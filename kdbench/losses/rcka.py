@@ -27,8 +27,8 @@ class RCKA(Loss):
 
     Source: Zhou et al., "Rethinking Centered Kernel Alignment in Knowledge Distillation", IJCAI 2024; released:
         github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class DKCKA) and github.com/Klayand/PCKA, by its first author.
-    Defaults: the weights 15, 15 and 1 of that code, not confirmed by the paper; the preset `centred`, with the last map, is ours, for the
-        definition says centred.
+    Defaults: the weights 15, 15 and 1 of that code, not confirmed by the paper; the preset `centred`, with the last map, is ours,
+        for the definition says centred.
     Departs: `released` follows the code except that: inter has its own weight (one of its classes multiplies by intra's); traces
         of products are sums over entries (the same value); the teacher stays in evaluation mode, accuracy is that of the whole
         test set, and nothing is aligned by an untrained convolution (all three outside this loss, or in its other classes); a

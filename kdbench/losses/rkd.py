@@ -23,15 +23,16 @@ class RKD(Loss):
     angle * 1/n^3 sum_abc h( <e_ab, e_ac>_s, <e_ab, e_ac>_t ), e_ab = (x_b - x_a) / |x_b - x_a|;
     h(u, v) = Huber's function of u - v with delta 1. Two named parts; one of weight 0 is not computed.
 
-    Shapes: x and y are rows of n x d, the pooled features or another tap (a map flattened); both models may differ in d. `l2` divides
-    each sample by its norm first: of both models, of the teacher alone, or of none. Memory is n x n and a bounded block of triplets.
+    Shapes: x and y are rows of n x d, the pooled features or another tap (a map flattened); models may differ in d. `l2` divides
+    each sample by its norm first: of both models, of the teacher alone, or of none. Memory: n x n and a bounded block of triplets.
 
     Source: Park et al., "Relational Knowledge Distillation", CVPR 2019; github.com/lenscloth/RKD, metric/loss.py.
     Defaults: 25 and 50 on features as they are, github.com/HobbitLong/RepDistiller and github.com/megvii-research/mdistiller.
-    Departs: the means run over all n^2 pairs and n^3 triplets, the degenerate ones (0 or 1 in both models) included, as in all public
-        code; the paper sums over distinct ones. The paper normalises features for classification; that is `official_cls`. An edge
-        shorter than 1e-3 of the root mean square edge counts as 0 and gets no gradient, where the original divided by 1e-12. A
-        batch of one is 0, not NaN (two are 0 by definition).
+    Departs: the means run over all n^2 pairs and n^3 triplets, the degenerate ones (0 or 1 in both models) included, as in all
+        public code; the paper sums over distinct ones. The authors' code for classification normalises features: `official_cls`.
+        An edge shorter than 1e-3 of the root mean square edge counts as 0 and gets no gradient, where the original divided by
+        1e-12; so does a sample of zeros under `l2`. A batch of one is 0, not NaN (two are 0 by definition). Squared distances are
+        computed in float64.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -72,7 +73,6 @@ class RKD(Loss):
 
     @property
     def laws(self) -> frozenset[str]:
-        # The length of a flattened map's sample does not tell its positions apart, so all of these hold for maps as well.
         own = "sample_scale" if self.l2 == "both" else "translation"
         return frozenset({"permutation", "scale", "rotation", own})
 
@@ -94,8 +94,8 @@ class RKD(Loss):
 def _squares(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n n"], Bool[Tensor, "n n"]]:
     """Squared distances, and which of them are too short to have a direction (the diagonal is).
 
-    Neither translation nor scale changes the loss: centred first, the Gram matrix keeps the digits of the differences; in float64, those
-    of near neighbours too, whose gradient is the largest.
+    Neither translation nor scale changes the loss: centred first, the Gram matrix keeps the digits of the differences; in float64,
+    those of near neighbours too, whose gradient is the largest.
     """
     dtype = x.dtype
     x = unit_scale(centred(x.double()))

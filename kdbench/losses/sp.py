@@ -24,8 +24,8 @@ class SP(Loss):
     Defaults: rows normalised, the last map, weight 3000, as in github.com/HobbitLong/RepDistiller (said there to be verified by the
         author) and github.com/megvii-research/mdistiller.
     Departs: the paper sums over pairs of layers, these defaults take the last map alone (`tap="stages"` sums over the stages).
-        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller. A batch of one is 0 by definition. As released,
-        norms are at least 1e-12: a sample whose features are all zero gets a finite but huge gradient.
+        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller. A batch of one is 0 by definition. As
+        released, norms are at least 1e-12: a sample whose features are all zero gets a finite but huge gradient.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -59,4 +59,8 @@ class SP(Loss):
 
     def _similarity(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
         gram = x @ x.T
-        return functional.normalize(gram, dim=1 if self.norm == "row_l2" else (0, 1))
+        return (
+            functional.normalize(gram, dim=1)
+            if self.norm == "row_l2"
+            else functional.normalize(gram.flatten(), dim=0).view_as(gram)
+        )

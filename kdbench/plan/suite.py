@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kdbench import parts
 from kdbench.errors import KdbenchError, PartError, SuiteError, nearest
@@ -100,16 +99,17 @@ Named = list[str] | dict[str, Json | None]
 PLACES = ("student", "teacher", "objective")
 
 
-@checked(config=_strict)
-class _Exclude:
+class _Exclude(BaseModel):
+    model_config = _strict
     student: Names | None = None
     teacher: Names | None = None
     objective: Names | None = None
 
 
-@checked(config=_strict)
-class _ObjectiveFields:
+class _ObjectiveFields(BaseModel):
     """The keys of an objective that are not options of its loss."""
+
+    model_config = _strict
 
     loss: str | None = None
     preset: str | None = None
@@ -214,7 +214,7 @@ class _Reading:
     def _checked(self, where: Where, kind: Any, value: Any) -> Any:
         """The value as `kind`, or None after its mistakes were noted."""
         try:
-            return TypeAdapter(kind, config=None).validate_python(value, strict=True)
+            return TypeAdapter(kind).validate_python(value, strict=True)
         except ValidationError as error:
             for one in _told(error):
                 self.wrong((*where, *one["loc"]), one["text"])
@@ -365,7 +365,7 @@ class _Reading:
         if not isinstance(says, dict):
             self.wrong(where, f"options are a mapping, and this is {says!r}")
             return None, None
-        own = {key: "beside_kd" if key == "+kd" else key for key in says if key == "+kd" or key in _ObjectiveFields.__dataclass_fields__}
+        own = {key: "beside_kd" if key == "+kd" else key for key in says if key == "+kd" or key in _ObjectiveFields.model_fields}
         fields = self._checked(where, _ObjectiveFields, {own[key]: says[key] for key in own})
         options = {key: value for key, value in says.items() if key not in own}
         if fields is None:

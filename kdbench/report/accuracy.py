@@ -100,7 +100,11 @@ def _gather(table: pd.DataFrame, manifest: Manifest) -> Gathered:
 
 
 def _lines(table: pd.DataFrame) -> list[Line]:
-    return table.to_dict(orient="records")
+    import pandas as pd
+
+    return [
+        {str(name): None if value is pd.NA else value for name, value in line.items()} for line in table.to_dict(orient="records")
+    ]
 
 
 def _key(line: Any, objective: str | None = None) -> Key:

@@ -21,9 +21,9 @@ def accuracy_caption(manifest: Manifest, tests: Sequence[Line]) -> tuple[str, ..
     metric = manifest["metrics"][0]
     better = "higher" if metric["higher_is_better"] else "lower"
     return (
-        f"{metric['label']} on the test set at the last epoch ({better} is better); ± is the sample standard deviation (ddof = 1) over "
-        f"the repeats, n how many of the asked repeats are complete. Runs that diverged, failed or are missing are in no number "
-        "and are marked †: a mean over survivors may flatter.",
+        f"{metric['label']} on the test set at the last epoch ({better} is better); ± is the sample standard deviation (ddof = 1) "
+        f"over the repeats, n how many of the asked repeats are complete. Runs that diverged, failed or are missing are in no "
+        "number and are marked †: a mean over survivors may flatter.",
         *_test_sentences(manifest, tests),
         _teacher_sentence(manifest),
         *_weight_sentences(manifest),
@@ -40,12 +40,12 @@ def _test_sentences(manifest: Manifest, tests: Sequence[Line]) -> list[str]:
     alpha, m = manifest["alpha"], len(tests)
     known = " and ".join(names[name] for name in manifest["baselines"] if name in names)
     return [
-        f"Δ is objective minus baseline, paired by repeat: the same initial weights and the same images in the same order. In brackets "
-        f"the {100 * (1 - alpha):g} % paired-t interval of each comparison alone, not adjusted. The t distribution takes the "
-        "differences to be normal, which so few repeats cannot check.",
-        f"p: two-sided paired t, by Holm over the family of m = {m} comparisons that the suite fixes (every objective with {known} in "
-        f"every block; two baselines count once; what cannot be tested counts as p = 1). * marks p < {alpha:g}. Holm holds however the "
-        "comparisons depend on each other.",
+        "Δ is objective minus baseline, paired by repeat: the same initial weights and the same images in the same order. "
+        f"In brackets the {100 * (1 - alpha):g} % paired-t interval of each comparison alone, not adjusted. The t distribution "
+        "takes the differences to be normal, which few repeats cannot check.",
+        f"p: two-sided paired t, by Holm over the family of m = {m} comparisons that the suite fixes (every objective with {known} "
+        f"in every block; two baselines count once; what cannot be tested counts as p = 1). * marks p < {alpha:g}. Holm holds "
+        "however the comparisons depend on each other.",
         *said,
     ]
 
@@ -55,8 +55,8 @@ def _teacher_sentence(manifest: Manifest) -> str:
     if teachers == 1:
         return "For these teachers: one trained teacher per pair, so the luck of its training is in no interval."
     return (
-        f"For these teachers: each repeat is the mean over {teachers} trained teachers per pair; the intervals are over repeats, so the "
-        "choice of teachers is in none of them."
+        f"For these teachers: each repeat is the mean over {teachers} trained teachers per pair; the intervals are over repeats, "
+        "so the choice of teachers is in none of them."
     )
 
 
@@ -73,7 +73,6 @@ def accuracy_facts(
     manifest: Manifest, block: Block, runs: Sequence[Line], teachers: Sequence[Line], tests: Sequence[Line], m: int
 ) -> tuple[str, ...]:
     """The sentences under a block's title: its teachers, its images, and what its comparisons can see."""
-    metric = manifest["metrics"][0]
     facts = []
     if teachers:
         shown = [_teacher(manifest, teacher) for teacher in teachers]
@@ -93,13 +92,13 @@ def _teacher(manifest: Manifest, teacher: Line) -> str:
         return teacher["state"]
     metric = manifest["metrics"][0]
     value = teacher[f"{metric['name']}_last"]
-    own = f"{metric['label']} {printed(metric, value)}"
+    own = f"{metric['label']} {printed(metric, value)}" if value == value else f"no {metric['label']}"
     below = shortfall(manifest, teacher["id"], teacher)
     return below if below.startswith(own) else ", ".join(part for part in (own, below) if part)
 
 
 def _counts(runs: Sequence[Line], name: str) -> str:
-    found = sorted({int(run[name]) for run in runs if run[name] == run[name] and run[name] is not None})
+    found = sorted({int(run[name]) for run in runs if run[name] is not None})
     return " or ".join(str(count) for count in found) or "an unknown number of"
 
 
@@ -116,6 +115,6 @@ def _sensitivity(manifest: Manifest, tests: Sequence[Line], m: int) -> str:
     correlations = [test["correlation"] for test in tested if test["correlation"] == test["correlation"]]
     shared = f"; correlation of paired runs {median(correlations):.2f}" if correlations else ""
     return (
-        f"With n = {n} and the observed sd of differences (median {scale * spread:{form}}{unit}{shared}), the least difference found with "
-        f"80 % power is {alone:{form}}{unit} in one comparison, {adjusted:{form}}{unit} at Holm's first step."
+        f"With n = {n} and the observed sd of differences (median {scale * spread:{form}}{unit}{shared}), the least difference "
+        f"found with 80 % power is {alone:{form}}{unit} in one comparison, {adjusted:{form}}{unit} at Holm's first step."
     )

@@ -41,10 +41,10 @@ def comparisons(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
         runs: as `student_runs` makes it.
 
     Returns:
-        The columns of `stats.paired.paired_differences` and p_holm; one row for each comparison that the suite fixed, run or not, so
-        that choosing rows afterwards changes no p value.
+        The columns of `stats.paired.paired_differences` and p_holm; one row for each comparison that the suite fixed, run or not,
+        so that choosing rows afterwards changes no p value.
     """
     objectives = [objective["name"] for objective in manifest["objectives"]]
     asked = family(block_frame(manifest), objectives, manifest["baselines"])
     tested = paired_differences(runs, asked, manifest["alpha"])
-    return tested.assign(p_holm=holm(tested["p"].to_numpy(), len(asked)))
+    return tested.assign(p_holm=holm(tested["p"].tolist(), len(asked)))

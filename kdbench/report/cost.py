@@ -31,10 +31,10 @@ COLUMNS = (
 )
 
 CAPTION = (
-    "One training step of each objective, measured apart from the training runs: medians, in brackets the quartiles of the step. The "
-    "parts are medians of their own and need not add up to the step. – is not measured.",
-    "peak: the most memory allocated on the device. added: trained parameters and FLOPs of the distillation loss, beyond the student's "
-    "own.",
+    "One training step of each objective, measured apart from the training runs: medians, in brackets the quartiles of the step. "
+    "The parts are medians of their own and need not add up to the step. – is not measured.",
+    "peak: the most memory allocated on the device. added: trained parameters and FLOPs of the distillation loss, beyond the "
+    "student's own.",
 )
 
 
@@ -47,7 +47,8 @@ def cost(table: pd.DataFrame, manifest: Manifest) -> Table | None:
     if not (table["state"] == "measured").any():
         return None
     lines: dict[tuple[str, str, str], dict[str, Line]] = defaultdict(dict)
-    for line in spread_over_blocks(table, block_frame(manifest)).to_dict(orient="records"):
+    for found in spread_over_blocks(table, block_frame(manifest)).to_dict(orient="records"):
+        line = {str(name): value for name, value in found.items()}
         lines[line["dataset"], line["teacher"] if isinstance(line["teacher"], str) else "", line["student"]][line["objective"]] = (
             line
         )

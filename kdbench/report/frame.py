@@ -29,8 +29,8 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     """One row for each cell of the manifest, students and teachers, in the manifest's order.
 
     Returns:
-        suite, role, dataset, teacher, student, objective, label, repeat, teacher_seed, id, state; one column for each metric that any
-        run has (as stored: an accuracy is a fraction); n_train, n_test (images), device, torch, code_version, train_s,
+        suite, role, dataset, teacher, student, objective, label, repeat, teacher_seed, id, state; one column for each metric that
+        any run has (as stored: an accuracy is a fraction); n_train, n_test (images), device, torch, code_version, train_s,
         data_fingerprint, why. `state` is finished, diverged, failed, running, missing, damaged, or blocked (its teacher failed, or
         is below its gate); `why` says what happened, and is empty for a run that finished well.
     """
@@ -127,8 +127,8 @@ def costs(store: Store, manifest: Manifest) -> pd.DataFrame:
     """One row for each profile of the manifest, in its order.
 
     Returns:
-        dataset, teacher (null for an objective without one), student, objective, label, id, state (measured or missing); for each of
-        step, data, teacher, student, loss and optimizer the columns `<part>_ms` (median), `<part>_ms_q1`, `<part>_ms_q3`;
+        dataset, teacher (null for an objective without one), student, objective, label, id, state (measured or missing); for each
+        of step, data, teacher, student, loss and optimizer the columns `<part>_ms` (median), `<part>_ms_q1`, `<part>_ms_q3`;
         images_per_s, peak_mem_gib, added_parameters, added_flops (per step), device.
     """
     import pandas as pd

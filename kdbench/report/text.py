@@ -65,30 +65,39 @@ def _grid(columns: tuple[Column, ...], group: Group, width: int) -> Grid:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    gap, least = _fit(columns, group, width)
+    gap, widths = _fit(columns, group, width)
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
-    for column, narrowest in zip(columns, least, strict=True):
-        side = "right" if column.numeric else "left"
-        grid.add_column(Text(column.title), justify=side, vertical="bottom", overflow="fold", min_width=narrowest)
+    for column, own in zip(columns, widths, strict=True):
+        title = Text(column.title)
+        grid.add_column(title, justify="right" if column.numeric else "left", vertical="bottom", overflow="fold", width=own)
     for row in group.rows:
         grid.add_row(*(Text(entry.text()) for entry in row))
     return grid
 
 
-def _fit(columns: tuple[Column, ...], group: Group, width: int) -> tuple[int, list[int]]:
-    """The gap between columns and their least widths, in characters: titles are folded before labels, and labels before numbers."""
-    titles = [max(map(len, column.title.split())) for column in columns]
+def _fit(columns: tuple[Column, ...], group: Group, width: int) -> tuple[int, Sequence[int | None]]:
+    """The gap between columns and their widths, in characters: titles are folded before labels, and labels before numbers."""
     texts = [[row[place].text() for row in group.rows] for place in range(len(columns))]
-    whole = [max(map(len, mine), default=0) for mine in texts]
-    words = [
-        max((len(word) for text in mine for word in text.split()), default=0) if not column.numeric else full
+    whole = [_longest(mine) for mine in texts]
+    folded = [
+        full if column.numeric else _longest(word for text in mine for word in text.split())
         for column, mine, full in zip(columns, texts, whole, strict=True)
     ]
-    for gap, widths in ((2, whole), (1, whole), (1, words)):
-        least = [max(pair) for pair in zip(titles, widths, strict=True)]
-        if sum(least) + gap * len(least) <= width:
-            return gap, least
-    return 1, [1] * len(columns)
+    for gap, narrowest in ((2, whole), (1, whole), (1, folded)):
+        widths = [max(least, _longest(column.title.split())) for column, least in zip(columns, narrowest, strict=True)]
+        left = width - sum(widths) - gap * (len(widths) - 1)
+        if left < 0:
+            continue
+        for place, column in enumerate(columns):
+            more = min(left, max(0, max(whole[place], len(column.title)) - widths[place]))
+            widths[place] += more
+            left -= more
+        return gap, widths
+    return 1, [None] * len(columns)  # too narrow for whole numbers: fold everything
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max(map(len, texts), default=0)
 
 
 def markdown(title: str, facts: Sequence[str], tables: Sequence[Table]) -> str:

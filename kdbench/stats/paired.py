@@ -40,15 +40,16 @@ def paired_differences(runs: pd.DataFrame, comparisons: pd.DataFrame, alpha: flo
     """The paired difference of each comparison with its t interval and p value (not adjusted).
 
     Args:
-        runs: dataset, teacher, student, objective, repeat, teacher_seed, value (and `state`: only finished runs pair). A run without
-            teacher must stand in each of its blocks (`repeats.spread_over_blocks`).
+        runs: dataset, teacher, student, objective, repeat, teacher_seed, value (and `state`: only finished runs pair). A run
+            without teacher must stand in each of its blocks (`repeats.spread_over_blocks`).
         comparisons: dataset, teacher, student, baseline, objective, one row a comparison.
         alpha: the interval has the confidence 1 - alpha.
 
     Returns:
-        The rows of `comparisons` in their order, with n_asked (repeats that either has), n_objective, n_baseline (complete repeats of
-        each), n (pairs), difference (mean of objective minus baseline), sd (of the differences, ddof = 1), low, high, t, p (two-sided),
-        d_z (difference / sd), correlation (of the paired values), why (the reason where there is no p value, else empty).
+        The rows of `comparisons` in their order, with n_asked (repeats that either has), n_objective, n_baseline (complete
+        repeats of each), n (pairs), difference (mean of objective minus baseline), sd (of the differences, ddof = 1), low, high, t,
+        p (two-sided), d_z (difference / sd), correlation (of the paired values), why (the reason where there is no p value, else
+        empty).
         Differences are in the unit of `value`.
     """
     wide, asked, places = _values_by_repeat(repeat_means(runs))
@@ -71,7 +72,8 @@ def paired_differences(runs: pd.DataFrame, comparisons: pd.DataFrame, alpha: flo
 
 
 def _values_by_repeat(means: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, dict[tuple[str, ...], int]]:
-    """Values [block and objective, repeat] and which were asked, each with an empty last row; and the row of each block and objective."""
+    """Values [block and objective, repeat] and which were asked, each with an empty last row; and the row of each block and
+    objective."""
     import numpy as np
 
     keys = [_key(key, name) for *key, name in zip(*(means[name] for name in (*BLOCK, "objective")), strict=True)]

@@ -7,6 +7,10 @@ observed standard deviation: SciPy's `nct` gives NaN at the large differences th
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NODES = 400
 TAIL = 1e-14
@@ -27,11 +31,18 @@ def paired_power(difference: float, n: int, alpha: float = 0.05) -> float:
     # s is the observed sd relative to the true one; beyond the bounds nothing is left to integrate.
     low = np.sqrt(stats.chi2.ppf(TAIL, freedom) / freedom)
     high = min(np.sqrt(stats.chi2.isf(TAIL, freedom) / freedom), (abs(shift) + 12) / critical)
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = _nodes()
     s = low + (high - low) * (nodes + 1) / 2
     density = stats.chi2.pdf(freedom * s**2, freedom) * 2 * freedom * s
     rejected = special.ndtr(shift - critical * s) + special.ndtr(-shift - critical * s)
     return float(np.sum(weights * density * rejected) * (high - low) / 2)
+
+
+@lru_cache(maxsize=1)
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    return np.polynomial.legendre.leggauss(NODES)
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,348 @@
+"""What holds for every loss, from the moment that its file exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdbench import parts
+from kdbench.errors import PartError, RefusedError
+from kdbench.losses._base import CONTEXT, LAWS, TAPS, Batch, Loss, Pair, Preset, Taps
+
+from . import toys
+
+CASES = toys.cases()
+every_preset = pytest.mark.parametrize(("name", "preset"), CASES)
+
+
+def lacks(module: ModuleType, name: str) -> list[str]:
+    """What a loss file lacks of the contract, in words; the checks of a call are tests of their own."""
+    own = [
+        value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__ and not key.startswith("_")
+    ]
+    losses = [one for one in own if issubclass(one, Loss)]
+    if len(own) != 1 or len(losses) != 1:
+        return [f"exactly one public class, derived from Loss: it has {[one.__name__ for one in own]}"]
+    return lacks_of(losses[0], name)
+
+
+def lacks_of(make: Any, name: str) -> list[str]:
+    found = []
+    doc = inspect.cleandoc(make.__doc__ or "").splitlines()
+    for word in ("Source:", "Defaults:", "Departs:"):
+        if not any(line.startswith(word) and len(line) > len(word) + 3 for line in doc):
+            found.append(f"a line of the docstring that begins with '{word}'")
+    if type(make.version) is not int or make.version < 1:
+        found.append("an integer `version` of at least 1")
+    if make.forward is Loss.forward:
+        found.append("a method `forward`")
+    found += _options(make)
+    if not isinstance(make.presets, Mapping) or not make.presets:
+        return [*found, "presets"]
+    for preset, one in make.presets.items():
+        found += [f"preset '{preset}': {reason}" for reason in _preset(make, name, one)]
+    return found
+
+
+def _options(make: Any) -> list[str]:
+    hints = get_type_hints(make.__init__)
+    found = []
+    for key, parameter in inspect.signature(make).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            found.append(f"the option '{key}' as a keyword only")
+        if key not in hints:
+            found.append(f"a type for the option '{key}'")
+    return found
+
+
+def _preset(make: Any, name: str, preset: Preset) -> list[str]:
+    found = [] if len(preset.source) > 10 else ["a source"]
+    part = parts.Part("loss", name, make, make.version)
+    try:
+        options = part.options(dict(preset.options))
+        loss = part.build(options)
+        for other, _, given in preset.terms:
+            parts.load("loss", other).options(dict(given))
+    except PartError as error:
+        return [*found, str(error)]
+    for key, value in options.items():
+        if not hasattr(loss, key) or parts._plain(getattr(loss, key)) != value:
+            found.append(f"the option '{key}' as an attribute of the same name")
+    for what, known in (("needs", {*TAPS, *CONTEXT}), ("laws", set(LAWS))):
+        try:
+            said = getattr(loss, what)
+        except NotImplementedError:
+            found.append(f"the property `{what}`")
+            continue
+        if not isinstance(said, frozenset) or said - known:
+            found.append(f"a `{what}` that is a frozenset of names among {sorted(known)}")
+    return found
+
+
+def module_of(path: Path, text: str) -> ModuleType:
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(f"loss_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", parts.names("loss"))
+def test_file_lacks_nothing(name: str) -> None:
+    make = parts.load("loss", name).make
+    assert lacks(sys.modules[make.__module__], name) == []
+
+
+def test_an_empty_file_is_told_that_it_lacks_a_class(tmp_path: Path) -> None:
+    assert lacks(module_of(tmp_path / "empty.py", ""), "empty") == ["exactly one public class, derived from Loss: it has []"]
+
+
+def test_a_class_without_anything_is_told_all_that_it_lacks(tmp_path: Path) -> None:
+    text = (
+        "from kdbench.losses._base import Loss\n"
+        "class Bare(Loss):\n"
+        "    version = True\n"
+        "    def __init__(self, gamma=1.0):\n        super().__init__()\n"
+    )
+    told = "\n".join(lacks(module_of(tmp_path / "bare.py", text), "bare"))
+    for word in ("Source:", "Defaults:", "Departs:", "version", "forward", "keyword", "type for the option 'gamma'", "presets"):
+        assert word in told
+
+
+def test_a_class_with_a_preset_alone_is_told_that_it_lacks_the_rest(tmp_path: Path) -> None:
+    text = (
+        "from kdbench.losses._base import Loss, Preset\n"
+        "class Half(Loss):\n"
+        "    presets = {'a': Preset('', 1.0), 'b': Preset('a long source', 1.0, options={'delta': 2})}\n"
+        "    def __init__(self, *, gamma: float = 1.0):\n        super().__init__()\n"
+    )
+    told = "\n".join(lacks(module_of(tmp_path / "half.py", text), "half"))
+    for word in ("'a': a source", "no option 'delta'", "'gamma' as an attribute", "`needs`", "`laws`"):
+        assert word in told
+
+
+@every_preset
+def test_planning_binds_and_calls_it_without_any_data(name: str, preset: str) -> None:
+    loss, given = toys.made(name, preset), toys.fitting(toys.made(name, preset))
+    with torch.device("meta"):
+        student, teacher = given.student.map(to_meta), given.teacher.map(to_meta)
+        head = given.teacher_head.to("meta")
+        pair = Pair(student, teacher, labels=toys.LABELS.to("meta"), teacher_head=head)
+        assert loss.missing(pair) is None
+        loss.bind(pair)
+        loss.double()
+        for part in loss.parts(student, teacher, toys.batch(6)).values():
+            assert part.device.type == "meta" and part.shape == ()
+
+
+@every_preset
+def test_binding_to_shapes_alone_leaves_nothing_on_the_meta_device(name: str, preset: str) -> None:
+    loss, given = toys.made(name, preset), toys.fitting(toys.made(name, preset))
+    loss.bind(replace(given, student=given.student.map(to_meta), teacher=given.teacher.map(to_meta)))
+    assert [key for key, tensor in loss.state_dict(keep_vars=True).items() if tensor.device.type == "meta"] == []
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
+@every_preset
+def test_what_it_needs_is_asked_for_before_training_and_before_a_call(name: str, preset: str) -> None:
+    loss, given = toys.bound(name, preset)
+    assert loss.missing(Pair(Taps(), Taps())) is not None
+    for need in loss.needs & set(TAPS):
+        without = replace(given.student, **{need: () if need in ("stages", "preact") else None})
+        assert need in (loss.missing(replace(given, student=without)) or "")
+        with pytest.raises(RefusedError, match=need):
+            loss(without, given.teacher, toys.batch(6))
+    for need in loss.needs & {"index", "target"}:
+        with pytest.raises(RefusedError, match=need):
+            loss(given.student, given.teacher, replace(toys.batch(6), **{need: None}))
+
+
+PATTERNS = {
+    "ordinary": lambda s, t: (s, t),
+    "huge": lambda s, t: (s.map(lambda x: x * 1e6), t.map(lambda x: x * 1e6)),
+    "tiny": lambda s, t: (s.map(lambda x: x * 1e-6), t.map(lambda x: x * 1e-6)),
+    "huge student, tiny teacher": lambda s, t: (s.map(lambda x: x * 1e6), t.map(lambda x: x * 1e-6)),
+    "zero": lambda s, t: (s.map(torch.zeros_like), t.map(torch.zeros_like)),
+    "zero student": lambda s, t: (s.map(torch.zeros_like), t),
+    "zero teacher": lambda s, t: (s, t.map(torch.zeros_like)),
+    "zero sample": lambda s, t: (s.map(lambda x: x * (torch.arange(len(x)) > 0).view(-1, *[1] * (x.ndim - 1))), t),
+    "constant": lambda s, t: (s.map(lambda x: torch.full_like(x, 0.7)), t.map(lambda x: torch.full_like(x, 1.3))),
+    "samples all equal": lambda s, t: (s.map(equal), t.map(equal)),
+    "student's samples equal": lambda s, t: (s.map(equal), t),
+    "teacher's samples equal": lambda s, t: (s, t.map(equal)),
+    "pairs of equal samples": lambda s, t: (s.map(doubled), t.map(doubled)),
+    "student's in equal pairs": lambda s, t: (s.map(doubled), t),
+    "pairs of nearly equal samples": lambda s, t: (s.map(lambda x: doubled(x) + 1e-6 * x), t),
+    "large mean": lambda s, t: (s.map(lambda x: x + 1000), t.map(lambda x: x + 1000)),
+    "all negative": lambda s, t: (s.map(lambda x: -1 - x.abs()), t),
+}
+
+
+def equal(x: Tensor) -> Tensor:
+    return x[:1].expand_as(x).clone()
+
+
+def doubled(x: Tensor) -> Tensor:
+    return x[torch.arange(len(x)) // 2]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@every_preset
+def test_value_and_gradient_are_finite(name: str, preset: str, dtype: torch.dtype, pattern: str) -> None:
+    loss, given = toys.bound(name, preset, dtype=torch.float32)
+    widths = given.student.last.shape[1], given.teacher.last.shape[1]
+    for n in (1, 2, 3, 8):
+        student, teacher = PATTERNS[pattern](toys.taps(n, widths[0], 3), toys.taps(n, widths[1], 6))
+        student, teacher = toys.leaves(student.map(lambda x: x.to(dtype))), teacher.map(lambda x: x.to(dtype))
+        value = toys.value(loss, student, teacher, toys.batch(n))
+        value.backward()
+        assert value.dtype == torch.float32 and value.isfinite(), f"n = {n}: {value}"
+        for gradient in toys.gradients(loss, student):
+            assert gradient.isfinite().all(), f"n = {n}: {gradient}"
+
+
+@every_preset
+def test_a_student_equal_to_its_teacher_is_finite(name: str, preset: str) -> None:
+    loss = toys.made(name, preset)
+    same = toys.pair(widths=toys.WIDTHS[1])
+    if loss.missing(same) is not None:
+        pytest.skip("it refuses models of equal width")
+    loss.bind(same)
+    student = toys.leaves(same.teacher)
+    value = toys.value(loss.double(), student, same.teacher, toys.batch(6))
+    value.backward()
+    assert value.isfinite() and all(gradient.isfinite().all() for gradient in toys.gradients(loss, student))
+
+
+@every_preset
+def test_gradient_is_that_of_finite_differences(name: str, preset: str) -> None:
+    loss, given = toys.bound(name, preset)
+    widths = given.student.last.shape[1], given.teacher.last.shape[1]
+    student, teacher = toys.taps(5, widths[0], 30), toys.taps(5, widths[1], 40)
+    # What a loss settles at its first call, from that batch, has no gradient.
+    torch.manual_seed(2)
+    loss(student, teacher, toys.batch(5))
+    names = [tap for tap in TAPS if tap in loss.needs]
+    inputs = [tensor.clone().requires_grad_() for tensor in toys.needed(loss, student)]
+
+    def call(*tensors: Tensor) -> Tensor:
+        left = list(tensors)
+        changed: dict[str, Any] = {}
+        for tap in names:
+            several = getattr(student, tap)
+            changed[tap] = tuple(left.pop(0) for _ in several) if isinstance(several, tuple) else left.pop(0)
+        return toys.value(loss, replace(student, **changed), teacher, toys.batch(5))
+
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+
+
+@every_preset
+def test_float64_stays_float64_and_bfloat16_becomes_float32(name: str, preset: str) -> None:
+    for dtype, wanted in ((torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
+        loss, given = toys.bound(name, preset, dtype=wanted)
+        student, teacher = (some.map(lambda x, to=dtype: x.to(to)) for some in (given.student, given.teacher))
+        found = toys.apart(loss, student, teacher, toys.batch(6))
+        assert {part.dtype for part in found.values()} == {wanted}
+        assert all(part.shape == () for part in found.values())
+
+
+@every_preset
+def test_autocast_around_it_changes_nothing(name: str, preset: str) -> None:
+    loss, given = toys.bound(name, preset, dtype=torch.float32)
+    plain = toys.value(loss, given.student, given.teacher, toys.batch(6))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(toys.value(loss, given.student, given.teacher, toys.batch(6)), plain)
+
+
+@every_preset
+def test_the_student_gets_a_gradient_and_the_teacher_none(name: str, preset: str) -> None:
+    loss, given = toys.bound(name, preset)
+    student, teacher = toys.leaves(given.student), toys.leaves(given.teacher)
+    toys.value(loss, student, teacher, toys.batch(6)).backward()
+    assert all(tensor.grad is None for tensor in teacher.tensors())
+    assert all(gradient.abs().sum() > 0 for gradient in toys.gradients(loss, student))
+
+
+@every_preset
+def test_what_it_is_given_it_leaves_as_it_is(name: str, preset: str) -> None:
+    loss, given = toys.bound(name, preset)
+    batch = toys.batch(6)
+    tensors = [*given.student.tensors(), *given.teacher.tensors(), batch.target, batch.index]
+    before = [tensor.clone() for tensor in tensors]
+    student = given.student.map(lambda tensor: tensor.requires_grad_())
+    toys.value(loss, student, given.teacher, batch).backward()
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
+
+
+@every_preset
+def test_what_it_keeps_can_be_saved_and_loaded(name: str, preset: str) -> None:
+    loss, given = toys.bound(name, preset, seed=0)
+    other, _ = toys.bound(name, preset, seed=1)
+    batch: Batch = toys.batch(6)
+    torch.manual_seed(2)
+    loss(given.student, given.teacher, batch)
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(
+        toys.value(loss, given.student, given.teacher, batch), toys.value(other, given.student, given.teacher, batch)
+    )
+
+
+@every_preset
+def test_training_and_evaluation_mode_give_the_same_value(name: str, preset: str) -> None:
+    loss, given = toys.bound(name, preset)
+    if any(isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)) for part in loss.modules()):
+        pytest.skip("its own layers differ between the two modes")
+    training = toys.value(loss.train(), given.student, given.teacher, toys.batch(6))
+    assert torch.equal(toys.value(loss.eval(), given.student, given.teacher, toys.batch(6)), training)
+
+
+def changed(law: str, student: Taps, teacher: Taps, batch: Batch, seed: int) -> tuple[Taps, Taps, Batch]:
+    """The same batch after the change that the law speaks of."""
+    draw = torch.Generator().manual_seed(seed)
+    n = len(student.logits)
+    if law == "permutation":
+        order = torch.randperm(n, generator=draw)
+        return student.map(lambda x: x[order]), teacher.map(lambda x: x[order]), toys.permuted(batch, order)
+
+    def change(x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        wide = (-1, *[1] * (x.ndim - 2))
+        if law == "translation":
+            return x + 2 * torch.randn(channels, generator=draw, dtype=x.dtype).view(wide)
+        if law == "scale":
+            return x * 3.7
+        if law == "sample_scale":
+            return x * (0.5 + 2 * torch.rand(n, generator=draw, dtype=x.dtype)).view(-1, *[1] * (x.ndim - 1))
+        rotation = torch.linalg.qr(torch.randn(channels, channels, generator=draw, dtype=x.dtype))[0]
+        return torch.einsum("nc...,cd->nd...", x, rotation)
+
+    return student.map(change), teacher, batch
+
+
+@pytest.mark.parametrize("law", LAWS)
+@every_preset
+def test_a_law_holds_where_it_is_declared_and_is_violated_where_it_is_not(name: str, preset: str, law: str) -> None:
+    loss, given = toys.bound(name, preset)
+    plain = toys.value(loss, given.student, given.teacher, toys.batch(6)).item()
+    moved = [toys.value(loss, *changed(law, given.student, given.teacher, toys.batch(6), seed)).item() for seed in range(3)]
+    if law in loss.laws:
+        assert all(toys.near(one, plain, 1e-9) for one in moved)
+    else:
+        assert not all(toys.near(one, plain, 1e-6) for one in moved)

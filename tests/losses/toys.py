@@ -1,0 +1,119 @@
+"""Small pairs of models as the losses see them: taps, batches, and losses bound to them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from kdbench import parts
+from kdbench.errors import PartError
+from kdbench.losses._base import Batch, Loss, Pair, Taps
+
+CLASSES = 5
+LABELS = torch.arange(40) % CLASSES
+WIDTHS = ((4, 6), (4, 4))
+"""Student's and teacher's channels: a loss is shown the first pair that it does not refuse."""
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Taps:
+    preact = (random(n, 3, 4, 4, seed=seed), random(n, width, 2, 2, seed=seed + 1) + 0.3)
+    stages = tuple(one.relu() for one in preact)
+    logits = 2 * random(n, CLASSES, seed=seed + 2)
+    made = Taps(logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
+    return made.map(lambda tensor: tensor.to(dtype))
+
+
+def batch(n: int) -> Batch:
+    index = torch.arange(n) * 3
+    return Batch(target=LABELS[index], index=index, epoch=1, step=n)
+
+
+def pair(n: int = 6, widths: tuple[int, int] = WIDTHS[0], dtype: torch.dtype = torch.float64) -> Pair:
+    head = nn.Linear(widths[1], CLASSES).to(dtype)
+    return Pair(taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype), labels=LABELS, teacher_head=head)
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every preset of every loss file that can be imported (the contract of the file is a test of its own)."""
+    found = []
+    for name in parts.names("loss"):
+        try:
+            found += [(name, preset) for preset in parts.load("loss", name).make.presets]
+        except PartError:
+            continue
+    return found
+
+
+def made(name: str, preset: str) -> Loss:
+    part = parts.load("loss", name)
+    return part.build(part.options(dict(part.make.presets[preset].options)))
+
+
+def fitting(loss: Loss, n: int = 6, dtype: torch.dtype = torch.float64) -> Pair:
+    """The first pair that the loss serves."""
+    pairs = [pair(n, widths, dtype) for widths in WIDTHS]
+    reasons = [loss.missing(one) for one in pairs]
+    for one, reason in zip(pairs, reasons, strict=True):
+        if reason is None:
+            return one
+    raise AssertionError(f"{type(loss).__name__} serves none of the toy pairs: {reasons}")
+
+
+def bound(name: str, preset: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Loss, Pair]:
+    loss = made(name, preset)
+    one = fitting(loss, dtype=dtype)
+    torch.manual_seed(seed)
+    loss.bind(one)
+    return loss.to(dtype), one
+
+
+def apart(loss: Loss, student: Taps, teacher: Taps, given: Batch) -> dict[str, Tensor]:
+    """The loss's parts, by a copy of it and with draws of its own: calling it twice is the same call."""
+    torch.manual_seed(1)
+    return copy.deepcopy(loss).parts(student, teacher, given)
+
+
+def value(loss: Loss, student: Taps, teacher: Taps, given: Batch) -> Tensor:
+    return torch.stack(list(apart(loss, student, teacher, given).values())).sum()
+
+
+def leaves(some: Taps) -> Taps:
+    return some.map(lambda tensor: tensor.detach().clone().requires_grad_())
+
+
+def needed(loss: Loss, some: Taps) -> list[Tensor]:
+    """The tensors of the taps that the loss says it needs."""
+    found: list[Tensor] = []
+    for name in ("logits", "pooled", "last", "stages", "preact"):
+        if name in loss.needs:
+            tap = getattr(some, name)
+            found += tap if isinstance(tap, tuple) else [tap]
+    return found
+
+
+def gradients(loss: Loss, some: Taps) -> list[Tensor]:
+    """The gradients that came to the taps that the loss needs: to every tap, though not to every stage of one."""
+    found = []
+    for name in ("logits", "pooled", "last", "stages", "preact"):
+        if name in loss.needs:
+            tap = getattr(some, name)
+            came = [one.grad for one in (tap if isinstance(tap, tuple) else [tap]) if one.grad is not None]
+            assert came, f"no gradient comes to '{name}'"
+            found += came
+    return found
+
+
+def near(got: float, wanted: float, relative: float) -> bool:
+    return math.isclose(got, wanted, rel_tol=relative, abs_tol=1e-12)
+
+
+def permuted(some: Batch, order: Tensor) -> Batch:
+    return replace(some, target=some.target[order], index=some.index[order])
