@@ -13,8 +13,6 @@ SCHEMA = 1
 
 NEUTRAL: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("objective", "terms", "*", "pairing"), "matched"),
-    (("student", "weights"), "random"),
-    (("recipe", "clip_grad"), None),
 )
 """Fields that were added to the configuration after the first ids, each with the value that stands for the behaviour before it
 existed. While a field has this value it is left out of the hash, so that an older cell keeps its id. `*` is any element."""

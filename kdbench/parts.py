@@ -35,7 +35,7 @@ class Part:
 
     kind: str
     name: str
-    make: type
+    make: Any
     version: int | str
 
     def options(self, given: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -80,8 +80,9 @@ def summary(kind: str, name: str) -> str:
     if not path.exists():
         return "(from another package)"
     tree = ast.parse(path.read_text())
-    for node in (*(n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")), tree):
-        text = ast.get_docstring(node)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    for node in (*classes, tree):
+        text = ast.get_docstring(node)  # type: ignore[arg-type]
         if text:
             return text.splitlines()[0]
     return ""
@@ -186,7 +187,7 @@ def _parameters(make: type) -> dict[str, tuple[Any, Any]]:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        hints = get_type_hints(make if is_dataclass(make) else make.__init__)
+        hints = get_type_hints(make if is_dataclass(make) else make.__init__)  # type: ignore[misc]
     except NameError as error:
         raise PartError(f"the annotations of {make.__name__} name what its file does not import: {error}") from error
     found = {}

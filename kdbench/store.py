@@ -140,7 +140,13 @@ class Store:
         data = self._json(self.file(cell_id, "cell.json"))
         if data is None:
             raise KdbenchError(f"there is no cell {cell_id} under {self.root}: is this the results folder that the suite was run in?")
-        return Cell.from_json(data)
+        cell = Cell.from_json(data)
+        if cell.id != cell_id:
+            raise DamagedError(
+                f"{self.file(cell_id, 'cell.json')} describes the cell {cell.id}: it was altered, or another version of kdbench wrote it; "
+                "run the suite again"
+            )
+        return cell
 
     def find(self, start: str) -> str:
         """The id of the one cell whose id begins with `start`. Raises KdbenchError for none or several."""
@@ -219,15 +225,15 @@ class Store:
         """Who works on the cell at this moment; None when nobody does (a dead worker's claim counts for nothing)."""
         path = self.file(cell_id, "claim.json")
         try:
-            age_s = self._now(path.parent) - path.stat().st_mtime
+            beat = path.stat().st_mtime
             holder = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError:  # being written, or torn by a kill
-            return {"pid": None, "host": None, "token": None} if age_s < STALE_S else None
+        except json.JSONDecodeError:  # claims are linked whole, so this one was damaged
+            return None
         if holder["host"] == socket.gethostname():
             return holder if _process_lives(holder["pid"], holder["started"]) else None
-        return holder if age_s < STALE_S else None
+        return holder if self._now(path.parent) - beat < STALE_S else None
 
     def is_alive(self, cell_id: str) -> bool:
         return self.claim_holder(cell_id) is not None

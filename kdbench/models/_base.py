@@ -18,6 +18,9 @@ class Model(nn.Module):
 
     version: ClassVar[int] = 1
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def build(self, inputs: tuple[int, ...], outputs: int) -> None:
         """Make the layers. `inputs` is the shape of one image (channels, height, breadth), `outputs` the number of logits.
 

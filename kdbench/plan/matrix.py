@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from kdbench import parts
 from kdbench.cell import SCHEMA, Cell
 from kdbench.errors import SuiteError
 from kdbench.plan.suite import Net, Objective, Suite
@@ -75,9 +76,7 @@ class Plan:
 
     def manifest(self) -> dict[str, Any]:
         suite = self.suite
-        from kdbench import parts
-
-        task = parts.load("task", suite.task["name"], _folder(suite)).make
+        task = parts.load("task", suite.task["name"], suite.folder(suite.task["name"])).make
         return {
             "schema": MANIFEST_SCHEMA,
             "suite": suite.name,
@@ -114,10 +113,6 @@ class Plan:
             },
             "profiles": [],
         }
-
-
-def _folder(suite: Suite) -> Any:
-    return suite.sources.get(suite.task["name"])
 
 
 def expand(suite: Suite) -> Plan:

@@ -77,7 +77,7 @@ def probe(plan: Plan) -> Probes:
 
     suite = plan.suite
     dataset = parts.from_config("dataset", suite.dataset, suite.sources)
-    outputs = parts.load("task", suite.task["name"], suite.sources.get(suite.task["name"])).make().outputs(dataset)
+    outputs = parts.load("task", suite.task["name"], suite.folder(suite.task["name"])).make().outputs(dataset)
     models: dict[str, Probed] = {}
     mistakes: list[str] = []
     for section, nets in (("students", suite.students), ("teachers", suite.teachers)):

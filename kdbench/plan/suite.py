@@ -74,6 +74,10 @@ class Suite:
     seed: int
     sources: dict[str, str] = field(default_factory=dict)
 
+    def folder(self, part: str) -> Path | None:
+        """Where a user's own part lies; None for a part of the house."""
+        return Path(self.sources[part]) if part in self.sources else None
+
 
 # What a suite may say
 
@@ -273,7 +277,7 @@ class _Reading:
             except PartError:
                 says = "classification"  # the dataset's own mistake is told elsewhere
         part = self._load(("task",), "task", says)
-        return part, part and f"min_{part.make.primary().name}"
+        return part, f"min_{part.make.primary().name}" if part else None
 
     def _gate(self, data: Json, key: str | None, where: Where = ()) -> float | None:
         if key is None or key not in data:
@@ -395,9 +399,11 @@ class _Reading:
         preset = presets[preset_name] if preset_name else next(iter(presets.values()), None)
         resolved = self._resolved(where, part, {**(preset.options if preset else {}), **options})
         weight = fields.weight if fields.weight is not None else preset.weight if preset else None
-        if weight is None:
+        if weight is None and preset is None:
+            self.wrong(where, f"'{asked}' has no presets, so the suite must say its weight: `weight: ...`")
+        elif weight is None:
             self.wrong(where, f"no weight was ever published for '{asked}': say `weight:`, and `weight_from:` released, tuned or assumed")
-        elif (preset is None or preset.weight is None) and fields.weight_from is None:
+        elif preset is not None and preset.weight is None and fields.weight_from is None:
             self.wrong(where, f"no weight was ever published for '{asked}': say where this one is from, `weight_from:` released, tuned or assumed")
         if resolved is None or weight is None:
             return None
@@ -493,9 +499,9 @@ def _told(error: ValidationError) -> list[dict[str, Any]]:
             text = "there is no such key here"
         # Members of a union stand in pydantic's place; only what is in the file helps.
         loc = tuple(key for key in one["loc"] if not (isinstance(key, str) and re.search(r"[\[\]()]|^(str|int|float|bool|constrained-.*)$", key)))
-        if loc in told:
+        if loc in told and "YAML" not in told[loc]["text"]:
             told[loc]["text"] += f", or {one['msg'][0].lower()}{one['msg'][1:]}"
-        else:
+        elif loc not in told:
             told[loc] = {"loc": loc, "text": text}
     return list(told.values())
 

@@ -69,4 +69,4 @@ def _plain(node: Any) -> Any:
 def _kind(value: Any) -> str:
     if value is None:
         return "empty"
-    return {list: "a list", str: "text"}.get(type(value), f"a {type(value).__name__}")
+    return "a list" if isinstance(value, list) else "text" if isinstance(value, str) else f"a {type(value).__name__}"

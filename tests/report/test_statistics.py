@@ -41,7 +41,9 @@ def test_the_paired_difference_is_that_of_scipy(seed):
     alpha = float(draw.uniform(0.01, 0.2))
     found, expected = only(long({"cc": one, "kd": other}), alpha=alpha), stats.ttest_rel(one, other)
     interval = expected.confidence_interval(1 - alpha)
-    assert [found["t"], found["p"], found["low"], found["high"]] == pytest.approx([expected.statistic, expected.pvalue, *interval], rel=1e-9)
+    assert [found["t"], found["p"], found["low"], found["high"]] == pytest.approx(
+        [expected.statistic, expected.pvalue, *interval], rel=1e-9
+    )
     delta = one - other
     assert [found["difference"], found["sd"]] == pytest.approx([delta.mean(), delta.std(ddof=1)])
     assert found["d_z"] == pytest.approx(delta.mean() / delta.std(ddof=1))
@@ -95,7 +97,11 @@ def test_only_finished_runs_pair():
         ({"kd": [0.4, 0.5]}, 0, "no complete repeat of the objective"),
         ({"cc": [np.nan], "kd": [np.nan]}, 0, "no complete repeat of the objective and the baseline"),
         ({"cc": [0.5, np.nan], "kd": [np.nan, 0.5]}, 0, "no repeat is complete in both"),
-        ({"cc": [0.93, 0.92, 0.94], "kd": [0.92, 0.91, 0.93]}, 3, "the same difference in all 3 repeats: no spread to test against"),
+        (
+            {"cc": [0.93, 0.92, 0.94], "kd": [0.92, 0.91, 0.93]},
+            3,
+            "the same difference in all 3 repeats: no spread to test against",
+        ),
         ({"cc": [0.1, 0.2, 0.3], "kd": [0.1, 0.2, 0.3]}, 3, "the same value in all 3 repeats: no spread to test against"),
     ],
 )
@@ -185,13 +191,23 @@ def test_the_family_errs_as_often_as_alpha_says():
     draw = np.random.default_rng(11)
     suites, objectives, repeats = 1500, [f"o{number}" for number in range(6)], 4
     values = draw.normal(size=(suites, 6, repeats)) + draw.normal(size=(suites, 1, repeats))
-    keys = [(f"d{suite}", "big", "small", name, repeat, 0) for suite in range(suites) for name in objectives for repeat in range(repeats)]
-    runs = pd.DataFrame(keys, columns=["dataset", "teacher", "student", "objective", "repeat", "teacher_seed"]).assign(value=values.ravel())
+    keys = [
+        (f"d{suite}", "big", "small", name, repeat, 0)
+        for suite in range(suites)
+        for name in objectives
+        for repeat in range(repeats)
+    ]
+    runs = pd.DataFrame(keys, columns=["dataset", "teacher", "student", "objective", "repeat", "teacher_seed"]).assign(
+        value=values.ravel()
+    )
     blocks = pd.DataFrame({"dataset": [f"d{suite}" for suite in range(suites)], "teacher": "big", "student": "small"})
     found = paired_differences(runs, family(blocks, objectives, ["o0"]))
     assert (found["p"] < 0.05).mean() == pytest.approx(0.05, abs=0.015)
-    false_claims = [(holm(p, 5) < 0.05).any() for p in found["p"].to_numpy().reshape(suites, 5)]
-    assert np.mean(false_claims) <= 0.05 + 0.015
+    families = found["p"].to_numpy().reshape(suites, 5)
+    # Holm claims anything exactly where its first step does; all suites are judged by that, and some by Holm itself.
+    false_claims = families.min(axis=1) < 0.05 / 5
+    assert false_claims.mean() <= 0.05 + 0.015
+    assert [(holm(p, 5) < 0.05).any() for p in families[:40]] == false_claims[:40].tolist()
     covered = (found["low"] <= 0) & (found["high"] >= 0)
     assert covered.mean() == pytest.approx(0.95, abs=0.015)
 

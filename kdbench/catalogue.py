@@ -1,0 +1,55 @@
+"""`list` and `show`: parts as a person reads them."""
+
+from __future__ import annotations
+
+import inspect
+
+from kdbench import parts
+from kdbench.errors import PartError, nearest
+
+
+def listed(kind: str | None) -> str:
+    """All parts of a kind (singular or plural), or of every kind, with the first line of each. Imports none of them."""
+    kinds = list(parts.KINDS)
+    if kind is not None:
+        singular = {**{one: one for one in kinds}, **{folder: one for one, folder in parts.KINDS.items()}}
+        if kind not in singular:
+            raise PartError(f"there is no kind of part '{kind}'{nearest(kind, singular)}")
+        kinds = [singular[kind]]
+    lines = []
+    for one in kinds:
+        lines.append(parts.KINDS[one])
+        lines += [f"  {name:<16} {parts.summary(one, name)}" for name in parts.names(one)]
+    return "\n".join(lines) + "\n"
+
+
+def shown(name: str) -> str:
+    """Every part of this name: specification, options, presets."""
+    found = [kind for kind in parts.KINDS if name in parts.names(kind)]
+    if not found and ":" in name and "/" not in name and ".py" not in name:
+        return shown(name.partition(":")[0])
+    if not found:
+        everything = sorted({one for kind in parts.KINDS for one in parts.names(kind)})
+        raise PartError(f"there is no part '{name}'{nearest(name, everything)}")
+    return "\n".join(_shown(kind, name) for kind in found)
+
+
+def _shown(kind: str, name: str) -> str:
+    part = parts.load(kind, name)
+    lines = [f"{kind} {name} (version {part.version})", "", inspect.cleandoc(part.make.__doc__ or "(no description)"), ""]
+    signature = inspect.signature(part.make)
+    if signature.parameters:
+        lines.append("Options:")
+        for option in signature.parameters.values():
+            default = "needed" if option.default is option.empty else f"= {option.default!r}"
+            lines.append(f"  {option.name}: {option.annotation if isinstance(option.annotation, str) else option.annotation.__name__} {default}")
+        lines.append("")
+    presets = getattr(part.make, "presets", {})
+    for place, (key, preset) in enumerate(presets.items()):
+        if place == 0:
+            lines.append("Presets (the first is the default):")
+        weight = "no published weight: the suite must say it" if preset.weight is None else f"weight {preset.weight:g}"
+        more = "".join(f", + {other} {value:g} {dict(options)}" for other, value, options in preset.terms)
+        lines.append(f"  {name}:{key}  task {preset.task:g}, {weight}{more}, options {dict(preset.options)}")
+        lines.append(f"      Source: {preset.source}")
+    return "\n".join(lines).rstrip() + "\n"

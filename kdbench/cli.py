@@ -1,0 +1,124 @@
+"""The command line: no logic, and nothing heavy imported before a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdbench.errors import KdbenchError, StoreError, SuiteError
+
+RESULTS = click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="the results folder")
+DATA = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=lambda: Path(os.environ.get("KDBENCH_DATA", "data")),
+    help="the data folder  [default: $KDBENCH_DATA, else ./data]",
+)
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+SUITE = click.argument("suite", type=click.Path(path_type=Path))
+
+
+class _Group(click.Group):
+    """Turns our errors into one readable message and exit status 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except SuiteError as error:
+            count = len(error.mistakes)
+            click.echo("\n".join(error.mistakes), err=True)
+            click.echo(f"{count} mistake{'s' if count > 1 else ''}; nothing was run", err=True)
+        except StoreError as error:
+            click.echo(f"error: {error}", err=True)
+        except KdbenchError as error:
+            click.echo(f"error: {error}", err=True)
+        context.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="kdbench")
+def main() -> None:
+    """Compare knowledge-distillation losses honestly: a suite goes in, cells are trained, a table with tests comes out."""
+
+
+@main.command()
+@SUITE
+@RESULTS
+@click.option("--json", "as_json", is_flag=True, help="cells, bundles and teachers as JSON")
+def plan(suite: Path, results: Path, as_json: bool) -> None:
+    """What running SUITE would do: cells by state, bundles, teachers, work, and what its repeats can show."""
+    from kdbench.plan import summary
+
+    click.echo(summary.as_json(suite, results) if as_json else summary.as_text(suite, results))
+
+
+@main.command()
+@SUITE
+@RESULTS
+@DATA
+@DEVICE
+@click.option("--jobs", type=click.IntRange(1), default=None, help="processes at a time  [default: the cores; with CUDA, the GPUs]")
+@click.option("--checkpoint-every", type=click.FloatRange(0), default=None, metavar="SECONDS", help="at most so often  [default: 30]")
+@click.option("--profile/--no-profile", "costs", default=True, show_default=True, help="measure costs after training")
+def run(suite: Path, results: Path, data: Path, device: str, jobs: int | None, checkpoint_every: float | None, costs: bool) -> None:
+    """Train what SUITE wants and is not there yet, then print its tables. Safe to repeat, to interrupt and to run twice."""
+    from kdbench.run import verb
+
+    sys.exit(verb.run(suite, results, data, device, jobs, checkpoint_every, costs))
+
+
+@main.command()
+@click.argument("suite")
+@RESULTS
+def status(suite: str, results: Path) -> None:
+    """Each state's count, what is running and how far it is, and why anything is missing. SUITE is a name or a file."""
+    from kdbench.run import status as told
+
+    click.echo(told.text(results, suite), nl=False)
+
+
+@main.command()
+@click.argument("suites", nargs=-1)
+@RESULTS
+def report(suites: tuple[str, ...], results: Path) -> None:
+    """Tables of SUITES (names or files), or of every suite under the results folder."""
+    from kdbench.report.write import report as write
+    from kdbench.store import Store
+
+    names = [Path(suite).stem if suite.endswith((".yaml", ".yml")) else suite for suite in suites]
+    if not write(Store(results), names or None, sys.stdout):
+        sys.exit(1)
+
+
+@main.command()
+@SUITE
+@RESULTS
+@DATA
+@DEVICE
+def profile(suite: Path, results: Path, data: Path, device: str) -> None:
+    """Measure what each objective of SUITE costs on this machine, one after another. Its teachers must be trained."""
+    from kdbench.run import verb
+
+    sys.exit(verb.profile(suite, results, data, device))
+
+
+@main.command("list")
+@click.argument("kind", required=False)
+def list_(kind: str | None) -> None:
+    """The parts there are: losses, datasets, models, recipes, tasks."""
+    from kdbench import catalogue
+
+    click.echo(catalogue.listed(kind), nl=False)
+
+
+@main.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """What a part is: its specification, options with defaults, presets with sources. Or, for a cell's id, its configuration and result."""
+    from kdbench import catalogue
+
+    click.echo(catalogue.shown(name), nl=False)

@@ -1,0 +1,205 @@
+"""Run a plan on this machine: one process a bundle, teachers first, `jobs` at a time. Idempotent: wanted - (done or alive)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from kdbench.cell import Cell
+from kdbench.plan.bundle import Bundle, bundles
+from kdbench.plan.matrix import Plan
+from kdbench.run import failure, watch
+from kdbench.store import Store
+
+POLL_S = 0.2
+STOPPED = 75
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how the bundles of a plan are trained. `checkpoint_every_s` None: the worker's default."""
+
+    results: Path
+    data: Path
+    device: str = "auto"
+    jobs: int = 1
+    gpus: int = 0
+    checkpoint_every_s: float | None = None
+    side_by_side: int = 16
+
+
+class Told(Protocol):
+    """Who hears how the run goes (a progress bar, or plain lines)."""
+
+    def began(self, bundle: Bundle) -> None: ...
+    def at(self, bundle: Bundle, epochs: int, of: int) -> None: ...
+    def ended(self, bundle: Bundle, done: int, seconds: float) -> None: ...
+
+
+@dataclass
+class _Job:
+    bundle: Bundle
+    process: subprocess.Popen[bytes]
+    log: Path
+    slot: int
+    started: float = field(default_factory=time.monotonic)
+
+
+def wanted(store: Store, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that are neither done nor being trained. A damaged record is set aside: its cell is wanted again."""
+    found = []
+    for cell in cells:
+        if store.is_done(cell.id) and watch.state(store, cell.id).name in watch.DONE:
+            continue
+        if store.file(cell.id, "record.json").exists():
+            store.set_aside(store.file(cell.id, "record.json"))
+        if not store.is_alive(cell.id):
+            found.append(cell)
+    return found
+
+
+def prepare(plan: Plan, store: Store) -> dict[str, Any]:
+    """Write down what is asked: the suite's manifest and every cell that is not done. Returns the manifest."""
+    store.check_writable()
+    manifest = plan.manifest()
+    if plan.suite.name in store.suites():
+        manifest["profiles"] = store.manifest(plan.suite.name)["profiles"]
+    for cell in plan.cells.values():
+        if not store.is_done(cell.id):
+            store.put_cell(cell)
+    store.put_manifest(plan.suite.name, manifest)
+    return manifest
+
+
+def train(plan: Plan, store: Store, machine: Machine, told: Told) -> int:
+    """Train whatever is wanted; returns how many cells were tried. What fails stays wanted, and the rest goes on."""
+    manifest = store.manifest(plan.suite.name)
+    pending = wanted(store, list(plan.cells.values()))
+    tried = len(pending)
+    for cell in pending:
+        store.clear_failure(cell.id)
+    waiting: list[Bundle] = []
+    running: list[_Job] = []
+    alone: set[str] = set()
+    try:
+        while pending or waiting or running:
+            ready, pending = _ready(store, manifest, pending)
+            waiting += bundles(ready, side_by_side=machine.side_by_side)
+            free = [slot for slot in range(machine.jobs) if slot not in {job.slot for job in running}]
+            waiting = _shared_out(waiting, len(free)) if not pending else waiting
+            for slot in free[: len(waiting)]:
+                job = _start(waiting.pop(0), store, plan.suite.name, machine, slot)
+                running.append(job)
+                told.began(job.bundle)
+            running = [job for job in running if not _over(job, store, told, waiting, alone)]
+            if pending and not (waiting or running) and not any(store.is_alive(cell.depends["teacher"]) for cell in pending):
+                for cell in pending:
+                    failure.put(store, cell.id, failure.blocked(f"blocked by teacher {cell.depends['teacher']}: it has no record"))
+                break
+            time.sleep(POLL_S)
+    finally:
+        _stop(running)
+    return tried
+
+
+def _ready(store: Store, manifest: Mapping[str, Any], pending: list[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """(cells that can be trained now, cells that must wait); what waits for nothing any more is written down as blocked."""
+    ready, waiting = [], []
+    for cell in pending:
+        states = {teacher: watch.state(store, teacher) for teacher in cell.depends.values()}
+        bad = [
+            f"blocked by teacher {teacher}: {why}"
+            for teacher, now in states.items()
+            if (why := _no_teacher(now) or (watch.below_gate(store, manifest, teacher) if now.name == "finished" else None))
+        ]
+        if bad:
+            failure.put(store, cell.id, failure.blocked(bad[0]))
+        elif all(now.name == "finished" for now in states.values()):
+            ready.append(cell)
+        else:
+            waiting.append(cell)
+    return ready, waiting
+
+
+def _no_teacher(now: watch.State) -> str | None:
+    if now.name in ("failed", "blocked", "diverged", "damaged"):
+        return f"it is {now.name}{' (' + now.why + ')' if now.why else ''}"
+    return None
+
+
+def _shared_out(waiting: list[Bundle], slots: int) -> list[Bundle]:
+    """Split the largest bundles while cores would idle: grouping is the machine's matter, and no result depends on it."""
+    while waiting and len(waiting) < slots:
+        largest = max(waiting, key=lambda bundle: len(bundle.cells))
+        half = len(largest.cells) // 2
+        if not half:
+            break
+        waiting.remove(largest)
+        waiting += [Bundle(largest.cells[:half]), Bundle(largest.cells[half:])]
+    return waiting
+
+
+def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int) -> _Job:
+    name = hashlib.sha256(" ".join(bundle.ids).encode()).hexdigest()[:12]
+    log = store.suite_folder(suite) / "jobs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "kdbench.run.worker", str(machine.results), *bundle.ids]
+    command += ["--data", str(machine.data), "--device", machine.device]
+    if machine.checkpoint_every_s is not None:
+        command += ["--checkpoint-every", str(machine.checkpoint_every_s)]
+    with open(log, "ab") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment(machine, slot))
+    return _Job(bundle, process, log, slot)
+
+
+def environment(machine: Machine, slot: int) -> dict[str, str]:
+    """One core a process; with several GPUs, one of them each."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    gpu = {"CUDA_VISIBLE_DEVICES": str(slot % machine.gpus)} if machine.gpus > 1 else {}
+    return {**os.environ, **threads, **gpu}
+
+
+def _over(job: _Job, store: Store, told: Told, waiting: list[Bundle], alone: set[str]) -> bool:
+    """Whether the job has ended; then its cells are looked at."""
+    status = job.process.poll()
+    if status is None:
+        if seen := watch.progress(store, job.bundle.ids[0]):
+            told.at(job.bundle, *seen)
+        return False
+    undone = [cell for cell in job.bundle.cells if not store.is_done(cell.id)]
+    told.ended(job.bundle, len(job.bundle.cells) - len(undone), time.monotonic() - job.started)
+    # A cell without record and without failure: the process died under it (or somebody else has the cell).
+    lost = [cell for cell in undone if store.failure(cell.id) is None and not store.is_alive(cell.id) and status != STOPPED]
+    if status in (-signal.SIGINT, -signal.SIGTERM):
+        return True
+    for cell in lost:
+        if len(job.bundle.cells) > 1 and cell.id not in alone:
+            # One student may have brought the others down: each gets one try by itself.
+            alone.add(cell.id)
+            waiting.append(Bundle((cell,)))
+        else:
+            lines = job.log.read_text(errors="replace").splitlines()
+            how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            failure.put(store, cell.id, failure.killed(how, lines))
+    return True
+
+
+def _stop(running: list[_Job]) -> None:
+    """Ask every process to save and end, and wait for them."""
+    for job in running:
+        if job.process.poll() is None:
+            job.process.terminate()
+    for job in running:
+        try:
+            job.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            job.process.kill()
+            job.process.wait()
