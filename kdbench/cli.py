@@ -90,7 +90,7 @@ def report(suites: tuple[str, ...], results: Path) -> None:
     from kdbench.store import Store
 
     names = [Path(suite).stem if suite.endswith((".yaml", ".yml")) else suite for suite in suites]
-    if not write(Store(results), names or None, sys.stdout):
+    if write(Store(results), names or None, sys.stdout).problems:
         sys.exit(1)
 
 

@@ -46,5 +46,10 @@ def comparisons(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     """
     objectives = [objective["name"] for objective in manifest["objectives"]]
     asked = family(block_frame(manifest), objectives, manifest["baselines"])
+    # What the suite excludes was never asked; what is missing or failed was, and stays in the family.
+    places = ["dataset", "teacher", "student"]
+    planned = set(runs[[*places, "objective"]].itertuples(index=False, name=None))
+    sides = [asked[[*places, side]].itertuples(index=False, name=None) for side in ("objective", "baseline")]
+    asked = asked[[one in planned and other in planned for one, other in zip(*sides, strict=True)]]
     tested = paired_differences(runs, asked, manifest["alpha"])
     return tested.assign(p_holm=holm(tested["p"].tolist(), len(asked)))
