@@ -20,21 +20,31 @@ existed. While a field has this value it is left out of the hash, so that an old
 ID_LENGTH = 12
 
 
-def canonical(config: Mapping[str, Any]) -> str:
+def canonical(config: Mapping[str, Any], texts: dict[tuple[str, int], str] | None = None) -> str:
     """The text that is hashed: sorted keys, no spaces, without the fields that have their neutral value.
+
+    `texts` remembers the text of each top-level value by its identity, for a matrix whose cells share them; they must outlive it.
 
     Raises:
         ValueError: the configuration holds a number that JSON has not (NaN, infinity).
     """
-    kept = config
-    for path, neutral in NEUTRAL:
-        kept = _without(kept, path, neutral)
-    return json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    texts = {} if texts is None else texts
+    pieces = []
+    for key in sorted(config):
+        value = config[key]
+        place = key, id(value)
+        if place not in texts:
+            kept = {key: value}
+            for path, neutral in NEUTRAL:
+                kept = _without(kept, path, neutral)
+            texts[place] = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)[1:-1]
+        pieces.append(texts[place])
+    return "{" + ",".join(piece for piece in pieces if piece) + "}"
 
 
-def identify(config: Mapping[str, Any]) -> str:
+def identify(config: Mapping[str, Any], texts: dict[tuple[str, int], str] | None = None) -> str:
     """The id of a configuration: the first 12 hexadecimal digits of the SHA-256 of its canonical text."""
-    return hashlib.sha256(canonical(config).encode()).hexdigest()[:ID_LENGTH]
+    return hashlib.sha256(canonical(config, texts).encode()).hexdigest()[:ID_LENGTH]
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,15 @@ class Cell:
     @cached_property
     def id(self) -> str:
         return identify(self.config)
+
+    @classmethod
+    def of_matrix(
+        cls, config: Mapping[str, Any], texts: dict[tuple[str, int], str], gate: float | None = None, sources: Mapping[str, str] | None = None
+    ) -> Cell:
+        """A cell among many that share parts of their configuration: the same cell, with its id computed sooner."""
+        cell = cls(config, gate, sources or {})
+        cell.__dict__["id"] = identify(config, texts)  # where the cached property keeps it
+        return cell
 
     @property
     def depends(self) -> Mapping[str, str]:

@@ -30,19 +30,33 @@ class Bundle:
         return self.cells[0].depends.get("teacher")
 
 
-def key(cell: Cell, position: Any = 0) -> str:
-    """Cells with the same key can be trained side by side. `position` is where a cell's next step lies (its checkpoint)."""
+def key(cell: Cell, position: Any = 0, texts: dict[int, str] | None = None) -> tuple[str, ...]:
+    """Cells with the same key can be trained side by side. `position` is where a cell's next step lies (its checkpoint).
+
+    `texts` remembers the text of each sub-configuration by its identity: the cells of a plan share them, and there may be ten
+    thousand cells.
+    """
+    texts = {} if texts is None else texts
     config = cell.config
-    shared = {name: config["recipe"][name] for name in SHARED_RECIPE}
-    stream = {name: config[name] for name in ("task", "dataset", "numerics", "seed", "repeat", "role", "depends")}
-    return json.dumps([stream, shared, position], sort_keys=True)
+
+    def text(value: Any) -> str:
+        if id(value) not in texts:
+            texts[id(value)] = json.dumps(value, sort_keys=True)
+        return texts[id(value)]
+
+    recipe = config["recipe"]
+    shared = [str(recipe[name]) for name in SHARED_RECIPE]
+    stream = [text(config[name]) for name in ("task", "dataset", "numerics")]
+    plain = [str(config[name]) for name in ("seed", "repeat", "role", "depends")]
+    return (*stream, *plain, *shared, str(position))
 
 
 def bundles(cells: Iterable[Cell], positions: Mapping[str, Any] | None = None, side_by_side: int = SIDE_BY_SIDE) -> list[Bundle]:
     """Group cells, in their order, at most `side_by_side` to a bundle."""
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    texts: dict[int, str] = {}
     for cell in cells:
-        groups.setdefault(key(cell, (positions or {}).get(cell.id, 0)), []).append(cell)
+        groups.setdefault(key(cell, (positions or {}).get(cell.id, 0), texts), []).append(cell)
     return [
         Bundle(tuple(group[start : start + side_by_side]))
         for group in groups.values()

@@ -158,23 +158,26 @@ def _matches(rule: dict[str, list[str]], student: str, teacher: str | None, obje
 def _rows(suite: Suite, kept: list[tuple[str, str | None, Objective]]) -> Iterator[Row]:
     alone = {"task": 1.0, "terms": []}
     needed = {teacher for _, teacher, _ in kept}
-    ids: dict[tuple[str, int], str] = {}
+    nobody: dict[str, str] = {}
+    depends: dict[tuple[str, int], dict[str, str]] = {}
+    texts: dict[tuple[str, int], str] = {}
     for name, net in suite.teachers.items():
         if name in needed:
             for seed in range(suite.teacher_seeds):
-                cell = Cell(_config(suite, net, "teacher", alone, seed, {}), sources=suite.sources)
-                ids[name, seed] = cell.id
+                cell = Cell.of_matrix(_config(suite, net, "teacher", alone, seed, nobody), texts, sources=suite.sources)
+                depends[name, seed] = {"teacher": cell.id}
                 yield Row(cell, "teacher", name, None, "teacher", seed, seed)
     for student, teacher, objective in kept:
         net = suite.students[student]
         for repeat in range(suite.repeats):
             if teacher is None:
-                cell = Cell(_config(suite, net, "student", objective.config, repeat, {}), sources=suite.sources)
+                config = _config(suite, net, "student", objective.config, repeat, nobody)
+                cell = Cell.of_matrix(config, texts, sources=suite.sources)
                 yield Row(cell, "student", student, None, objective.name, repeat, None)
                 continue
             for seed in range(suite.teacher_seeds):
-                config = _config(suite, net, "student", objective.config, repeat, {"teacher": ids[teacher, seed]})
-                cell = Cell(config, gate=suite.teachers[teacher].gate, sources=suite.sources)
+                config = _config(suite, net, "student", objective.config, repeat, depends[teacher, seed])
+                cell = Cell.of_matrix(config, texts, suite.teachers[teacher].gate, suite.sources)
                 yield Row(cell, "student", student, teacher, objective.name, repeat, seed)
 
 

@@ -50,6 +50,7 @@ def comparisons(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     places = ["dataset", "teacher", "student"]
     planned = set(runs[[*places, "objective"]].itertuples(index=False, name=None))
     sides = [asked[[*places, side]].itertuples(index=False, name=None) for side in ("objective", "baseline")]
-    asked = asked[[one in planned and other in planned for one, other in zip(*sides, strict=True)]]
+    kept = [place for place, (one, other) in enumerate(zip(*sides, strict=True)) if one in planned and other in planned]
+    asked = asked.iloc[kept]
     tested = paired_differences(runs, asked, manifest["alpha"])
     return tested.assign(p_holm=holm(tested["p"].tolist(), len(asked)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,4 +58,12 @@ def make_objective(cell: Cell, data: Data, task: Task, device: torch.device, tea
 
 
 def load_data(cell: Cell, folder: Path, device: torch.device) -> Data:
-    return make_dataset(cell).load(folder).to(device)
+    """The cell's dataset, read once in a process for all cells that follow with the same."""
+    dataset = cell.config["dataset"]
+    return _load_data(json.dumps(dataset), cell.sources.get(dataset["name"]), folder, device)
+
+
+@lru_cache(maxsize=1)
+def _load_data(config: str, source: str | None, folder: Path, device: torch.device) -> Data:
+    dataset = json.loads(config)
+    return parts.from_config("dataset", dataset, {dataset["name"]: source} if source else {}).load(folder).to(device)

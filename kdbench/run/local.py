@@ -20,7 +20,6 @@ from kdbench.run import failure, watch
 from kdbench.store import Store
 
 POLL_S = 0.2
-STOPPED = 75
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,15 @@ def prepare(plan: Plan, store: Store) -> dict[str, Any]:
 
 
 def train(plan: Plan, store: Store, machine: Machine, told: Told) -> int:
-    """Train whatever is wanted; returns how many cells were tried. What fails stays wanted, and the rest goes on."""
+    """Train whatever is wanted; returns how many cells were tried. What fails stays wanted, and the rest goes on.
+
+    Cells that another process is training are waited for: they are done when it is, and wanted again if it dies.
+    """
     manifest = store.manifest(plan.suite.name)
-    pending = wanted(store, list(plan.cells.values()))
-    tried = len(pending)
-    for cell in pending:
+    fresh = wanted(store, list(plan.cells.values()))
+    for cell in fresh:
         store.clear_failure(cell.id)
+    pending = [cell for cell in plan.cells.values() if not store.is_done(cell.id)]
     waiting: list[Bundle] = []
     running: list[_Job] = []
     alone: set[str] = set()
@@ -99,38 +101,42 @@ def train(plan: Plan, store: Store, machine: Machine, told: Told) -> int:
                 job = _start(waiting.pop(0), store, plan.suite.name, machine, slot)
                 running.append(job)
                 told.began(job.bundle)
-            running = [job for job in running if not _over(job, store, told, waiting, alone)]
-            if pending and not (waiting or running) and not any(store.is_alive(cell.depends["teacher"]) for cell in pending):
-                for cell in pending:
-                    failure.put(store, cell.id, failure.blocked(f"blocked by teacher {cell.depends['teacher']}: it has no record"))
-                break
             time.sleep(POLL_S)
+            ended = [job for job in running if _over(job, store, told)]
+            running = [job for job in running if job not in ended]
+            for job in ended:
+                pending += _left_over(job, store, waiting, alone)
     finally:
         _stop(running)
-    return tried
+    return len(fresh)
 
 
 def _ready(store: Store, manifest: Mapping[str, Any], pending: list[Cell]) -> tuple[list[Cell], list[Cell]]:
     """(cells that can be trained now, cells that must wait); what waits for nothing any more is written down as blocked."""
     ready, waiting = [], []
+    unable: dict[str, str | None] = {}
+    mine = {cell.id for cell in pending}
     for cell in pending:
-        states = {teacher: watch.state(store, teacher) for teacher in cell.depends.values()}
-        bad = [
-            f"blocked by teacher {teacher}: {why}"
-            for teacher, now in states.items()
-            if (why := _no_teacher(now) or (watch.below_gate(store, manifest, teacher) if now.name == "finished" else None))
-        ]
-        if bad:
-            failure.put(store, cell.id, failure.blocked(bad[0]))
-        elif all(now.name == "finished" for now in states.values()):
-            ready.append(cell)
-        else:
+        if store.is_done(cell.id):
+            continue
+        teacher = cell.depends.get("teacher")
+        if teacher is not None and teacher not in unable:
+            unable[teacher] = _unable(store, manifest, teacher, teacher in mine)
+        if teacher is not None and unable[teacher]:
+            failure.put(store, cell.id, failure.blocked(f"blocked by teacher {teacher}: {unable[teacher]}"))
+        elif store.is_alive(cell.id) or (teacher is not None and not store.is_done(teacher)):
             waiting.append(cell)
+        else:
+            ready.append(cell)
     return ready, waiting
 
 
-def _no_teacher(now: watch.State) -> str | None:
-    if now.name in ("failed", "blocked", "diverged", "damaged"):
+def _unable(store: Store, manifest: Mapping[str, Any], teacher: str, pending: bool) -> str | None:
+    """Why a teacher will not serve; None while it may, or when it does."""
+    now = watch.state(store, teacher)
+    if now.name == "finished":
+        return watch.below_gate(store, manifest, teacher)
+    if now.name in ("failed", "blocked", "diverged", "damaged") and not pending:
         return f"it is {now.name}{' (' + now.why + ')' if now.why else ''}"
     return None
 
@@ -167,29 +173,36 @@ def environment(machine: Machine, slot: int) -> dict[str, str]:
     return {**os.environ, **threads, **gpu}
 
 
-def _over(job: _Job, store: Store, told: Told, waiting: list[Bundle], alone: set[str]) -> bool:
-    """Whether the job has ended; then its cells are looked at."""
-    status = job.process.poll()
-    if status is None:
+def _over(job: _Job, store: Store, told: Told) -> bool:
+    """Whether the job has ended; either way, it is told how far it is."""
+    if job.process.poll() is None:
         if seen := watch.progress(store, job.bundle.ids[0]):
             told.at(job.bundle, *seen)
         return False
-    undone = [cell for cell in job.bundle.cells if not store.is_done(cell.id)]
-    told.ended(job.bundle, len(job.bundle.cells) - len(undone), time.monotonic() - job.started)
-    # A cell without record and without failure: the process died under it (or somebody else has the cell).
-    lost = [cell for cell in undone if store.failure(cell.id) is None and not store.is_alive(cell.id) and status != STOPPED]
-    if status in (-signal.SIGINT, -signal.SIGTERM):
-        return True
-    for cell in lost:
-        if len(job.bundle.cells) > 1 and cell.id not in alone:
-            # One student may have brought the others down: each gets one try by itself.
+    done = sum(store.is_done(cell_id) for cell_id in job.bundle.ids)
+    told.ended(job.bundle, done, time.monotonic() - job.started)
+    return True
+
+
+def _left_over(job: _Job, store: Store, waiting: list[Bundle], alone: set[str]) -> list[Cell]:
+    """Look at the cells of a job that ended without all of them: a failure was written beside a cell that raised; one that another
+    process has goes on being waited for (these are returned); one whose process died gets a try by itself, then a failure."""
+    status = job.process.returncode
+    elsewhere = []
+    for cell in job.bundle.cells:
+        if store.is_done(cell.id) or store.failure(cell.id) is not None:
+            continue
+        if store.is_alive(cell.id) or status == 0:
+            elsewhere.append(cell)
+        elif len(job.bundle.cells) > 1 and cell.id not in alone:
+            # One student may have brought the others down.
             alone.add(cell.id)
             waiting.append(Bundle((cell,)))
         else:
             lines = job.log.read_text(errors="replace").splitlines()
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             failure.put(store, cell.id, failure.killed(how, lines))
-    return True
+    return elsewhere
 
 
 def _stop(running: list[_Job]) -> None:

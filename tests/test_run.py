@@ -1,0 +1,290 @@
+"""The verbs on a whole suite: train, go on, fail in part, say so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kdbench.cli import main
+from kdbench.plan.matrix import Plan
+from kdbench.run import local, watch
+from kdbench.store import Store
+
+MINE = '''
+"""A user's own losses: one that works, one that raises, one that kills its process."""
+
+import os
+import signal
+
+from kdbench import Loss
+
+
+class Mine(Loss):
+    """Mean squared difference of the logits."""
+
+    needs = frozenset({"logits"})
+
+    def forward(self, student, teacher, batch):
+        return (student.logits - teacher.logits).square().mean()
+
+
+class Raises(Mine):
+    """Fails at once."""
+
+    def forward(self, student, teacher, batch):
+        if batch.index.device.type != "meta":  # not while the suite is planned
+            raise RuntimeError("no such luck")
+        return super().forward(student, teacher, batch)
+
+
+class Kills(Mine):
+    """Takes its process along, as a segmentation fault would."""
+
+    def forward(self, student, teacher, batch):
+        if batch.index.device.type != "meta":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(student, teacher, batch)
+
+
+class Diverges(Mine):
+    """Not a number from the second epoch on."""
+
+    def forward(self, student, teacher, batch):
+        return super().forward(student, teacher, batch) * (float("nan") if batch.epoch else 1.0)
+'''
+
+
+def kdbench(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def table(output: str) -> str:
+    """What is printed from the report's first line on."""
+    return output[output.index("tiny\n") :] if "tiny\n" in output else output
+
+
+def test_a_suite_runs_to_its_table_and_again_it_trains_nothing_and_prints_the_same(
+    write_suite: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    path = write_suite(objectives="{ce: , kd: , mine: {loss: mine.py:Mine, weight: 0.1}}")
+
+    first = kdbench("run", str(path), "--results", str(store.root), "--jobs", "2")
+    assert first.exit_code == 0, first.output
+    assert "tiny: 7 of 7 cells to train, 2 at a time" in first.output
+    rows = [line.split()[0] for line in first.output.splitlines() if line.strip()]
+    assert {"ce", "kd", "mine"} <= set(rows)
+    begun = {path: path.read_text() for path in store.root.rglob("progress.jsonl")}
+
+    again = kdbench("run", str(path), "--results", str(store.root))
+    assert again.exit_code == 0
+    assert "nothing to train" in again.output
+    assert table(again.output) == table(first.output)
+    assert {path: path.read_text() for path in store.root.rglob("progress.jsonl")} == begun
+
+    told = kdbench("status", "tiny", "--results", str(store.root))
+    assert told.output == "tiny: 7 cells: 7 finished\n"
+    assert table(kdbench("report", "--results", str(store.root)).output) == table(first.output)
+    report = (store.suite_folder("tiny") / "report" / "report.md").read_text()
+    assert "| mine |" in report and "step" in report
+    planned = json.loads(kdbench("plan", str(path), "--results", str(store.root), "--json").output)
+    assert {cell["state"] for cell in planned["cells"]} == {"done"}
+    assert set(planned) == {"cells", "bundles", "teachers"} and len(planned["teachers"]) == 1
+    assert "about 0" not in kdbench("plan", str(path), "--results", str(store.root)).output
+
+
+def test_failures_stay_with_their_cells_and_the_page_says_what_is_missing_and_why(
+    write_suite: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    path = write_suite(
+        repeats="1",
+        teachers="{big: {model: small_mobile, widths: [8, 12], min_top1: 0}, poor: {model: small_mobile, widths: [4, 4], min_top1: 0.99}}",
+        objectives="""
+            ce:
+            kd:
+            raises: {loss: mine.py:Raises, weight: 1}
+            kills: {loss: mine.py:Kills, weight: 1}
+            diverges: {loss: mine.py:Diverges, weight: 1}
+            """,
+        exclude="[{teacher: poor, objective: [raises, kills, diverges]}]",
+    )
+
+    done = kdbench("run", str(path), "--results", str(store.root), "--no-profile")
+
+    assert done.exit_code == 1
+    states = {(row["student"], row["teacher"], row["objective"]): watch.state(store, row["id"]) for row in store.manifest("tiny")["cells"]}
+    assert {key[2]: state.name for key, state in states.items() if key[1] != "poor"} == {
+        "teacher": "finished",
+        "ce": "finished",
+        "kd": "finished",
+        "raises": "failed",
+        "kills": "failed",
+        "diverges": "diverged",
+    }
+    assert states["small", "poor", "kd"].name == "blocked"
+    assert "cells are no result" in done.output, (done.output, done.exception)
+    page = done.output[done.output.index("cells are no result") :]
+    assert "5 of 8 cells are no result" in done.output
+    assert "RuntimeError: no such luck" in page
+    assert "killed: the training process ended with SIGKILL" in page
+    assert "below its gate" in page and "and the suite asks for 0.99" in page
+    assert "blocked: blocked by teacher" in page
+    assert "the first number that is not finite came at step 3" in page
+    assert "—" in done.output or "†" in done.output
+    assert kdbench("status", str(path), "--results", str(store.root)).output.count("no such luck") >= 1
+
+    # What failed stays wanted; once it is mended it is trained, and nothing else is.
+    (tmp_path / "mine.py").write_text(MINE.replace('raise RuntimeError("no such luck")', "pass"))
+    plan_after = json.loads(kdbench("plan", str(path), "--results", str(store.root), "--json").output)
+    assert sum(cell["state"] == "done" for cell in plan_after["cells"]) == 4
+
+
+def test_two_runs_at_the_same_moment_train_every_step_once(write_suite: Callable[..., Path], store: Store) -> None:
+    path = write_suite()
+    command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile", "--jobs", "1"]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    told = [run.communicate()[0] for run in runs]
+
+    assert [run.returncode for run in runs] == [0, 0], told
+    for row in store.manifest("tiny")["cells"]:
+        assert [line["epoch"] for line in store.epochs_seen(row["id"])] == [0, 1, 2]
+
+
+def test_an_interrupted_run_saves_and_the_next_one_goes_on_from_there(write_suite: Callable[..., Path], store: Store) -> None:
+    path = write_suite(recipe="{name: short, epochs: 60, batch_size: 16, lr: 0.02}", objectives="[ce]", repeats="1", students="{s: {model: cifar_resnet}}")
+    command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 60
+    while not list(store.root.rglob("progress.jsonl")) and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGINT)
+    told = run.communicate(timeout=60)[0]
+
+    assert run.returncode == 130, told
+    assert "the same command goes on from there" in told
+    (cell,) = (row["id"] for row in store.manifest("tiny")["cells"])
+    assert not store.is_done(cell) and store.file(cell, "checkpoint.bin").exists() and not store.is_alive(cell)
+    before = len(store.epochs_seen(cell))
+    assert kdbench("run", str(path), "--results", str(store.root), "--no-profile").exit_code == 0
+    assert len(store.epochs_seen(cell)) <= 60 + 1 and before >= 1
+
+
+def test_a_teacher_is_evaluated_again_when_it_is_loaded_and_must_be_what_its_record_says(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
+    plan = plan_of(repeats="1", objectives="[kd]")
+    teacher, student = (row.cell.id for row in plan.rows)
+    train(plan, [teacher])
+    path = store.file(teacher, "record.json")
+    data = json.loads(path.read_text())
+    data["result"]["metrics"]["top1_last"] += 0.1
+    store.write_json(path, data)
+
+    assert train(plan, [student]) == 1
+    failure = store.failure(student)
+    assert failure and failure["class"] == "blocked" and "is not what its record says" in failure["message"]
+
+
+def test_by_default_a_teacher_must_be_twice_as_good_as_chance(plan_of: Callable[..., Plan], train: Callable[..., int], store: Store) -> None:
+    poor = "{big: {model: small_mobile, widths: [8, 12], recipe: {lr: 1.0e-9}}}"
+    plan = plan_of(repeats="1", objectives="[kd]", teachers=poor)
+
+    assert train(plan) == 1
+    failure = store.failure(plan.rows[-1].cell.id)
+    assert failure and "the default asks for 0.2" in failure["message"]
+
+
+def test_idle_cores_are_given_halves_of_a_bundle(plan_of: Callable[..., Plan]) -> None:
+    from kdbench.plan.bundle import bundles
+
+    plan = plan_of(objectives="[kd, sp, rkd]", repeats="1")
+    (whole,) = bundles([row.cell for row in plan.rows if row.role == "student"])
+    shared = local._shared_out([whole], 2)
+
+    assert sorted(len(bundle.cells) for bundle in shared) == [1, 2]
+    assert len(local._shared_out([whole], 8)) == 3
+
+
+@pytest.mark.parametrize("part", ["losses", "loss", "models"])
+def test_list_shows_parts_with_what_they_are(part: str) -> None:
+    told = kdbench("list", part).output
+
+    assert ("rkd" in told) == (part != "models")
+    assert all(len(line.split()) > 3 for line in told.splitlines()[1:])
+
+
+def test_show_prints_specification_options_and_presets() -> None:
+    told = kdbench("show", "rkd").output
+
+    assert "Source:" in told and "distance: float = 25.0" in told and "rkd:official_cls" in told
+
+
+def test_a_name_that_is_no_part_gets_the_nearest_one() -> None:
+    told = kdbench("show", "rdk")
+
+    assert told.exit_code == 2 and "there is no part 'rdk'; did you mean 'rkd'?" in told.stderr
+
+
+MISTAKEN = {
+    "a typing error": ({"repeats": "five"}, ["repeats: 'five': Input should be a valid integer"]),
+    "unknown names": ({"objectives": "[ce, kdd]"}, ["objectives.1: there is no loss 'kdd'; did you mean 'kd'?"]),
+    "a pair that cannot be": ({"objectives": "{ce: , s: {loss: sp, tap: stages}}"}, ["small <- big: the loss 'sp' refuses: it compares stage by stage"]),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKEN)
+def test_a_mistaken_suite_is_told_with_its_line_and_nothing_is_run(write_suite: Callable[..., Path], store: Store, what: str) -> None:
+    changes, wanted = MISTAKEN[what]
+    extra = {"teachers": "{big: {model: small_mobile, widths: [8, 12, 16]}}"} if what == "a pair that cannot be" else {}
+    path = write_suite(**changes, **extra)
+    told = kdbench("run", str(path), "--results", str(store.root))
+
+    assert told.exit_code == 2
+    assert all(text in told.stderr for text in wanted), told.stderr
+    assert f"{path}:" in told.stderr and "1 mistake; nothing was run" in told.stderr
+    assert not store.root.exists()
+
+
+def test_help_comes_within_half_a_second_and_without_torch() -> None:
+    code = "import sys; sys.argv = ['kdbench', '--help']\ntry:\n import kdbench.cli; kdbench.cli.main()\nfinally: print('torch' in sys.modules)"
+    start = time.monotonic()
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    # On a loaded machine the clock says little: the least of a few is what the program needs.
+    seconds = [time.monotonic() - start]
+    for _ in range(4):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "kdbench", "--help"], capture_output=True, check=True)
+        seconds.append(time.monotonic() - start)
+
+    assert "Commands:" in told and told.splitlines()[-1] == "False"
+    assert min(seconds) < 0.5
+
+
+def test_ten_thousand_cells_are_planned_within_two_seconds_after_imports(write_suite: Callable[..., Path], tmp_path: Path) -> None:
+    from kdbench.plan import summary
+
+    summary.as_text(write_suite(), tmp_path / "none")  # brings in what is imported on the way
+    path = write_suite(
+        students="{a: {model: small_mobile}, b: {model: cifar_resnet}, c: {model: cifar_resnet, depth: 14}, d: {model: small_mobile, widths: [4, 8, 8]}}",
+        teachers="{t: {model: cifar_resnet, depth: 20}, u: {model: cifar_resnet, depth: 32}, v: {model: cifar_resnet, depth: 14}}",
+        objectives="{ce: , kd: , sp: , cc: , rkd: , 'kd:simkd': , 'kd:zoo': , cka: {weight: 1, weight_from: assumed}, rcka: }",
+        repeats="100",
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        told = summary.as_text(path, tmp_path / "none")
+        seconds.append(time.monotonic() - start)
+
+    assert told.startswith("tiny: 10003 cells")
+    assert min(seconds) < 2.0
