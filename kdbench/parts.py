@@ -94,16 +94,24 @@ def load(kind: str, name: str, base: Path | None = None) -> Part:
     Raises:
         PartError: there is no such part, its file cannot be imported, or it holds no class of the kind.
     """
-    return _load(kind, name, None if base is None or ".py:" not in name else str(Path(base).resolve()))
-
-
-@cache
-def _load(kind: str, name: str, base: str | None) -> Part:
     if ".py:" in name:
         file, _, attribute = name.rpartition(":")
         path = (Path(base or ".") / file).resolve()
-        make = _attribute(kind, name, _import_file(path), attribute)
-        return Part(kind, name, make, "source " + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        if not path.is_file():
+            near = nearest(path.name, [one.name for one in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+            raise PartError(f"there is no file {path}{near}")
+        return _load_file(kind, name, path, attribute, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    return _load(kind, name)
+
+
+@cache
+def _load_file(kind: str, name: str, path: Path, attribute: str, digest: str) -> Part:
+    """`digest` stands among the arguments so that an edited file is read again."""
+    return Part(kind, name, _attribute(kind, name, _import_file(path, digest), attribute), f"source {digest}")
+
+
+@cache
+def _load(kind: str, name: str) -> Part:
     if ":" in name:
         module_name, _, attribute = name.partition(":")
         module = _import(kind, name, module_name)
@@ -163,11 +171,8 @@ def _import(kind: str, name: str, module: str) -> ModuleType:
         raise PartError(f"{kind} '{name}': importing {module} failed: {type(error).__name__}: {error}") from error
 
 
-def _import_file(path: Path) -> ModuleType:
-    if not path.exists():
-        near = nearest(path.name, [one.name for one in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
-        raise PartError(f"there is no file {path}{near}")
-    key = f"kdbench_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+def _import_file(path: Path, digest: str) -> ModuleType:
+    key = f"kdbench_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{digest}"
     if key in sys.modules:
         return sys.modules[key]
     spec = importlib.util.spec_from_file_location(key, path)

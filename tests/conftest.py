@@ -38,11 +38,11 @@ def store(tmp_path: Path) -> Store:
 def write_suite(tmp_path: Path) -> Callable[..., Path]:
     """Write a suite file; keyword arguments replace whole top-level keys of the tiny one (None takes a key away)."""
 
-    def write(text: str | None = None, name: str = "tiny.yaml", **changes: str | None) -> Path:
+    def write(text: str | None = None, /, file: str = "tiny.yaml", **changes: str | None) -> Path:
         body = textwrap.dedent(TINY if text is None else text)
         for key, value in changes.items():
             body = replaced(body, key, value)
-        path = tmp_path / name
+        path = tmp_path / file
         path.write_text(body)
         return path
 
@@ -64,7 +64,7 @@ def replaced(body: str, key: str, value: str | None) -> str:
 
 @pytest.fixture
 def plan_of(write_suite: Callable[..., Path]) -> Callable[..., Plan]:
-    def plan(text: str | None = None, **changes: str | None) -> Plan:
+    def plan(text: str | None = None, /, **changes: str | None) -> Plan:
         return matrix.expand(read(write_suite(text, **changes)))
 
     return plan
