@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
+from pathlib import Path
 
 from kdbench import parts
 from kdbench.errors import PartError, nearest
+from kdbench.run import watch
+from kdbench.store import Store
 
 
 def listed(kind: str | None) -> str:
@@ -23,15 +28,32 @@ def listed(kind: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shown(name: str) -> str:
-    """Every part of this name: specification, options, presets."""
-    found = [kind for kind in parts.KINDS if name in parts.names(kind)]
-    if not found and ":" in name and "/" not in name and ".py" not in name:
-        return shown(name.partition(":")[0])
+def shown(name: str, results: Path) -> str:
+    """Every part of this name (specification, options, presets), or the cell whose id begins so (configuration, state, metrics).
+
+    Raises:
+        PartError: there is neither.
+    """
+    key = name.partition(":")[0] if ".py" not in name else name
+    found = [kind for kind in parts.KINDS if key in parts.names(kind)]
+    name = key if found else name
+    if not found and re.fullmatch("[0-9a-f]{4,12}", name):
+        return _cell(Store(results), name)
     if not found:
         everything = sorted({one for kind in parts.KINDS for one in parts.names(kind)})
         raise PartError(f"there is no part '{name}'{nearest(name, everything)}")
     return "\n".join(_shown(kind, name) for kind in found)
+
+
+def _cell(store: Store, start: str) -> str:
+    cell_id = store.find(start)
+    record, cell = store.record(cell_id), store.cell(cell_id)
+    told = {"id": cell_id, "state": watch.state(store, cell_id).name, "config": cell.config}
+    if record:
+        told |= {"metrics": record.result["metrics"], "circumstance": record.circumstance}
+    if failure := store.failure(cell_id):
+        told["failure"] = failure
+    return json.dumps(told, indent=1) + "\n"
 
 
 def _shown(kind: str, name: str) -> str:
@@ -42,7 +64,9 @@ def _shown(kind: str, name: str) -> str:
         lines.append("Options:")
         for option in signature.parameters.values():
             default = "needed" if option.default is option.empty else f"= {option.default!r}"
-            lines.append(f"  {option.name}: {option.annotation if isinstance(option.annotation, str) else option.annotation.__name__} {default}")
+            lines.append(
+                f"  {option.name}: {option.annotation if isinstance(option.annotation, str) else option.annotation.__name__} {default}"
+            )
         lines.append("")
     presets = getattr(part.make, "presets", {})
     for place, (key, preset) in enumerate(presets.items()):

@@ -11,9 +11,7 @@ from typing import Any
 
 SCHEMA = 1
 
-NEUTRAL: tuple[tuple[tuple[str, ...], Any], ...] = (
-    (("objective", "terms", "*", "pairing"), "matched"),
-)
+NEUTRAL: tuple[tuple[tuple[str, ...], Any], ...] = ((("objective", "terms", "*", "pairing"), "matched"),)
 """Fields that were added to the configuration after the first ids, each with the value that stands for the behaviour before it
 existed. While a field has this value it is left out of the hash, so that an older cell keeps its id. `*` is any element."""
 
@@ -65,7 +63,11 @@ class Cell:
 
     @classmethod
     def of_matrix(
-        cls, config: Mapping[str, Any], texts: dict[tuple[str, int], str], gate: float | None = None, sources: Mapping[str, str] | None = None
+        cls,
+        config: Mapping[str, Any],
+        texts: dict[tuple[str, int], str],
+        gate: float | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> Cell:
         """A cell among many that share parts of their configuration: the same cell, with its id computed sooner."""
         cell = cls(config, gate, sources or {})

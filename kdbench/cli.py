@@ -117,8 +117,9 @@ def list_(kind: str | None) -> None:
 
 @main.command()
 @click.argument("name")
-def show(name: str) -> None:
-    """What a part is: its specification, options with defaults, presets with sources. Or, for a cell's id, its configuration and result."""
+@RESULTS
+def show(name: str, results: Path) -> None:
+    """What a part is: its specification, options with defaults, presets with sources. Or what a cell is, by (the start of) its id."""
     from kdbench import catalogue
 
-    click.echo(catalogue.shown(name), nl=False)
+    click.echo(catalogue.shown(name, results), nl=False)

@@ -278,9 +278,7 @@ class Store:
                 except FileExistsError:
                     holder = self.claim_holder(cell_id)
                     if holder is not None:
-                        raise ClaimError(
-                            f"cell {cell_id} is being trained by process {holder['pid']} on {holder['host']}"
-                        ) from None
+                        raise ClaimError(f"cell {cell_id} is being trained by process {holder['pid']} on {holder['host']}") from None
                     self._bury(path)
             raise ClaimError(f"cell {cell_id}: its claim changes hands too often to be taken")
         except OSError as error:

@@ -58,7 +58,13 @@ def replaced(body: str, key: str, value: str | None) -> str:
             inside = False
         if not inside:
             kept.append(line)
-    added = [] if value is None else [f"{key}: {value.strip()}" if "\n" not in value.strip() else f"{key}:\n{textwrap.indent(textwrap.dedent(value).strip(), '  ')}"]
+    added = (
+        []
+        if value is None
+        else [
+            f"{key}: {value.strip()}" if "\n" not in value.strip() else f"{key}:\n{textwrap.indent(textwrap.dedent(value).strip(), '  ')}"
+        ]
+    )
     return "\n".join([*kept, *added]) + "\n"
 
 

@@ -41,14 +41,20 @@ def test_students_of_a_repeat_share_their_data_stream_and_nothing_else(plan_of: 
 
 
 def test_repeats_suite_seeds_and_datasets_share_no_stream(plan_of: Callable[..., Plan]) -> None:
-    plans = [plan_of(objectives="[ce]"), plan_of(objectives="[ce]", seed="1"), plan_of(objectives="[ce]", dataset="{name: digits, per_class: 5}")]
+    plans = [
+        plan_of(objectives="[ce]"),
+        plan_of(objectives="[ce]", seed="1"),
+        plan_of(objectives="[ce]", dataset="{name: digits, per_class: 5}"),
+    ]
     streams = [Streams.of(row.cell.config) for plan in plans for row in plan.rows]
 
     seeds = [seed for one in streams for seed in vars(one).values()]
     assert len(streams) == 6 and len(set(seeds)) == len(seeds)
 
 
-def test_a_student_of_the_teachers_own_architecture_starts_from_other_weights_and_sees_another_order(plan_of: Callable[..., Plan]) -> None:
+def test_a_student_of_the_teachers_own_architecture_starts_from_other_weights_and_sees_another_order(
+    plan_of: Callable[..., Plan],
+) -> None:
     """The pair R18 -> R18: without a namespace of its own, a teacher would be where its student started."""
     net = "{twin: {model: cifar_resnet, depth: 8, widths: [8, 8, 8, 16]}}"
     plan = plan_of(students=net, teachers=net.replace("twin", "big"), objectives="[kd]", repeats="1")
@@ -103,7 +109,11 @@ def test_the_same_images_in_another_file_order_train_bit_for_bit_alike(
     plan = plan_of(dataset="{name: digits, per_class: 4, validation: 0.25}", repeats="1")
     records = []
     read = digits.Digits.read
-    for name, order in (("as it comes", slice(None)), ("turned", slice(None, None, -1)), ("shuffled", np.random.default_rng(0).permutation(1797))):
+    for name, order in (
+        ("as it comes", slice(None)),
+        ("turned", slice(None, None, -1)),
+        ("shuffled", np.random.default_rng(0).permutation(1797)),
+    ):
 
         def reordered(self: digits.Digits, order: object = order) -> Images:
             images = read(self)

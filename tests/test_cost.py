@@ -13,7 +13,11 @@ from kdbench.store import Store
 
 
 def test_a_profile_tells_the_parts_of_a_step_and_what_the_loss_adds(
-    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plan_of: Callable[..., Plan],
+    train: Callable[..., int],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     plan = plan_of(objectives="[ce, sp, 'cc:crd']", repeats="1")
     train(plan)

@@ -41,7 +41,12 @@ def test_a_neutral_none_does_not_swallow_zero_or_false(monkeypatch: pytest.Monke
     assert len({canonical({"recipe": {"clip": value}}) for value in (None, 0, False, 0.5)}) == 4
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), lambda leaf: st.dictionaries(st.text(), leaf)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda leaf: st.dictionaries(st.text(), leaf),
+    )
+)
 def test_the_order_of_keys_does_not_matter(value: Any) -> None:
     def turned(node: Any) -> Any:
         return {key: turned(node[key]) for key in reversed(list(node))} if isinstance(node, dict) else node

@@ -137,7 +137,7 @@ def test_failures_stay_with_their_cells_and_the_page_says_what_is_missing_and_wh
     assert "5 of 8 cells are no result" in done.output
     assert "RuntimeError: no such luck" in page
     assert "killed: the training process ended with SIGKILL" in page
-    assert "below its gate" in page and "and the suite asks for 0.99" in page
+    assert "below its gate of 99.00 %" in page
     assert "blocked: blocked by teacher" in page
     assert "the first number that is not finite came at step 3" in page
     assert "—" in done.output or "†" in done.output
@@ -161,7 +161,12 @@ def test_two_runs_at_the_same_moment_train_every_step_once(write_suite: Callable
 
 
 def test_an_interrupted_run_saves_and_the_next_one_goes_on_from_there(write_suite: Callable[..., Path], store: Store) -> None:
-    path = write_suite(recipe="{name: short, epochs: 60, batch_size: 16, lr: 0.02}", objectives="[ce]", repeats="1", students="{s: {model: cifar_resnet}}")
+    path = write_suite(
+        recipe="{name: short, epochs: 60, batch_size: 16, lr: 0.02}",
+        objectives="[ce]",
+        repeats="1",
+        students="{s: {model: cifar_resnet}}",
+    )
     command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 60
@@ -195,7 +200,9 @@ def test_a_teacher_is_evaluated_again_when_it_is_loaded_and_must_be_what_its_rec
     assert failure and failure["class"] == "blocked" and "is not what its record says" in failure["message"]
 
 
-def test_by_default_a_teacher_must_be_twice_as_good_as_chance(plan_of: Callable[..., Plan], train: Callable[..., int], store: Store) -> None:
+def test_by_default_a_teacher_must_be_twice_as_good_as_chance(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
     poor = "{big: {model: small_mobile, widths: [8, 12], recipe: {lr: 1.0e-9}}}"
     plan = plan_of(repeats="1", objectives="[kd]", teachers=poor)
 
@@ -238,7 +245,10 @@ def test_a_name_that_is_no_part_gets_the_nearest_one() -> None:
 MISTAKEN = {
     "a typing error": ({"repeats": "five"}, ["repeats: 'five': Input should be a valid integer"]),
     "unknown names": ({"objectives": "[ce, kdd]"}, ["objectives.1: there is no loss 'kdd'; did you mean 'kd'?"]),
-    "a pair that cannot be": ({"objectives": "{ce: , s: {loss: sp, tap: stages}}"}, ["small <- big: the loss 'sp' refuses: it compares stage by stage"]),
+    "a pair that cannot be": (
+        {"objectives": "{ce: , s: {loss: sp, tap: stages}}"},
+        ["small <- big: the loss 'sp' refuses: it compares stage by stage"],
+    ),
 }
 
 
@@ -288,3 +298,14 @@ def test_ten_thousand_cells_are_planned_within_two_seconds_after_imports(write_s
 
     assert told.startswith("tiny: 10003 cells")
     assert min(seconds) < 2.0
+
+
+def test_show_prints_a_cell_by_the_start_of_its_id(plan_of: Callable[..., Plan], train: Callable[..., int], store: Store) -> None:
+    plan = plan_of(objectives="[ce]", repeats="1")
+    train(plan)
+    (cell_id,) = plan.cells
+    told = json.loads(kdbench("show", cell_id[:6], "--results", str(store.root)).output)
+
+    assert told["id"] == cell_id and told["state"] == "finished" and "top1_last" in told["metrics"]
+    assert told["config"]["objective"] == {"task": 1.0, "terms": []}
+    assert kdbench("show", "ffff00", "--results", str(store.root)).exit_code == 2

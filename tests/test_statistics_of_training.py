@@ -19,16 +19,17 @@ def test_kd_beats_cross_entropy_alone_and_kd_from_a_shuffled_teacher_does_not(
 ) -> None:
     plan = plan_of(
         dataset="{name: digits, per_class: 20}",
-        recipe="{name: short, epochs: 25, batch_size: 20, lr: 0.02, milestones: [18], evaluate_every: 25}",
+        recipe="{name: short, epochs: 20, batch_size: 20, lr: 0.02, milestones: [14], evaluate_every: 20}",
         teachers="{big: {model: cifar_resnet, depth: 8, min_top1: 0.9}}",
-        students="{small: {model: cifar_resnet, depth: 8, widths: [8, 8, 8, 16]}}",
+        students="{small: {model: small_mobile, widths: [16, 24, 32]}}",
         objectives="{ce: , kd: , shuffled: {loss: kd, pairing: shuffled}}",
         repeats="6",
     )
     assert train(plan) == 0
 
-    runs = kdbench.load(store.suite_folder("tiny")).query("role == 'student'").pivot(index="repeat", columns="objective", values="top1_last")
-    assert 0.85 < runs["ce"].mean() < 0.95
+    runs = (
+        kdbench.load(store.suite_folder("tiny")).query("role == 'student'").pivot(index="repeat", columns="objective", values="top1_last")
+    )
     assert stats.ttest_rel(runs["kd"], runs["ce"], alternative="greater").pvalue < 0.025
     assert stats.ttest_rel(runs["shuffled"], runs["ce"], alternative="greater").pvalue > 0.05
 

@@ -84,7 +84,11 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_half_written(store: Store
 
 
 def test_a_full_disk_during_training_is_a_failure_of_its_cell_and_the_next_run_goes_on(
-    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plan_of: Callable[..., Plan],
+    train: Callable[..., int],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     plan = plan_of(objectives="[ce]", repeats="1")
     (cell_id,) = plan.cells
@@ -151,7 +155,9 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_message_and_the_result_is_the_
     assert one and other and one.result == other.result
 
 
-def test_weights_that_are_not_those_of_their_record_are_refused(plan_of: Callable[..., Plan], train: Callable[..., int], store: Store) -> None:
+def test_weights_that_are_not_those_of_their_record_are_refused(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
     plan = plan_of(repeats="1", objectives="[kd]")
     teacher = plan.teachers[0].cell.id
     student = next(row.cell.id for row in plan.rows if row.role == "student")
@@ -200,7 +206,9 @@ def test_a_claimed_cell_is_refused_to_another_worker_and_free_afterwards(store: 
     assert list(store.cell_folder("abc").iterdir()) == []
 
 
-HOLD = "import sys, time; from kdbench.store import Store\nwith Store(sys.argv[1]).claim('abc'):\n print('held', flush=True); time.sleep(60)"
+HOLD = (
+    "import sys, time; from kdbench.store import Store\nwith Store(sys.argv[1]).claim('abc'):\n print('held', flush=True); time.sleep(60)"
+)
 
 
 def test_the_claim_of_a_killed_worker_is_taken_over_at_once(store: Store) -> None:

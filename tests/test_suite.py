@@ -59,7 +59,9 @@ def test_a_duplicate_key_is_refused_with_its_line(write_suite: Callable[..., Pat
     path = write_suite()
     path.write_text(path.read_text() + "repeats: 9\n")
 
-    assert mistakes(path) == [f'tiny.yaml:{len(path.read_text().splitlines())}: found duplicate key "repeats" with value "9" (original value: "2")']
+    assert mistakes(path) == [
+        f'tiny.yaml:{len(path.read_text().splitlines())}: found duplicate key "repeats" with value "9" (original value: "2")'
+    ]
 
 
 def test_mistakes_of_schema_and_names_are_told_together_with_line_and_nearest_name(write_suite: Callable[..., Path]) -> None:
@@ -98,7 +100,10 @@ def test_text_where_a_truth_value_belongs_is_told_how_yaml_reads_it(write_suite:
 
 def test_then_all_pairs_that_a_loss_refuses_are_told_together(write_suite: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "flat.py").write_text(FLAT)
-    path = write_suite(students="{small: {model: small_mobile}, flat: {model: flat.py:Flat}}", objectives="{ce: , sp: , kd: , staged: {loss: sp, tap: stages}}")
+    path = write_suite(
+        students="{small: {model: small_mobile}, flat: {model: flat.py:Flat}}",
+        objectives="{ce: , sp: , kd: , staged: {loss: sp, tap: stages}}",
+    )
 
     assert [line.partition(": ")[2] for line in mistakes(path)] == [
         "objectives.staged: small <- big: the loss 'sp' refuses: it compares stage by stage: the student has 3, the teacher 2",

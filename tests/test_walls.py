@@ -15,8 +15,24 @@ HOUSE = Path(kdbench.__file__).parent
 
 WITHOUT_TORCH = sorted(
     [
-        *("kdbench", "kdbench.cell", "kdbench.record", "kdbench.store", "kdbench.errors", "kdbench.parts", "kdbench.cli", "kdbench.catalogue"),
-        *("kdbench.run.local", "kdbench.run.watch", "kdbench.run.failure", "kdbench.run.progress", "kdbench.run.status", "kdbench.run.draws"),
+        *(
+            "kdbench",
+            "kdbench.cell",
+            "kdbench.record",
+            "kdbench.store",
+            "kdbench.errors",
+            "kdbench.parts",
+            "kdbench.cli",
+            "kdbench.catalogue",
+        ),
+        *(
+            "kdbench.run.local",
+            "kdbench.run.watch",
+            "kdbench.run.failure",
+            "kdbench.run.progress",
+            "kdbench.run.status",
+            "kdbench.run.draws",
+        ),
         *(f"kdbench.{room}.{path.stem}" for room in ("plan", "report", "stats") for path in (HOUSE / room).glob("*.py")),
     ]
 )

@@ -33,7 +33,10 @@ class Digits(Dataset):
 
     def load(self, folder: Path) -> ImageData:
         images, digests = canonical(self.read())
-        pool, test = images.take(np.arange(0, len(images), 2)[:898]), images.take(np.setdiff1d(np.arange(len(images)), np.arange(0, len(images), 2)[:898]))
+        pool, test = (
+            images.take(np.arange(0, len(images), 2)[:898]),
+            images.take(np.setdiff1d(np.arange(len(images)), np.arange(0, len(images), 2)[:898])),
+        )
         if self.per_class is not None:
             pool = pool.take(first_per_class(pool.labels, self.per_class))
         train, val = split_off(pool, self.validation, self.split_seed) if self.validation else (pool, None)

@@ -6,7 +6,7 @@ and returns one scalar (or named scalars, whose sum is the loss).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -39,8 +39,8 @@ class Taps:
     logits: Float[Tensor, "n classes"] | None = None
     pooled: Float[Tensor, "n width"] | None = None
     last: Float[Tensor, "n channels height breadth"] | None = None
-    stages: tuple[Float[Tensor, "n _ _ _"], ...] = ()
-    preact: tuple[Float[Tensor, "n _ _ _"], ...] = ()
+    stages: Sequence[Float[Tensor, "n _ _ _"]] = ()
+    preact: Sequence[Float[Tensor, "n _ _ _"]] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))

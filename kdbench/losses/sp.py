@@ -59,8 +59,4 @@ class SP(Loss):
 
     def _similarity(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
         gram = x @ x.T
-        return (
-            functional.normalize(gram, dim=1)
-            if self.norm == "row_l2"
-            else functional.normalize(gram.flatten(), dim=0).view_as(gram)
-        )
+        return functional.normalize(gram, dim=1) if self.norm == "row_l2" else functional.normalize(gram.flatten(), dim=0).view_as(gram)

@@ -14,7 +14,10 @@ from kdbench.losses._base import Taps
 
 
 class Model(nn.Module):
-    """A model part. After `build`, `forward(inputs)` gives `Taps`: at least the logits; `last` is the map whose global average is `pooled`."""
+    """A model part. After `build`, `forward(inputs)` gives `Taps`: at least the logits.
+
+    `last` is the map whose global average is `pooled`.
+    """
 
     version: ClassVar[int] = 1
 

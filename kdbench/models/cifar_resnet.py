@@ -16,7 +16,9 @@ class CifarResnet(Model):
     Source: He et al. 2016; layer names, shortcut (1x1 convolution) and initialisation as in the nets of RepDistiller.
     """
 
-    def __init__(self, *, depth: int = 8, widths: tuple[int, int, int, int] = (16, 16, 32, 64), dropout: float = 0.0, drop_path: float = 0.0):
+    def __init__(
+        self, *, depth: int = 8, widths: tuple[int, int, int, int] = (16, 16, 32, 64), dropout: float = 0.0, drop_path: float = 0.0
+    ):
         super().__init__()
         if (depth - 2) % 6 or depth < 8:
             raise ValueError(f"depth must be 6n+2 (8, 14, 20, ...), not {depth}")

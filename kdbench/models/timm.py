@@ -39,7 +39,9 @@ class Timm(Model):
     def forward(self, inputs: Tensor) -> Taps:
         kept: dict[str, Any] = {}
         modules = dict(self.net.named_modules())
-        hooks = [modules[name].register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out)) for name in self.stage_names]
+        hooks = [
+            modules[name].register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out)) for name in self.stage_names
+        ]
         try:
             last = self.net.forward_features(inputs)  # type: ignore[operator]
         finally:

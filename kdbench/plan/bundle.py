@@ -57,11 +57,7 @@ def bundles(cells: Iterable[Cell], positions: Mapping[str, Any] | None = None, s
     texts: dict[int, str] = {}
     for cell in cells:
         groups.setdefault(key(cell, (positions or {}).get(cell.id, 0), texts), []).append(cell)
-    return [
-        Bundle(tuple(group[start : start + side_by_side]))
-        for group in groups.values()
-        for start in range(0, len(group), side_by_side)
-    ]
+    return [Bundle(tuple(group[start : start + side_by_side])) for group in groups.values() for start in range(0, len(group), side_by_side)]
 
 
 def work_tflop(bundle: Bundle, n_train: int, flop_per_image: Mapping[str, float], teacher_model: Mapping[str, Any] | None) -> float:

@@ -129,7 +129,9 @@ def expand(suite: Suite) -> Plan:
         if not rules:
             kept.append((student, teacher, objective))
     mistakes = [
-        f"{suite.source.at(('exclude', place))}: exclude.{place}: it matches nothing in the matrix" for place, hit in enumerate(used) if not hit
+        f"{suite.source.at(('exclude', place))}: exclude.{place}: it matches nothing in the matrix"
+        for place, hit in enumerate(used)
+        if not hit
     ]
     if not kept and not mistakes:
         mistakes.append(f"{suite.source.at(())}: nothing is left to train")

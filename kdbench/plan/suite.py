@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kdbench import parts
-from kdbench.errors import KdbenchError, PartError, SuiteError, nearest
+from kdbench.errors import PartError, SuiteError, nearest
 from kdbench.plan.yaml import Source, Where
 
 Json = dict[str, Any]
@@ -338,14 +338,21 @@ class _Reading:
             return {}
         shared = sorted(set(changes) & part.make.shared) if student else []
         for key in shared:
-            self.wrong((*where, key), f"a student's own '{key}' would break the data stream that all students share; change the suite's recipe")
+            self.wrong(
+                (*where, key),
+                f"a student's own '{key}' would break the data stream that all students share; change the suite's recipe",
+            )
         return self._resolved(where, part, {**recipe, **{key: value for key, value in changes.items() if key not in shared}}) or {}
 
     # Objectives
 
     def _objectives(self, says: Any, beside_kd: bool | Json | None, task: parts.Part | None) -> dict[str, Objective]:
         listed: dict[str, tuple[Where, Json]] = {}
-        entries = says.items() if isinstance(says, dict) else ((one, None) if isinstance(one, str) else next(iter(one.items())) for one in says or [])
+        entries = (
+            says.items()
+            if isinstance(says, dict)
+            else ((one, None) if isinstance(one, str) else next(iter(one.items())) for one in says or [])
+        )
         for place, (name, options) in enumerate(entries):
             where: Where = ("objectives", name) if isinstance(says, dict) else ("objectives", place)
             if name in listed:
@@ -404,7 +411,10 @@ class _Reading:
         elif weight is None:
             self.wrong(where, f"no weight was ever published for '{asked}': say `weight:`, and `weight_from:` released, tuned or assumed")
         elif preset is not None and preset.weight is None and fields.weight_from is None:
-            self.wrong(where, f"no weight was ever published for '{asked}': say where this one is from, `weight_from:` released, tuned or assumed")
+            self.wrong(
+                where,
+                f"no weight was ever published for '{asked}': say where this one is from, `weight_from:` released, tuned or assumed",
+            )
         if resolved is None or weight is None:
             return None
         terms = [_term(part, resolved, weight, fields.pairing)]
@@ -428,7 +438,9 @@ class _Reading:
                 terms.extend(single.config["terms"])
         if len(terms) < len(fields.terms or []):
             return None
-        return Objective(name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": terms}, fields.weight_from or "the suite")
+        return Objective(
+            name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": terms}, fields.weight_from or "the suite"
+        )
 
     def _with_kd(self, where: Where, objective: Objective, says: bool | Json) -> Objective | None:
         kd = parts.load("loss", "kd")
@@ -498,11 +510,11 @@ def _told(error: ValidationError) -> list[dict[str, Any]]:
         if one["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             text = "there is no such key here"
         # Members of a union stand in pydantic's place; only what is in the file helps.
-        loc = tuple(key for key in one["loc"] if not (isinstance(key, str) and re.search(r"[\[\]()]|^(str|int|float|bool|constrained-.*)$", key)))
+        loc = tuple(
+            key for key in one["loc"] if not (isinstance(key, str) and re.search(r"[\[\]()]|^(str|int|float|bool|constrained-.*)$", key))
+        )
         if loc in told and "YAML" not in told[loc]["text"]:
             told[loc]["text"] += f", or {one['msg'][0].lower()}{one['msg'][1:]}"
         elif loc not in told:
             told[loc] = {"loc": loc, "text": text}
     return list(told.values())
-
-

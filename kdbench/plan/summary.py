@@ -83,8 +83,7 @@ def as_text(suite: Path, results: Path) -> str:
         f"  {len(plan.teachers)} trainings of teachers, {students} of students: {len(said.objectives)} objectives, "
         f"{len(said.pairs)} pairs, {said.repeats} repeats, {said.teacher_seeds} of each teacher",
         f"  {len(outlook.bundles)} bundles, {len(left)} of them with something to train",
-        f"  work: {_total(outlook, outlook.bundles):.3g} TFLOP in all, {_total(outlook, left):.3g} left"
-        f"{_time_left(outlook, left)}",
+        f"  work: {_total(outlook, outlook.bundles):.3g} TFLOP in all, {_total(outlook, left):.3g} left{_time_left(outlook, left)}",
         "teachers:",
         *(f"  {row.cell.id}  {row.student}, seed {row.repeat}: {outlook.states[row.cell.id]}" for row in plan.teachers),
         *power_lines(said.repeats, plan.family(), said.baselines),

@@ -1,4 +1,4 @@
-"""The contract of a recipe: how a model is optimised. A recipe is data; `kdbench.run.optimise` turns it into timm's optimiser and schedule."""
+"""The contract of a recipe: how a model is optimised. A recipe is data; `kdbench.through_timm` makes optimiser and schedule of it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.report.caption import accuracy_caption, accuracy_facts
 from kdbench.report.comparison import comparisons, student_runs
 from kdbench.report.manifest import Block, Manifest, Metric, labels
-from kdbench.report.notes import INCOMPLETE, UNTESTED, incomplete_notes, untested_notes
+from kdbench.report.notes import INCOMPLETE, UNTESTED, idle_notes, incomplete_notes, untested_notes
 from kdbench.report.table import ABSENT, EMPTY, Column, Entry, Group, Table
 from kdbench.stats.repeats import summarise
 
@@ -102,9 +102,7 @@ def _gather(table: pd.DataFrame, manifest: Manifest) -> Gathered:
 def _lines(table: pd.DataFrame) -> list[Line]:
     import pandas as pd
 
-    return [
-        {str(name): None if value is pd.NA else value for name, value in line.items()} for line in table.to_dict(orient="records")
-    ]
+    return [{str(name): None if value is pd.NA else value for name, value in line.items()} for line in table.to_dict(orient="records")]
 
 
 def _key(line: Any, objective: str | None = None) -> Key:
@@ -119,20 +117,15 @@ def _group(block: Block, gathered: Gathered, shown: Collection[str]) -> Group:
     runs = {names[key[3]]: gathered.runs.get(key, []) for key in keys}
     every = [line for name in names for line in gathered.runs.get(_key(block, name), [])]
     tests = [
-        found
-        for name in names
-        for baseline in gathered.baselines
-        if (found := gathered.differences.get((_key(block, name), baseline)))
+        found for name in names for baseline in gathered.baselines if (found := gathered.differences.get((_key(block, name), baseline)))
     ]
     complete = {names[key[3]]: gathered.summaries[key]["n"] for key in keys if key in gathered.summaries}
     printed_tests = [test for test in tests if test["objective"] in shown or test["baseline"] in shown]
     return Group(
-        title=" · ".join(
-            [block["dataset"], f"student {block['student']}", *([f"teacher {block['teacher']}"] if block["teacher"] else [])]
-        ),
+        title=" · ".join([block["dataset"], f"student {block['student']}", *([f"teacher {block['teacher']}"] if block["teacher"] else [])]),
         rows=tuple(_row(block, name, gathered) for name in kept),
         facts=accuracy_facts(gathered.manifest, block, every, _teachers(every, gathered), tests, len(gathered.differences)),
-        notes=(*incomplete_notes(runs, complete), *untested_notes(printed_tests, names)),
+        notes=(*incomplete_notes(runs, complete), *untested_notes(printed_tests, names), *idle_notes(runs)),
     )
 
 

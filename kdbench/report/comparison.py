@@ -27,7 +27,7 @@ def student_runs(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     """
     wanted = ["dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id", "state", "why"]
     students = table[table["role"] == "student"]
-    runs = students[[*wanted, "n_train", "n_test", "data_fingerprint"]].copy()
+    runs = students[[*wanted, "n_train", "n_test", "data_fingerprint", "least_gradient"]].copy()
     runs["value"] = students[f"{manifest['metrics'][0]['name']}_last"]
     mixed = runs.groupby("dataset")["data_fingerprint"].transform("nunique") > 1
     runs = runs.assign(value=runs["value"].mask(mixed), mixed_data=mixed)

@@ -16,6 +16,7 @@ Line = dict[str, Any]
 
 TIMES = ("teacher_ms", "student_ms", "loss_ms", "optimizer_ms")
 MEGA = 1e-6
+MEBI_OF_GIBI = 1024.0
 
 COLUMNS = (
     Column("objective", numeric=False),
@@ -25,7 +26,7 @@ COLUMNS = (
     Column("loss, ms"),
     Column("optim., ms"),
     Column("images /s"),
-    Column("peak, GiB"),
+    Column("peak, MiB"),
     Column("added params"),
     Column("added MFLOPs"),
 )
@@ -33,8 +34,8 @@ COLUMNS = (
 CAPTION = (
     "One training step of each objective, measured apart from the training runs: medians, in brackets the quartiles of the step. "
     "The parts are medians of their own and need not add up to the step. – is not measured.",
-    "peak: the most memory allocated on the device. added: trained parameters and FLOPs of the distillation loss, beyond the "
-    "student's own.",
+    "peak: the most memory that a step held at once, beyond weights, optimiser state and data. added: trained parameters and FLOPs of "
+    "the distillation loss, beyond the student's own.",
 )
 
 
@@ -49,12 +50,8 @@ def cost(table: pd.DataFrame, manifest: Manifest) -> Table | None:
     lines: dict[tuple[str, str, str], dict[str, Line]] = defaultdict(dict)
     for found in spread_over_blocks(table, block_frame(manifest)).to_dict(orient="records"):
         line = {str(name): value for name, value in found.items()}
-        lines[line["dataset"], line["teacher"] if isinstance(line["teacher"], str) else "", line["student"]][line["objective"]] = (
-            line
-        )
-    groups = [
-        _group(block, lines[block["dataset"], block["teacher"] or "", block["student"]], manifest) for block in manifest["blocks"]
-    ]
+        lines[line["dataset"], line["teacher"] if isinstance(line["teacher"], str) else "", line["student"]][line["objective"]] = line
+    groups = [_group(block, lines[block["dataset"], block["teacher"] or "", block["student"]], manifest) for block in manifest["blocks"]]
     return Table("Cost of a training step", COLUMNS, tuple(group for group in groups if group.rows), CAPTION)
 
 
@@ -65,9 +62,7 @@ def _group(block: Block, lines: dict[str, Line], manifest: Manifest) -> Group:
     decimals = 2 if largest < 100 else 1 if largest < 1000 else 0
     devices = sorted({line["device"] for line in measured if isinstance(line["device"], str)})
     return Group(
-        title=" · ".join(
-            [block["dataset"], f"student {block['student']}", *([f"teacher {block['teacher']}"] if block["teacher"] else [])]
-        ),
+        title=" · ".join([block["dataset"], f"student {block['student']}", *([f"teacher {block['teacher']}"] if block["teacher"] else [])]),
         rows=tuple(_row(line, decimals) for line in kept),
         facts=(f"Measured on {'; '.join(devices)}.",) if devices else (),
         notes=("The objectives were measured on different devices: their times cannot be compared.",) if len(devices) > 1 else (),
@@ -85,7 +80,7 @@ def _row(line: Line, decimals: int) -> tuple[Entry, ...]:
         step,
         *times,
         Entry(_known(line["images_per_s"]), format=",.0f", runs=ids),
-        Entry(_known(line["peak_mem_gib"]), format=".2f", runs=ids),
+        Entry(_known(line["peak_mem_gib"]), format=",.1f", scale=MEBI_OF_GIBI, runs=ids),
         Entry(_known(line["added_parameters"]), format=",.0f", runs=ids),
         Entry(_known(line["added_flops"]), format=",.2f", scale=MEGA, runs=ids),
     )

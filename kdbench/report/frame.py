@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdbench.store import Store
 
 IDENTITY = ("suite", "role", "dataset", "teacher", "student", "objective", "label", "repeat", "teacher_seed", "id", "state")
-CIRCUMSTANCE = ("n_train", "n_test", "device", "torch", "code_version", "train_s", "data_fingerprint", "why")
+CIRCUMSTANCE = ("n_train", "n_test", "device", "torch", "code_version", "train_s", "data_fingerprint", "least_gradient", "why")
 WHOLE = ("repeat", "teacher_seed", "n_train", "n_test")
 SPOILED = ("failed", "diverged", "damaged", "blocked")
 """States of a teacher that leave its students nothing to learn from."""
@@ -31,8 +31,9 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     Returns:
         suite, role, dataset, teacher, student, objective, label, repeat, teacher_seed, id, state; one column for each metric that
         any run has (as stored: an accuracy is a fraction); n_train, n_test (images), device, torch, code_version, train_s,
-        data_fingerprint, why. `state` is finished, diverged, failed, running, missing, damaged, or blocked (its teacher failed, or
-        is below its gate); `why` says what happened, and is empty for a run that finished well.
+        data_fingerprint, least_gradient (of the run's weakest term, relative to the task's, at its largest), why. `state` is
+        finished, diverged, failed, running, missing, damaged, or blocked (its teacher failed, or is below its gate); `why` says what
+        happened, and is empty for a run that finished well.
     """
     import pandas as pd
 
@@ -48,7 +49,7 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
         label = names.get(cell["objective"] or "", cell["objective"])
         rows.append({"suite": manifest["suite"], "label": label, **kept, **seen[cell["id"]]})
     table = pd.DataFrame(rows, columns=[*IDENTITY, *metrics, *CIRCUMSTANCE])
-    return table.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys((*metrics, "train_s"), "float64")})
+    return table.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys((*metrics, "train_s", "least_gradient"), "float64")})
 
 
 def _observed(store: Store, cell_id: str) -> dict[str, Any]:
@@ -66,9 +67,20 @@ def _observed(store: Store, cell_id: str) -> dict[str, Any]:
         **{name: result.get(name) for name in ("n_train", "n_test", "data_fingerprint")},
         **{name: circumstance.get(name) for name in ("device", "torch", "train_s")},
         "code_version": circumstance.get("kdbench"),
+        "least_gradient": _least_gradient(result.get("history") or []),
         "state": record.outcome,
         "why": why,
     }
+
+
+def _least_gradient(history: list[dict[str, Any]]) -> float | None:
+    """The gradient of the term that had the smallest, relative to the task's, each at its largest over the epochs."""
+    largest: dict[str, float] = {}
+    for entry in history:
+        for name, term in entry.get("terms", {}).items():
+            if term.get("gradient_ratio") is not None:
+                largest[name] = max(largest.get(name, 0.0), term["gradient_ratio"])
+    return min(largest.values(), default=None)
 
 
 def _unfinished(store: Store, cell_id: str) -> dict[str, Any]:
@@ -105,7 +117,7 @@ def shortfall(manifest: Manifest, cell_id: str, run: Mapping[str, Any]) -> str:
     label = gate["metric"] if metric is None else metric["label"]
     if value is None or value != value:
         return f"no {label}, so below its gate of {printed(metric, gate['min'])}"
-    if value >= gate["min"]:
+    if value >= gate["min"] if metric is None or metric["higher_is_better"] else value <= gate["min"]:
         return ""
     return f"{label} {printed(metric, value)}, below its gate of {printed(metric, gate['min'])}"
 

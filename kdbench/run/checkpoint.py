@@ -114,4 +114,3 @@ def checkpoint(store: Store, cell: Cell, told: Callable[[str], None] = print) ->
         told(f"{error}; it is set aside as {store.set_aside(path).name}, and {cell.id} starts from its beginning")
         return None
     return None if raw is None else torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-

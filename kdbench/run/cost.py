@@ -99,7 +99,13 @@ def measure(store: Store, cell: Cell, data_folder: Path, device: torch.device) -
         "steps": MEASURED_STEPS,
     }
     setting = {name: cell.config[name] for name in SETTING}
-    return {"schema": SCHEMA, "setting": setting, "device": device_name(device), "result": result, "circumstance": circumstance(device, 1)}
+    return {
+        "schema": SCHEMA,
+        "setting": setting,
+        "device": device_name(device),
+        "result": result,
+        "circumstance": circumstance(device, 1),
+    }
 
 
 class _Step:
@@ -120,7 +126,14 @@ class _Step:
     def parts(self) -> dict[str, Callable[[], Any]]:
         teacher = {"teacher": self._teacher} if self.teacher else {}
         loss = {"loss": self._loss} if self.member.objective.terms else {}
-        return {"step": self._whole, "data": self._data, **teacher, "student": self._student, **loss, "optimizer": self.member.optimizer.step}
+        return {
+            "step": self._whole,
+            "data": self._data,
+            **teacher,
+            "student": self._student,
+            **loss,
+            "optimizer": self.member.optimizer.step,
+        }
 
     def _data(self) -> Any:
         return self.plan.data.batch("train", self.index, self.views)

@@ -135,7 +135,7 @@ def _unable(store: Store, manifest: Mapping[str, Any], teacher: str, pending: bo
     """Why a teacher will not serve; None while it may, or when it does."""
     now = watch.state(store, teacher)
     if now.name == "finished":
-        return watch.below_gate(store, manifest, teacher)
+        return watch.below_gate(store, manifest, teacher) or None
     if now.name in ("failed", "blocked", "diverged", "damaged") and not pending:
         return f"it is {now.name}{' (' + now.why + ')' if now.why else ''}"
     return None

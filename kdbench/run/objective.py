@@ -31,7 +31,9 @@ class Objective(nn.Module):
                 raise RefusedError(f"the loss '{name}' refuses this pair: {why}")
             loss.bind(pair)
 
-    def forward(self, task_losses: Mapping[str, Tensor], student: Taps, teacher: Taps | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def forward(
+        self, task_losses: Mapping[str, Tensor], student: Taps, teacher: Taps | None, batch: Batch
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Each term by name: (raw value, weighted value); the task's own is called `task`. The total is the sum of the weighted."""
         raw = sum(task_losses.values(), start=torch.zeros((), device=batch_device(task_losses)))
         values = {"task": (raw, self.task_weight * raw)}

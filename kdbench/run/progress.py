@@ -45,7 +45,11 @@ class Teller:
         self.done += done
         failed = len(bundle.cells) - done
         lost = f", {failed} without result" if failed else ""
-        self.console.print(f"[{self.done}/{self.total}] {self.name(bundle)}: {done} trained in {seconds:.0f} s{lost}", markup=False, highlight=False)
+        self.console.print(
+            f"[{self.done}/{self.total}] {self.name(bundle)}: {done} trained in {seconds:.0f} s{lost}",
+            markup=False,
+            highlight=False,
+        )
 
     def name(self, bundle: Bundle) -> str:
         first = self.titles[bundle.ids[0]]

@@ -50,7 +50,9 @@ def load_teacher(store: Store, teacher_id: str, student: Cell, data: Data, task:
     model = laid_out(model, cell.config["numerics"], device)
     check_gate(record, task, evaluate(task, model, data, "test", student.config["numerics"]), student.gate, task.gate(data))
     if record.result["data_fingerprint"] != data.fingerprint:
-        raise GateError(f"teacher {teacher_id} was trained on other images ({record.result['data_fingerprint']}) than these ({data.fingerprint})")
+        raise GateError(
+            f"teacher {teacher_id} was trained on other images ({record.result['data_fingerprint']}) than these ({data.fingerprint})"
+        )
     return model, cell
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from kdbench.errors import DamagedError
+from kdbench.report.frame import shortfall
+from kdbench.report.manifest import Manifest
 from kdbench.store import Store
 
 STATES = ("finished", "diverged", "running", "failed", "blocked", "damaged", "waiting")
@@ -47,16 +49,12 @@ def progress(store: Store, cell_id: str) -> tuple[int, int] | None:
     return (begun[-1]["epoch"], begun[-1]["of"]) if begun else None
 
 
-def below_gate(store: Store, manifest: Mapping[str, Any], teacher_id: str) -> str | None:
-    """Why a finished teacher is not good enough for this suite; None if it is (or if the suite asks nothing)."""
-    gate = manifest["gates"].get(teacher_id)
+def below_gate(store: Store, manifest: Mapping[str, Any], teacher_id: str) -> str:
+    """Why a finished teacher is not good enough for this suite; empty if it is (or if the suite asks nothing)."""
     record = store.record(teacher_id)
-    if gate is None or record is None or record.outcome != "finished":
-        return None
-    metric = next(one for one in manifest["metrics"] if one["name"] == gate["metric"])
-    value = record.result["metrics"][f"{gate['metric']}_last"]
-    good = value is not None and (value >= gate["min"] if metric["higher_is_better"] else value <= gate["min"])
-    return None if good else f"its {metric['label']} is {value:.4g}, and the suite asks for {gate['min']:.4g}"
+    if record is None or record.outcome != "finished":
+        return ""
+    return shortfall(cast(Manifest, manifest), teacher_id, record.result["metrics"])
 
 
 def why_missing(store: Store, manifest: Mapping[str, Any]) -> str:
@@ -70,7 +68,7 @@ def why_missing(store: Store, manifest: Mapping[str, Any]) -> str:
         if now.name != "finished":
             told.setdefault((now.name, now.why), []).append(row)
         elif row["role"] == "teacher" and (why := below_gate(store, manifest, row["id"])):
-            told.setdefault(("below its gate", why), []).append(row)
+            told.setdefault(("finished", why), []).append(row)
     if not told:
         return ""
     missing = sum(len(rows) for rows in told.values())

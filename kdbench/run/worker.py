@@ -100,7 +100,13 @@ def work(
 
 
 def _train_bundle(
-    store: Store, bundle: Bundle, saved: dict[str, Any], data_folder: Path, device_name: str, every_s: float, stop: Callable[[], bool]
+    store: Store,
+    bundle: Bundle,
+    saved: dict[str, Any],
+    data_folder: Path,
+    device_name: str,
+    every_s: float,
+    stop: Callable[[], bool],
 ) -> bool:
     """Train one bundle. Returns whether all of its cells have a record afterwards."""
     import torch

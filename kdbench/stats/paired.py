@@ -56,8 +56,7 @@ def paired_differences(runs: pd.DataFrame, comparisons: pd.DataFrame, alpha: flo
     found = comparisons.reset_index(drop=True)
     keys = list(zip(*(found[name] for name in BLOCK), strict=True))
     rows = {
-        role: [places.get(_key(key, name), -1) for key, name in zip(keys, found[role], strict=True)]
-        for role in ("objective", "baseline")
+        role: [places.get(_key(key, name), -1) for key, name in zip(keys, found[role], strict=True)] for role in ("objective", "baseline")
     }
     one, other = wide[rows["objective"]], wide[rows["baseline"]]
     columns: dict[str, Any] = {

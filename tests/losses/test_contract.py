@@ -299,9 +299,7 @@ def test_what_it_keeps_can_be_saved_and_loaded(name: str, preset: str) -> None:
     torch.manual_seed(2)
     loss(given.student, given.teacher, batch)
     other.load_state_dict(loss.state_dict())
-    assert torch.equal(
-        toys.value(loss, given.student, given.teacher, batch), toys.value(other, given.student, given.teacher, batch)
-    )
+    assert torch.equal(toys.value(loss, given.student, given.teacher, batch), toys.value(other, given.student, given.teacher, batch))
 
 
 @every_preset

@@ -128,9 +128,7 @@ def test_rkd_gradient_is_finite_where_the_original_counts_near_neighbours() -> N
     x, y = features(16, 8, 1, mean=0.0), features(16, 8, 5, mean=0.0)
     x[1] = x[0] + 5e-3 * toys.random(8, seed=9)
     got = value_and_gradient(built("rkd", {}), x, y)[0]
-    assert toys.near(
-        got, 25 * slow.rkd_distance(slow.rows(x), slow.rows(y)) + 50 * slow.rkd_angle(slow.rows(x), slow.rows(y)), 1e-9
-    )
+    assert toys.near(got, 25 * slow.rkd_distance(slow.rows(x), slow.rows(y)) + 50 * slow.rkd_angle(slow.rows(x), slow.rows(y)), 1e-9)
 
 
 @pytest.mark.parametrize(("name", "options"), RELATIONAL, ids=str)
@@ -175,9 +173,7 @@ def test_cka_of_large_maps_does_not_overflow() -> None:
 def test_sp_is_one_less_the_mean_cosine_of_rows() -> None:
     x, y = features(12, 5, 1, mean=1.0), features(12, 9, 2, mean=1.0)
     cosines = torch.nn.functional.cosine_similarity(x @ x.T, y @ y.T)
-    assert toys.near(
-        built("sp", {"tap": "pooled"})(Taps(pooled=x), Taps(pooled=y)).item(), (2 / 12 * (1 - cosines.mean())).item(), 1e-12
-    )
+    assert toys.near(built("sp", {"tap": "pooled"})(Taps(pooled=x), Taps(pooled=y)).item(), (2 / 12 * (1 - cosines.mean())).item(), 1e-12)
 
 
 def test_every_loss_but_lag1_is_zero_for_a_student_that_is_its_teacher() -> None:

@@ -61,17 +61,13 @@ class Made:
             "teacher_seeds": teacher_seeds,
             "alpha": 0.05,
             "objectives": [{"name": name, "label": label, "weight_from": source} for name, label, source in objectives],
-            "blocks": [
-                {"dataset": "digits", "teacher": teacher, "student": student} for teacher in teachers for student in students
-            ],
+            "blocks": [{"dataset": "digits", "teacher": teacher, "student": student} for teacher in teachers for student in students],
             "cells": [],
             "gates": {},
             "profiles": [],
         }
         trained = {
-            (teacher, seed): self._cell("teacher", teacher, None, None, seed, seed)
-            for teacher in teachers
-            for seed in range(teacher_seeds)
+            (teacher, seed): self._cell("teacher", teacher, None, None, seed, seed) for teacher in teachers for seed in range(teacher_seeds)
         }
         for student, repeat in itertools.product(students, range(repeats)):
             for name, _, _ in objectives:
@@ -90,11 +86,11 @@ class Made:
     def cells(self, **wanted) -> list[dict[str, Any]]:
         return [cell for cell in self.manifest["cells"] if all(cell[key] == value for key, value in wanted.items())]
 
-    def finish(self, cell_id: str, value: float | None, *, outcome="finished", fingerprint="f00d", n_train=300, n_test=900) -> None:
-        metrics = (
-            {} if outcome != "finished" else {"top1_last": value, "top1_best_val": None, "top1_best_test": value, "nll_last": 0.5}
-        )
-        result = {"metrics": metrics, "history": [], "n_train": n_train, "n_test": n_test, "data_fingerprint": fingerprint}
+    def finish(
+        self, cell_id: str, value: float | None, *, outcome="finished", fingerprint="f00d", n_train=300, n_test=900, history=()
+    ) -> None:
+        metrics = {} if outcome != "finished" else {"top1_last": value, "top1_best_val": None, "top1_best_test": value, "nll_last": 0.5}
+        result = {"metrics": metrics, "history": list(history), "n_train": n_train, "n_test": n_test, "data_fingerprint": fingerprint}
         result["diverged_at_step"] = None if outcome == "finished" else 120
         circumstance = {"device": "cpu", "torch": "2.9", "kdbench": "0.1.0", "train_s": 1.5, "host": "node1"}
         self.store.put_record(Record(cell_id, {}, outcome, result, circumstance))
@@ -114,8 +110,7 @@ class Made:
         line = {"dataset": "digits", "teacher": teacher, "student": "small", "objective": objective, "id": f"p-{objective}"}
         self.manifest["profiles"].append(line)
         parts = {
-            f"{part}_ms": {"median": step_ms / 4, "q1": step_ms / 5, "q3": step_ms / 3}
-            for part in ("data", "teacher", "student", "loss")
+            f"{part}_ms": {"median": step_ms / 4, "q1": step_ms / 5, "q3": step_ms / 3} for part in ("data", "teacher", "student", "loss")
         }
         result = {"step_ms": {"median": step_ms, "q1": step_ms - 1, "q3": step_ms + 1}, **parts, "optimizer_ms": {"median": 0.5}}
         result |= {"images_per_s": 5186.4, "peak_mem_gib": None, "added_parameters": 1234567, "added_flops": 2.5e6}

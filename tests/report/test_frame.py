@@ -82,10 +82,7 @@ def test_students_of_a_teacher_that_failed_or_is_below_its_gate_are_blocked(made
         "blocked",
         f"its teacher (run {big}): top-1 15.00 %, below its gate of 20.00 %",
     ]
-    assert (
-        found.loc[suite.cells(objective="cc", teacher="other")[0]["id"], "why"]
-        == f"its teacher (run {other}): DataError: truncated"
-    )
+    assert found.loc[suite.cells(objective="cc", teacher="other")[0]["id"], "why"] == f"its teacher (run {other}): DataError: truncated"
     assert found.loc[suite.cells(objective="ce")[0]["id"], "state"] == "missing"
 
 
@@ -110,9 +107,7 @@ def test_costs_are_numbers_with_their_quartiles_and_a_missing_profile_stays_in_t
     suite.manifest["profiles"].append({**suite.manifest["profiles"][1], "objective": "kd", "id": "nowhere"})
     table = costs(suite.store, suite.checked()).set_index("objective")
     assert table["state"].to_dict() == {"ce": "measured", "cc": "measured", "kd": "missing"}
-    assert table.loc["cc", ["step_ms", "step_ms_q1", "step_ms_q3", "added_flops"]].tolist() == pytest.approx(
-        [12.34, 11.34, 13.34, 2.5e6]
-    )
+    assert table.loc["cc", ["step_ms", "step_ms_q1", "step_ms_q3", "added_flops"]].tolist() == pytest.approx([12.34, 11.34, 13.34, 2.5e6])
     assert table.loc["cc", ["peak_mem_gib", "optimizer_ms_q1"]].isna().all()
 
 

@@ -191,15 +191,8 @@ def test_the_family_errs_as_often_as_alpha_says():
     draw = np.random.default_rng(11)
     suites, objectives, repeats = 1500, [f"o{number}" for number in range(6)], 4
     values = draw.normal(size=(suites, 6, repeats)) + draw.normal(size=(suites, 1, repeats))
-    keys = [
-        (f"d{suite}", "big", "small", name, repeat, 0)
-        for suite in range(suites)
-        for name in objectives
-        for repeat in range(repeats)
-    ]
-    runs = pd.DataFrame(keys, columns=["dataset", "teacher", "student", "objective", "repeat", "teacher_seed"]).assign(
-        value=values.ravel()
-    )
+    keys = [(f"d{suite}", "big", "small", name, repeat, 0) for suite in range(suites) for name in objectives for repeat in range(repeats)]
+    runs = pd.DataFrame(keys, columns=["dataset", "teacher", "student", "objective", "repeat", "teacher_seed"]).assign(value=values.ravel())
     blocks = pd.DataFrame({"dataset": [f"d{suite}" for suite in range(suites)], "teacher": "big", "student": "small"})
     found = paired_differences(runs, family(blocks, objectives, ["o0"]))
     assert (found["p"] < 0.05).mean() == pytest.approx(0.05, abs=0.015)

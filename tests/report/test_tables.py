@@ -240,3 +240,12 @@ def test_costs_are_printed_for_each_block_and_devices_are_not_mixed_silently(mad
 def test_a_suite_without_profiles_has_no_table_of_costs(made):
     suite = made()
     assert cost(costs(suite.store, suite.checked()), suite.checked()) is None
+
+
+def test_a_term_that_did_nothing_is_warned_of(made):
+    suite = made().finish_all()
+    cell = suite.cells(objective="cc")[0]
+    history = [{"epoch": 0, "terms": {"task": {"raw": 1.0, "weighted": 1.0}, "cc": {"raw": 1.0, "weighted": 1.0, "gradient_ratio": 0.002}}}]
+    suite.finish(cell["id"], 0.9, history=history)
+    (group,) = table_of(suite).groups
+    assert any(note.startswith("Warning: a term of cc (taylor) did nothing: its gradient never exceeded 0.2 %") for note in group.notes)

@@ -33,9 +33,7 @@ def test_an_entry_prints_its_numbers_in_their_format(entry, text):
 
 def tricky():
     row = (Entry("a|b [x](y) `c` <d>"), Entry(1.0, format=".2f", marks=("*",)))
-    return Table(
-        "T|itle", (Column("objective", numeric=False), Column("v|alue")), (Group("g", (row,), notes=("* a|b",)),), ("caption",)
-    )
+    return Table("T|itle", (Column("objective", numeric=False), Column("v|alue")), (Group("g", (row,), notes=("* a|b",)),), ("caption",))
 
 
 def test_markdown_escapes_what_would_be_markup():
