@@ -36,25 +36,33 @@ class Saver:
         told: Callable[[str], None] = print,
     ):
         self.store, self.data, self.circumstance, self.every_s, self.told = store, data, circumstance, every_s, told
-        self.saved_at: dict[str, float] = {}
+        self.saved_at = time.monotonic()
+        self.due: dict[Position, bool] = {}
         self.started_at: dict[str, float] = {}
         self.trained_before_s: dict[str, float] = {}
 
     def began(self, member: Member, position: Position) -> None:
-        now = time.monotonic()
-        self.started_at.setdefault(member.cell.id, now)
-        self.saved_at.setdefault(member.cell.id, now)
+        self.started_at.setdefault(member.cell.id, time.monotonic())
         line = {"epoch": position[0], "step": position[1], "of": member.recipe["epochs"], "at": round(time.time(), 3)}
         self.store.append_line(self.store.file(member.cell.id, "progress.jsonl"), line)
 
     def save(self, member: Member, position: Position, must: bool = False) -> None:
-        """A checkpoint, unless the last one is younger than `every_s`."""
-        if not must and time.monotonic() - self.saved_at[member.cell.id] < self.every_s:
+        """A checkpoint, unless the last ones are younger than `every_s`.
+
+        Decided once for a position: students saved at different ones could not go on side by side.
+        """
+        if not must and not self._due(position):
             return
         buffer = io.BytesIO()
         torch.save({"position": position, "trained_s": self._trained_s(member), "state": member.state()}, buffer)
         self.store.write_sealed(self.store.file(member.cell.id, "checkpoint.bin"), buffer.getvalue())
-        self.saved_at[member.cell.id] = time.monotonic()
+
+    def _due(self, position: Position) -> bool:
+        if position not in self.due:
+            self.due = {position: time.monotonic() - self.saved_at >= self.every_s}
+            if self.due[position]:
+                self.saved_at = time.monotonic()
+        return self.due[position]
 
     def finished(self, member: Member) -> None:
         """Weights and predictions first, the record last: only the record is proof."""
