@@ -37,6 +37,8 @@ def shown(name: str, results: Path) -> str:
     key = name.partition(":")[0] if ".py" not in name else name
     found = [kind for kind in parts.KINDS if key in parts.names(kind)]
     name = key if found else name
+    if not found and ".py:" in name:
+        return _shown("loss", name)
     if not found and re.fullmatch("[0-9a-f]{4,12}", name):
         return _cell(Store(results), name)
     if not found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,12 +32,17 @@ def canonical(config: Mapping[str, Any], texts: dict[tuple[str, int], str] | Non
         value = config[key]
         place = key, id(value)
         if place not in texts:
-            kept = {key: value}
-            for path, neutral in NEUTRAL:
-                kept = _without(kept, path, neutral)
+            kept = without_neutral({key: value})
             texts[place] = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)[1:-1]
         pieces.append(texts[place])
     return "{" + ",".join(piece for piece in pieces if piece) + "}"
+
+
+def without_neutral(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration without the fields that have their neutral value: what is hashed, and what seeds are drawn from."""
+    for path, neutral in NEUTRAL:
+        config = _without(config, path, neutral)
+    return config
 
 
 def identify(config: Mapping[str, Any], texts: dict[tuple[str, int], str] | None = None) -> str:
@@ -89,18 +94,6 @@ class Cell:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         return cls(config=data["config"], gate=data["gate"], sources=data["sources"])
-
-
-def differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two configurations differ: (path, value here, value there)."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in sorted({*one, *other}):
-            yield from differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for place, (left, right) in enumerate(zip(one, other, strict=True)):
-            yield from differences(left, right, f"{path}[{place}]")
-    elif one != other:
-        yield path, one, other
 
 
 def _without(node: Any, path: tuple[str, ...], neutral: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kdbench.errors import KdbenchError, StoreError, SuiteError
+from kdbench.errors import KdbenchError, SuiteError
 
 RESULTS = click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="the results folder")
 DATA = click.option(
@@ -18,7 +18,7 @@ DATA = click.option(
     default=lambda: Path(os.environ.get("KDBENCH_DATA", "data")),
     help="the data folder  [default: $KDBENCH_DATA, else ./data]",
 )
-DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 SUITE = click.argument("suite", type=click.Path(path_type=Path))
 
 
@@ -32,8 +32,6 @@ class _Group(click.Group):
             count = len(error.mistakes)
             click.echo("\n".join(error.mistakes), err=True)
             click.echo(f"{count} mistake{'s' if count > 1 else ''}; nothing was run", err=True)
-        except StoreError as error:
-            click.echo(f"error: {error}", err=True)
         except KdbenchError as error:
             click.echo(f"error: {error}", err=True)
         context.exit(2)
@@ -86,11 +84,11 @@ def status(suite: str, results: Path) -> None:
 @RESULTS
 def report(suites: tuple[str, ...], results: Path) -> None:
     """Tables of SUITES (names or files), or of every suite under the results folder."""
+    from kdbench.plan.yaml import suite_name
     from kdbench.report.write import report as write
     from kdbench.store import Store
 
-    names = [Path(suite).stem if suite.endswith((".yaml", ".yml")) else suite for suite in suites]
-    if write(Store(results), names or None, sys.stdout).problems:
+    if write(Store(results), [suite_name(suite) for suite in suites] or None, sys.stdout).problems:
         sys.exit(1)
 
 
@@ -100,7 +98,7 @@ def report(suites: tuple[str, ...], results: Path) -> None:
 @DATA
 @DEVICE
 def profile(suite: Path, results: Path, data: Path, device: str) -> None:
-    """Measure what each objective of SUITE costs on this machine, one after another. Its teachers must be trained."""
+    """Measure what each objective of SUITE costs on this machine, one after another. The suite must have been run."""
     from kdbench.run import verb
 
     sys.exit(verb.profile(suite, results, data, device))

@@ -168,7 +168,10 @@ def _import(kind: str, name: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except Exception as error:
-        raise PartError(f"{kind} '{name}': importing {module} failed: {type(error).__name__}: {error}") from error
+        head = name.partition(":")[0]
+        unknown = isinstance(error, ModuleNotFoundError) and error.name == head.partition(".")[0]
+        told = f"there is neither a {kind} '{head}' nor a module of that name{nearest(head, names(kind))}"
+        raise PartError(told if unknown else f"{kind} '{name}': importing {module} failed: {type(error).__name__}: {error}") from error
 
 
 def _import_file(path: Path, digest: str) -> ModuleType:
@@ -204,7 +207,7 @@ def _parameters(make: type) -> dict[str, tuple[Any, Any]]:
         def check(part: Part, key: str, value: Any, adapter: Any = adapter) -> Any:
             try:
                 # JSON mode: a list serves for a tuple, an integer for a float, and "3" does not serve for 3.
-                return _plain(adapter.validate_json(json.dumps(_plain(value)), strict=True))
+                return _plain(adapter.validate_json(json.dumps(_plain(value), allow_nan=False), strict=True))
             except ValidationError as error:
                 what = error.errors()[0]["msg"]
                 raise PartError(f"the {part.kind} '{part.name}' takes no {value!r} for '{key}': {what}") from error

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SCHEMA = 1
+MANIFEST_SCHEMA = 1
+"""Of `results/suites/<name>/manifest.json`, which a plan writes and a report reads."""
 
 OUTCOMES = ("finished", "diverged")
 

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import socket
 import threading
 import uuid
@@ -182,7 +181,8 @@ class Store:
         try:
             with open(self.file(cell_id, "record.json"), "rb") as file:
                 file.seek(-3, os.SEEK_END)
-                return file.read() == b"\n}\n"
+                # The brace that closes a record is the only one at the start of a line.
+                return file.read().rstrip().endswith(b"\n}")
         except OSError:
             return False
 
@@ -223,14 +223,19 @@ class Store:
 
     def claim_holder(self, cell_id: str) -> dict[str, Any] | None:
         """Who works on the cell at this moment; None when nobody does (a dead worker's claim counts for nothing)."""
-        path = self.file(cell_id, "claim.json")
+        return self._judged(self.file(cell_id, "claim.json"))[1]
+
+    def _judged(self, path: Path) -> tuple[str, dict[str, Any] | None]:
+        """A claim's text, and its holder if that is alive."""
+        text = ""
         try:
             beat = path.stat().st_mtime
-            holder = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except json.JSONDecodeError:  # claims are linked whole, so this one was damaged
-            return None
+            text = path.read_text()
+            return text, self._living(json.loads(text), path, beat)
+        except (FileNotFoundError, json.JSONDecodeError):  # claims are linked whole: one that is no JSON was damaged
+            return text, None
+
+    def _living(self, holder: dict[str, Any], path: Path, beat: float) -> dict[str, Any] | None:
         if holder["host"] == socket.gethostname():
             return holder if _process_lives(holder["pid"], holder["started"]) else None
         return holder if self._now(path.parent) - beat < STALE_S else None
@@ -265,34 +270,33 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def _take(self, path: Path, cell_id: str) -> str:
-        path.parent.mkdir(parents=True, exist_ok=True)
         token = uuid.uuid4().hex
         mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _process_started(os.getpid()), "token": token})
         prepared = path.with_name(f".claim.{token}.tmp")
-        prepared.write_text(mine)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            prepared.write_text(mine)
             for _ in range(3):
                 try:
                     os.link(prepared, path)  # fails if there is one: whoever links first has the cell, and the file is whole
                     return token
                 except FileExistsError:
-                    holder = self.claim_holder(cell_id)
+                    text, holder = self._judged(path)
                     if holder is not None:
                         raise ClaimError(f"cell {cell_id} is being trained by process {holder['pid']} on {holder['host']}") from None
-                    self._bury(path)
+                    self._bury(path, text)
             raise ClaimError(f"cell {cell_id}: its claim changes hands too often to be taken")
         except OSError as error:
             raise _explained(error, path) from error
         finally:
             prepared.unlink(missing_ok=True)
 
-    def _bury(self, path: Path) -> None:
-        """Take away a dead worker's claim; give it back if, in between, a live one had taken it."""
+    def _bury(self, path: Path, judged: str) -> None:
+        """Take away the claim that was judged dead; give back what is there if, in between, a live worker had taken it."""
         grave = path.with_name(f".claim.{uuid.uuid4().hex}.dead")
         with suppress(FileNotFoundError):
-            before = path.read_text()
             os.rename(path, grave)
-            if grave.read_text() != before:
+            if grave.read_text() != judged:
                 with suppress(FileExistsError):
                     os.link(grave, path)
             grave.unlink()
@@ -315,10 +319,6 @@ class Store:
             if damaged_is_none:
                 return None
             raise DamagedError(f"{path} is damaged ({path.stat().st_size} bytes, not whole JSON: {error})") from error
-
-
-def free_gib(path: Path) -> float:
-    return shutil.disk_usage(path).free / 2**30
 
 
 def _explained(error: OSError, path: Path) -> StoreError:

@@ -162,3 +162,12 @@ def test_validation_images_are_held_out_of_training() -> None:
 
 
 EXPECTED_PLAN = [([1, 6, 5, 7], [6, 8, 2, 8]), ([2, 9, 0, 8], [3, 0, 7, 7]), ([4, 3], [5, 1])]
+
+
+def test_a_field_at_its_neutral_value_moves_no_draw(plan_of: Callable[..., Plan]) -> None:
+    config = plan_of().rows[-1].cell.config
+    term = config["objective"]["terms"][0]
+    assert term["pairing"] == "matched"
+    older = {**config, "objective": {**config["objective"], "terms": [{key: value for key, value in term.items() if key != "pairing"}]}}
+
+    assert Streams.of(older) == Streams.of(config)

@@ -47,6 +47,6 @@ def test_repeats_share_a_profile_and_objectives_do_not(plan_of: Callable[..., Pl
     plan = plan_of(objectives="[kd, sp]")
     for cell in plan.cells.values():
         store.put_cell(cell)
-    names = {row.title: cost.profile_id(store, row.cell, torch.device("cpu")) for row in plan.rows if row.role == "student"}
+    names = {row.cell.id: cost.profile_id(store, row.cell, torch.device("cpu")) for row in plan.rows if row.role == "student"}
 
     assert len(names) == 4 and len(set(names.values())) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdbench import cell as cells
-from kdbench.cell import Cell, canonical, differences, identify
+from kdbench.cell import Cell, canonical, identify
 from kdbench.plan.matrix import Plan
 
 PAIRS = json.loads((Path(__file__).parent / "golden" / "ids.json").read_text())["pairs"]
@@ -110,14 +109,6 @@ def test_a_users_own_part_counts_by_the_hash_of_its_source_and_not_by_where_it_l
 
     assert ids[0] == ids[1]
     assert ids[0][1:] != ids[2][1:]
-
-
-def test_differences_name_the_keys_in_which_two_configurations_differ() -> None:
-    one = PAIRS[0]["config"]
-    other = copy.deepcopy(one)
-    other["recipe"]["lr"] = 9.0
-
-    assert list(differences(one, other)) == [("recipe.lr", one["recipe"]["lr"], 9.0)]
 
 
 def test_a_cell_survives_json() -> None:

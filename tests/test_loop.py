@@ -132,9 +132,9 @@ def test_a_bundle_gives_every_student_what_it_gets_alone_bit_for_bit(
     for row in plan.rows:
         one, other = together.record(row.cell.id), alone.record(row.cell.id)
         outcomes[row.student, row.objective] = one and one.outcome
-        assert (one is None) == (other is None), row.title
+        assert (one is None) == (other is None), row
         if one and other:
-            assert one.result == other.result, row.title
+            assert one.result == other.result, row
             assert one.circumstance["side_by_side"] >= other.circumstance["side_by_side"]
     for student in ("drops", "mobile"):
         assert outcomes[student, "bad"] == "diverged"
@@ -207,3 +207,22 @@ def test_sgd_is_not_nesterovs_and_decays_every_parameter(name: str, nesterov: bo
     assert groups[0]["weight_decay"] == 5e-4 and len(groups[0]["params"]) == 4
     spared = make_optimizer(module, load("recipe", "short").options({"decay_norms_and_biases": False})).param_groups
     assert sorted(group["weight_decay"] for group in spared) == [0.0, 5e-4]
+
+
+@pytest.mark.parametrize("name", ["bad", "raises"])
+def test_a_bundle_whose_last_student_has_left_ends(
+    name: str, plan_of: Callable[..., Plan], train: Callable[..., int], tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    loss = {"bad": "Bad", "raises": "Raises"}[name]
+    plan = plan_of(
+        **{**BUNDLE, "students": "{mobile: {model: small_mobile}}", "objectives": f"{{{name}: {{loss: 'bad.py:{loss}', weight: 1}}}}"}
+    )
+    train(plan, [plan.teachers[0].cell.id])
+    seen: list[int] = []
+    real = Live.taps
+    monkeypatch.setattr(Live, "taps", lambda self, *arguments: (seen.append(1), real(self, *arguments))[1])
+    train(plan)
+
+    # Infinite at step 37, found at the end of the tenth epoch of four steps; raised at step 10, found at once.
+    assert len(seen) == {"bad": 40, "raises": 11}[name]

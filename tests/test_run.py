@@ -184,6 +184,28 @@ def test_an_interrupted_run_saves_and_the_next_one_goes_on_from_there(write_suit
     assert len(store.epochs_seen(cell)) <= 60 + 1 and before >= 1
 
 
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_they_save(write_suite: Callable[..., Path], store: Store) -> None:
+    path = write_suite(
+        name="other",
+        recipe="{name: short, epochs: 60, batch_size: 16, lr: 0.02}",
+        objectives="[ce]",
+        repeats="1",
+        students="{s: {model: cifar_resnet}}",
+    )
+    command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    end = time.monotonic() + 60
+    while not list(store.root.rglob("progress.jsonl")) and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    told = run.communicate(timeout=60)[0]
+
+    assert run.returncode == 130, told
+    assert len(list(store.root.rglob("checkpoint.bin"))) == 1
+    # A file is asked for by the name that stands in it.
+    assert "1 waiting" in kdbench("status", str(path), "--results", str(store.root)).output
+
+
 def test_a_teacher_is_evaluated_again_when_it_is_loaded_and_must_be_what_its_record_says(
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
 ) -> None:

@@ -283,3 +283,28 @@ def test_what_a_cell_depends_on_is_in_its_configuration(plan_of: Callable[..., P
 
     assert kd.depends == {"teacher": plan.teachers[0].cell.id}
     assert isinstance(kd, Cell)
+
+
+def test_a_claim_that_changed_hands_while_it_was_judged_is_given_back(store: Store) -> None:
+    """The moment between judging a claim dead and burying it, in which another worker took it over."""
+    path = store.file("abc", "claim.json")
+    path.parent.mkdir(parents=True)
+    dead = json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0, "token": "dead"})
+    live = json.dumps({"host": "elsewhere", "pid": 2, "started": 0.0, "token": "live"})
+    path.write_text(live)
+
+    store._bury(path, dead)
+    assert path.read_text() == live
+
+    store._bury(path, live)
+    assert not path.exists()
+
+
+def test_a_record_that_comes_while_another_run_looks_is_not_thrown_away(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
+    plan = plan_of(objectives="[ce]", repeats="1")
+    train(plan)
+
+    assert local.wanted(store, list(plan.cells.values())) == []
+    assert not list(store.root.rglob("*damaged*"))

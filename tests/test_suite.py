@@ -183,6 +183,57 @@ def test_a_missing_suite_is_told_with_the_suites_that_there_are(tmp_path: Path, 
     assert mistakes(tmp_path / "other.yaml") == ["there is no file other.yaml; there is: tiny.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pairs": "{small: [big, big]}"}, "pairs.small: 'big' stands twice"),
+        ({"baselines": "[ce, ce]"}, "baselines.1: 'ce' stands twice"),
+        ({"objectives": "[ce, {kd: {temperature: 2}, weight: 3}]"}, "objectives.1: one name with its options stands here, not kd, weight"),
+        ({"objectives": "[ce, {}]"}, "objectives.1: one name with its options stands here, not nothing"),
+        ({"objectives": "{ce: , kd: {weight: .nan}}"}, "objectives.kd.weight: nan is no number to compute with"),
+        (
+            {"objectives": "{ce: , x: {terms: [{loss: kd, task: 0.1}]}}"},
+            "objectives.x.terms.0.task: 'task' is the objective's, not a term's",
+        ),
+        ({"objectives": "{ce: , 'rdk:official_cls': }"}, "there is neither a loss 'rdk' nor a module of that name; did you mean 'rkd'?"),
+        ({"recipe": "{name: short, warmup_epochs: -3}"}, "warmup_epochs must not be negative, and is -3"),
+        (
+            {"recipe": "{name: short, batch_size: 500, drop_last: true}"},
+            "40 training images make no batch of 500, and drop_last drops the rest",
+        ),
+        ({"dataset": "{name: digits, per_class: 500}"}, "per_class must be between 1 and 80"),
+        ({"dataset": "{name: digits, validation: 3.0}"}, "validation is the share that is held out"),
+        ({"+kd": "{weight: abc}", "objectives": "[ce, sp]"}, "+kd.weight: 'abc': Input should be a valid number"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_told(write_suite: Callable[..., Path], changes: dict[str, str], told: str) -> None:
+    assert any(told in line for line in mistakes(write_suite(**changes)))
+
+
+def test_an_objective_of_several_terms_carries_their_variants_and_the_weakest_claim(plan_of: Callable[..., Plan]) -> None:
+    text = "{ce: , both: {terms: [{loss: cka, weight: 1, weight_from: assumed}, {loss: cc}]}}"
+    both = plan_of(objectives=text, baselines="[ce]").suite.objectives["both"]
+
+    assert both.label == "both (cka (centred), cc (taylor))"
+    assert both.weight_from == "assumed"
+
+
+def test_a_refused_pair_of_listed_objectives_is_told_at_its_own_line(write_suite: Callable[..., Path]) -> None:
+    path = write_suite(
+        objectives="""
+        - ce
+        - kd
+        - both:
+            terms: [{loss: kd, weight: 1}, {loss: sp, weight: 1, tap: stages}]
+        """,
+        teachers="{big: {model: small_mobile, widths: [4, 6, 8]}}",
+    )
+    line = path.read_text().splitlines().index("  - both:") + 1
+
+    assert mistakes(path)[0].startswith(f"tiny.yaml:{line}: objectives.both: small <- big: the loss 'sp' refuses")
+
+
 FLAT = '''
 from torch import nn
 from kdbench.losses._base import Taps

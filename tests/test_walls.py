@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "datasets": {"errors", "datasets"},
     "recipes": {"errors", "recipes"},
     "tasks": {"errors", "tasks", "losses", "datasets"},
-    "plan": {"errors", "plan", "cell", "store", "parts", "losses", "through_timm", "stats"},
+    "plan": {"errors", "plan", "cell", "record", "store", "parts", "losses", "recipes", "through_timm", "stats"},
 }
 """Each room, and the rooms and modules of the house that it may know."""
 

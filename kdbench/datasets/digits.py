@@ -8,6 +8,9 @@ import torch
 
 from kdbench.datasets._base import Dataset, ImageData, Images, canonical, first_per_class, split_off
 
+POOL = 898
+LEAST_CLASS = 80
+
 
 class Digits(Dataset):
     """1797 handwritten digits of 8x8 pixels, embedded in scikit-learn: real images that need no download.
@@ -18,6 +21,12 @@ class Digits(Dataset):
     """
 
     def __init__(self, *, per_class: int | None = None, validation: float = 0.0, split_seed: int = 0, padding: int = 1):
+        if per_class is not None and not 1 <= per_class <= LEAST_CLASS:
+            raise ValueError(f"per_class must be between 1 and {LEAST_CLASS} (the smallest class has no more), not {per_class}")
+        if not 0 <= validation < 1:
+            raise ValueError(f"validation is the share that is held out, between 0 and 1, not {validation}")
+        if not 0 <= padding < 8:
+            raise ValueError(f"padding must be between 0 and 7 pixels, not {padding}")
         self.per_class = per_class
         self.validation = validation
         self.split_seed = split_seed
@@ -28,15 +37,13 @@ class Digits(Dataset):
 
     @property
     def n_train(self) -> int:
-        pool = 898 if self.per_class is None else 10 * self.per_class
+        pool = POOL if self.per_class is None else 10 * self.per_class
         return pool - round(pool * self.validation)
 
     def load(self, folder: Path) -> ImageData:
         images, digests = canonical(self.read())
-        pool, test = (
-            images.take(np.arange(0, len(images), 2)[:898]),
-            images.take(np.setdiff1d(np.arange(len(images)), np.arange(0, len(images), 2)[:898])),
-        )
+        chosen = np.arange(0, 2 * POOL, 2)
+        pool, test = images.take(chosen), images.take(np.setdiff1d(np.arange(len(images)), chosen))
         if self.per_class is not None:
             pool = pool.take(first_per_class(pool.labels, self.per_class))
         train, val = split_off(pool, self.validation, self.split_seed) if self.validation else (pool, None)

@@ -7,7 +7,7 @@ and returns one scalar (or named scalars, whose sum is the loss).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -210,7 +210,3 @@ class Loss(nn.Module):
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def with_target(batch: Batch, target: Any) -> Batch:
-    return replace(batch, target=target)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.cell import Cell
+from kdbench.recipes._base import Recipe
 
 SIDE_BY_SIDE = 16
 """How many students one process trains at once unless told otherwise: the machine's matter, not the science's."""
 
-SHARED_RECIPE = ("epochs", "batch_size", "drop_last", "evaluate_every")
 BACKWARD = 2.0
 """A backward pass costs about twice a forward pass."""
 
@@ -45,7 +45,7 @@ def key(cell: Cell, position: Any = 0, texts: dict[int, str] | None = None) -> t
         return texts[id(value)]
 
     recipe = config["recipe"]
-    shared = [str(recipe[name]) for name in SHARED_RECIPE]
+    shared = [str(recipe[name]) for name in sorted(Recipe.shared)]
     stream = [text(config[name]) for name in ("task", "dataset", "numerics")]
     plain = [str(config[name]) for name in ("seed", "repeat", "role", "depends")]
     return (*stream, *plain, *shared, str(position))

@@ -11,8 +11,8 @@ from kdbench import parts
 from kdbench.cell import SCHEMA, Cell
 from kdbench.errors import SuiteError
 from kdbench.plan.suite import Net, Objective, Suite
+from kdbench.record import MANIFEST_SCHEMA
 
-MANIFEST_SCHEMA = 1
 ALPHA = 0.05
 
 
@@ -28,11 +28,6 @@ class Row:
     repeat: int
     teacher_seed: int | None
 
-    @property
-    def title(self) -> str:
-        beside = f" <- {self.teacher}" if self.teacher and self.role == "student" else ""
-        return f"{self.student}{beside}, {self.objective}, {'seed' if self.role == 'teacher' else 'repeat'} {self.repeat}"
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,10 +39,6 @@ class Plan:
     @cached_property
     def cells(self) -> dict[str, Cell]:
         return {row.cell.id: row.cell for row in self.rows}
-
-    @cached_property
-    def titles(self) -> dict[str, str]:
-        return {row.cell.id: row.title for row in self.rows}
 
     @property
     def teachers(self) -> list[Row]:

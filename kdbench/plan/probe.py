@@ -87,21 +87,23 @@ def probe(plan: Plan) -> Probes:
                     models[model_key(net.model)] = probe_model(net.model, dataset, outputs, suite.sources)
                 except KdbenchError as error:
                     mistakes.append(f"{suite.source.at((section, name))}: {section}.{name}: {error}")
+            if net.recipe["drop_last"] and dataset.n_train < net.recipe["batch_size"]:
+                told = f"{dataset.n_train} training images make no batch of {net.recipe['batch_size']}, and drop_last drops the rest"
+                mistakes.append(f"{suite.source.at(('recipe',))}: {section}.{name}: {told}")
     if mistakes:
         raise SuiteError(mistakes)
     with torch.device("meta"):
         labels = torch.empty(dataset.n_train, dtype=torch.int64)
-        told: dict[str, str | None] = {}
+        refusals: dict[str, str | None] = {}
         for student, teacher, name in plan.compared:
             objective = suite.objectives[name]
             sides = models[model_key(suite.students[student].model)], models[model_key(suite.teachers[teacher].model)]
-            for place, term in enumerate(objective.config["terms"]):
+            for term in objective.config["terms"]:
                 seen = json.dumps([term["loss"], term["options"], [_shapes(side.taps) for side in sides]], sort_keys=True)
-                if seen not in told:
-                    told[seen] = _refusal(term, _pair(*sides, labels), suite.sources)
-                if told[seen]:
-                    where = suite.source.at(("objectives", name if isinstance(suite.source.data["objectives"], dict) else place))
-                    mistakes.append(f"{where}: objectives.{name}: {student} <- {teacher}: {told[seen]}")
+                if seen not in refusals:
+                    refusals[seen] = _refusal(term, _pair(*sides, labels), suite.sources)
+                if refusals[seen]:
+                    mistakes.append(f"{suite.source.at(objective.where)}: objectives.{name}: {student} <- {teacher}: {refusals[seen]}")
     if mistakes:
         raise SuiteError(mistakes)
     return Probes(models, dataset.n_train)

@@ -40,12 +40,13 @@ class Net:
 
 @dataclass(frozen=True)
 class Objective:
-    """`config` is hashed; `label` is what tables print; `weight_from` says whose the weight is."""
+    """`config` is hashed; `label` is what tables print; `weight_from` says whose the weight is; `where` it stands in the file."""
 
     name: str
     label: str
     config: Json
     weight_from: str
+    where: Where = ()
 
     @property
     def needs_teacher(self) -> bool:
@@ -101,6 +102,7 @@ WeightFrom = Literal["published", "released", "tuned", "assumed"]
 Names = str | list[str]
 Named = list[str] | dict[str, Json | None]
 PLACES = ("student", "teacher", "objective")
+NOT_A_TERMS = {"task", "+kd", "terms"}
 
 
 class _Exclude(BaseModel):
@@ -348,12 +350,7 @@ class _Reading:
 
     def _objectives(self, says: Any, beside_kd: bool | Json | None, task: parts.Part | None) -> dict[str, Objective]:
         listed: dict[str, tuple[Where, Json]] = {}
-        entries = (
-            says.items()
-            if isinstance(says, dict)
-            else ((one, None) if isinstance(one, str) else next(iter(one.items())) for one in says or [])
-        )
-        for place, (name, options) in enumerate(entries):
+        for place, (name, options) in enumerate(self._entries(says)):
             where: Where = ("objectives", name) if isinstance(says, dict) else ("objectives", place)
             if name in listed:
                 self.wrong(where, f"the objective '{name}' stands twice")
@@ -372,6 +369,23 @@ class _Reading:
                     found[both.name] = both
         return found
 
+    def _entries(self, says: Any) -> list[tuple[str, Json | None]]:
+        """(name, options) of objectives that are listed or mapped."""
+        if isinstance(says, dict):
+            return list(says.items())
+        entries: list[tuple[str, Json | None]] = []
+        for place, one in enumerate(says or []):
+            if isinstance(one, str):
+                entries.append((one, None))
+            elif len(one) == 1:
+                entries.append(next(iter(one.items())))
+            else:
+                keys = ", ".join(map(str, one)) or "nothing"
+                self.wrong(
+                    ("objectives", place), f"one name with its options stands here, not {keys}: are the options indented below the name?"
+                )
+        return entries
+
     def _objective(self, where: Where, name: str, says: Json, alone: str) -> tuple[Objective | None, bool | Json | None]:
         if not isinstance(says, dict):
             self.wrong(where, f"options are a mapping, and this is {says!r}")
@@ -384,7 +398,7 @@ class _Reading:
         if name == alone and fields.loss is None and fields.terms is None:
             for key in options:
                 self.wrong((*where, key), f"'{alone}' is the task's loss alone: it has no options")
-            return Objective(name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": []}, "published"), False
+            return Objective(name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": []}, "published", where), False
         if fields.terms is not None:
             return self._combined(where, name, fields, options), fields.beside_kd
         return self._single(where, name, fields, options), fields.beside_kd
@@ -425,33 +439,52 @@ class _Reading:
         variant = part.build(resolved).variant
         label = name if variant is None or variant in name else f"{name} ({variant})"
         default = "published" if fields.weight is None else "the suite"
-        return Objective(name, label, {"task": float(task), "terms": terms}, fields.weight_from or default)
+        return Objective(name, label, {"task": float(task), "terms": terms}, fields.weight_from or default, where)
 
     def _combined(self, where: Where, name: str, fields: _ObjectiveFields, options: Json) -> Objective | None:
         """Several terms: each `{loss: ..., weight: ..., option: ...}`."""
         for key in options:
             self.wrong((*where, key), "options stand with their term, under `terms`")
-        terms = []
+        singles = []
         for place, says in enumerate(fields.terms or []):
-            single = self._objective((*where, "terms", place), says.get("loss", ""), says, alone="")[0]
-            if single:
-                terms.extend(single.config["terms"])
-        if len(terms) < len(fields.terms or []):
+            at: Where = (*where, "terms", place)
+            for key in sorted(NOT_A_TERMS & set(says)):
+                self.wrong((*at, key), f"'{key}' is the objective's, not a term's: it stands beside `terms`")
+            if not isinstance(says.get("loss"), str):
+                self.wrong(at, "a term needs its `loss`")
+                continue
+            said = {key: value for key, value in says.items() if key not in NOT_A_TERMS}
+            singles.append(self._objective(at, says["loss"], said, alone="")[0])
+        found = [single for single in singles if single]
+        if len(found) < len(fields.terms or []):
             return None
+        variants = [one.label for one in found if one.label != one.name]
+        # The weakest claim of any term is the objective's.
+        claims = {one.weight_from for one in found}
+        weakest = next((claim for claim in ("assumed", "tuned", "the suite", "released") if claim in claims), "published")
         return Objective(
-            name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": terms}, fields.weight_from or "the suite"
+            name=name,
+            label=f"{name} ({', '.join(variants)})" if variants else name,
+            config={
+                "task": 1.0 if fields.task is None else float(fields.task),
+                "terms": [term for one in found for term in one.config["terms"]],
+            },
+            weight_from=fields.weight_from or weakest,
+            where=where,
         )
 
     def _with_kd(self, where: Where, objective: Objective, says: bool | Json) -> Objective | None:
         kd = parts.load("loss", "kd")
         options = {**KD_BESIDE, **(says if isinstance(says, dict) else {})}
-        weight = options.pop("weight")
+        weight = self._checked((*where, "+kd", "weight"), Weight, options.pop("weight"))
+        if weight is None:
+            return None
         resolved = self._resolved((*where, "+kd"), kd, options)
         if resolved is None:
             return None
         terms = [*objective.config["terms"], _term(kd, resolved, weight, "matched")]
         config = {**objective.config, "terms": terms}
-        return Objective(f"{objective.name}+kd", f"{objective.label}+kd", config, objective.weight_from)
+        return Objective(f"{objective.name}+kd", f"{objective.label}+kd", config, objective.weight_from, where)
 
     # What stands beside what
 
@@ -471,6 +504,8 @@ class _Reading:
             self._known(("pairs", student), student, students, "students")
             for teacher in [named] if isinstance(named, str) else named:
                 self._known(("pairs", student), teacher, teachers, "teachers")
+                if (student, teacher) in pairs:
+                    self.wrong(("pairs", student), f"'{teacher}' stands twice")
                 pairs.append((student, teacher))
         return pairs
 
@@ -491,6 +526,8 @@ class _Reading:
             return [name for name in DEFAULT_BASELINES if name in objectives]
         for place, name in enumerate(says):
             self._known(("baselines", place), name, objectives, "objectives")
+            if name in says[:place]:
+                self.wrong(("baselines", place), f"'{name}' stands twice")
         return says
 
 

@@ -93,7 +93,7 @@ def as_text(suite: Path, results: Path) -> str:
 
 def power_lines(repeats: int, family: int, baselines: Iterable[str]) -> list[str]:
     """What so many repeats can show, in standard deviations of the paired difference."""
-    from kdbench.stats.power import detectable_difference
+    from kdbench.stats.power import detectable_difference, repeats_needed
 
     named = " and ".join(baselines) or "no baseline"
     lines = [f"what {repeats} repeats can show, in sd of the paired difference (80 % power, alpha {ALPHA:g}):"]
@@ -104,7 +104,9 @@ def power_lines(repeats: int, family: int, baselines: Iterable[str]) -> list[str
         worst = detectable_difference(repeats, ALPHA, family)
         lines.append(f"  {worst:.2g} at the first step of Holm over the family of {family} comparisons with {named}")
     if repeats < 5:
-        lines.append("  five repeats would show about " + f"{detectable_difference(5, ALPHA):.2g}: consider them")
+        lines.append(f"  five repeats would show about {detectable_difference(5, ALPHA):.2g}: consider them")
+    needed = repeats_needed(1.0, ALPHA, max(family, 1))
+    lines.append(f"  a difference of one sd would need {repeats_needed(1.0, ALPHA)} repeats alone, {needed} at the first step of Holm")
     return lines
 
 

@@ -4,6 +4,8 @@ stands once."""
 from __future__ import annotations
 
 import datetime
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,11 @@ class Source:
         if not isinstance(self._tree, CommentedMap):
             raise SuiteError([f"{path}:1: a suite is a mapping (name: ..., dataset: ..., ...), and this is {_kind(self._tree)}"])
         self.data: dict[str, Any] = _plain(self._tree)
+        endless = [
+            f"{self.at(where)}: {'.'.join(map(str, where))}: {value} is no number to compute with" for where, value in _endless(self.data)
+        ]
+        if endless:
+            raise SuiteError(endless)
 
     def at(self, where: Where) -> str:
         """`file:line` of a value, or of the nearest thing above it that is in the file."""
@@ -51,6 +58,23 @@ class Source:
                 break
             node = node[key]
         return f"{self.path}:{line + 1}"
+
+
+def suite_name(text: str) -> str:
+    """A suite's name, from the name itself or from its file. Raises SuiteError when the file cannot be read."""
+    if not text.endswith((".yaml", ".yml")):
+        return text
+    path = Path(text)
+    return str(Source(path).data.get("name", path.stem))
+
+
+def _endless(node: Any, where: Where = ()) -> Iterator[tuple[Where, float]]:
+    """Numbers that are infinite or not numbers."""
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inner:
+        yield from _endless(value, (*where, key))
+    if isinstance(node, float) and not math.isfinite(node):
+        yield where, node
 
 
 def _plain(node: Any) -> Any:

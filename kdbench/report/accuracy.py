@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.report.caption import accuracy_caption, accuracy_facts
 from kdbench.report.comparison import comparisons, student_runs
 from kdbench.report.manifest import Block, Manifest, Metric, labels
-from kdbench.report.notes import INCOMPLETE, UNTESTED, idle_notes, incomplete_notes, untested_notes
+from kdbench.report.notes import INCOMPLETE, UNTESTED, idle_notes, incomplete_notes, mixed_notes, untested_notes
 from kdbench.report.table import ABSENT, EMPTY, Column, Entry, Group, Table
 from kdbench.stats.repeats import summarise
 
@@ -112,7 +112,8 @@ def _key(line: Any, objective: str | None = None) -> Key:
 
 def _group(block: Block, gathered: Gathered, shown: Collection[str]) -> Group:
     names = labels(gathered.manifest)
-    kept = [name for name in names if name in shown]
+    # What the suite excludes from this block is no row of it.
+    kept = [name for name in names if name in shown and _key(block, name) in gathered.runs]
     keys = [_key(block, name) for name in kept]
     runs = {names[key[3]]: gathered.runs.get(key, []) for key in keys}
     every = [line for name in names for line in gathered.runs.get(_key(block, name), [])]
@@ -125,7 +126,7 @@ def _group(block: Block, gathered: Gathered, shown: Collection[str]) -> Group:
         title=" · ".join([block["dataset"], f"student {block['student']}", *([f"teacher {block['teacher']}"] if block["teacher"] else [])]),
         rows=tuple(_row(block, name, gathered) for name in kept),
         facts=accuracy_facts(gathered.manifest, block, every, _teachers(every, gathered), tests, len(gathered.differences)),
-        notes=(*incomplete_notes(runs, complete), *untested_notes(printed_tests, names), *idle_notes(runs)),
+        notes=(*incomplete_notes(runs, complete), *untested_notes(printed_tests, names), *idle_notes(runs), *mixed_notes(every)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdbench.report.manifest import Manifest, block_frame
+from kdbench.report.notes import MIXED
 from kdbench.stats.holm import holm
 from kdbench.stats.paired import family, paired_differences
 from kdbench.stats.repeats import spread_over_blocks
@@ -27,7 +28,7 @@ def student_runs(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     """
     wanted = ["dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id", "state", "why"]
     students = table[table["role"] == "student"]
-    runs = students[[*wanted, "n_train", "n_test", "data_fingerprint", "least_gradient"]].copy()
+    runs = students[[*wanted, "n_train", "n_test", "data_fingerprint", "least_gradient", *MIXED]].copy()
     runs["value"] = students[f"{manifest['metrics'][0]['name']}_last"]
     mixed = runs.groupby("dataset")["data_fingerprint"].transform("nunique") > 1
     runs = runs.assign(value=runs["value"].mask(mixed), mixed_data=mixed)

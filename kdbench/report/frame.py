@@ -66,7 +66,7 @@ def _observed(store: Store, cell_id: str) -> dict[str, Any]:
         **(result.get("metrics") or {}),
         **{name: result.get(name) for name in ("n_train", "n_test", "data_fingerprint")},
         **{name: circumstance.get(name) for name in ("device", "torch", "train_s")},
-        "code_version": circumstance.get("kdbench"),
+        "code_version": circumstance.get("code", circumstance.get("kdbench")),
         "least_gradient": _least_gradient(result.get("history") or []),
         "state": record.outcome,
         "why": why,
@@ -88,7 +88,8 @@ def _unfinished(store: Store, cell_id: str) -> dict[str, Any]:
         return {"state": "running", "why": ""}
     failure = store.failure(cell_id)
     if failure is not None:
-        return {"state": "failed", "why": f"{failure.get('class', 'unknown failure')}: {failure.get('message', '')}"}
+        state = "blocked" if failure.get("class") == "blocked" else "failed"
+        return {"state": state, "why": f"{failure.get('class', 'unknown failure')}: {failure.get('message', '')}"}
     return {"state": "missing", "why": ""}
 
 

@@ -25,7 +25,7 @@ def load_frame(path: Path | str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = Path(path)
+    path = Path(path).resolve()
     if path.suffix == ".parquet" and path.is_file():
         return pd.read_parquet(path)
     if path.suffix == ".csv" and path.is_file():

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, NotRequired
 from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from kdbench.errors import DamagedError
+from kdbench.record import MANIFEST_SCHEMA
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCHEMA = 1
 
 
 class Metric(TypedDict):
@@ -98,8 +97,8 @@ def checked(raw: Mapping[str, Any]) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise DamagedError(f"the manifest has {error.error_count()} mistakes, the first at {where}: {first['msg']}") from error
-    if manifest["schema"] != SCHEMA:
-        raise DamagedError(f"the manifest has the schema {manifest['schema']}; this kdbench reads schema {SCHEMA}")
+    if manifest["schema"] != MANIFEST_SCHEMA:
+        raise DamagedError(f"the manifest has the schema {manifest['schema']}; this kdbench reads schema {MANIFEST_SCHEMA}")
     if not manifest["metrics"]:
         raise DamagedError("the manifest names no metric")
     return manifest

@@ -13,6 +13,8 @@ STATES = ("diverged", "failed", "damaged", "blocked", "running", "missing")
 NAMED = 3
 """So many runs of a kind are named one by one; the frame beside the report has them all."""
 REASON_CHARACTERS = 160
+MIXED = {"device": "devices", "torch": "versions of torch", "code_version": "versions of the code"}
+"""Circumstances that a comparison should have in common."""
 IDLE = 0.01
 """A term whose gradient never reaches this share of the task's does nothing."""
 
@@ -34,8 +36,6 @@ def incomplete_notes(runs: Mapping[str, list[dict[str, Any]]], complete: Mapping
 
 
 def _what_is_lacking(runs: list[dict[str, Any]], complete: int, asked: int) -> str:
-    if not runs:
-        return "not planned in this block"
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         kinds[_state(run)].append(run)
@@ -95,3 +95,10 @@ def idle_notes(runs: Mapping[str, list[dict[str, Any]]]) -> list[str]:
         f"Warning: a term of {label} did nothing: its gradient never exceeded {100 * ratio:.2g} % of the task's; its weight is too small"
         for label, ratio in idle.items()
     ]
+
+
+def mixed_notes(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A warning for each circumstance in which the runs of a block differ."""
+    runs = list(runs)
+    found = {name: sorted({run[name] for run in runs if isinstance(run[name], str)}) for name in MIXED}
+    return [f"Warning: the runs of this block mix {MIXED[name]}: {', '.join(values)}" for name, values in found.items() if len(values) > 1]

@@ -23,7 +23,7 @@ from kdbench.losses._base import Batch, Taps
 from kdbench.run import failure
 from kdbench.run.build import load_data, make_objective, make_student, make_task
 from kdbench.run.member import Member
-from kdbench.run.numerics import settle
+from kdbench.run.numerics import autocast, settle
 from kdbench.run.stream import BatchPlan
 from kdbench.run.teacher import Live, load_teacher
 from kdbench.run.worker import choose_device, circumstance
@@ -119,7 +119,7 @@ class _Step:
         self.batch = Batch(self.targets, torch.as_tensor(self.index, device=member.device), 0, 0)
         self.teacher_taps = self._teacher()
         member.trained.train()
-        with torch.no_grad():
+        with torch.no_grad(), autocast(member.numerics, self.inputs):
             task_losses, taps = member.task.step(member.student, self.inputs, self.targets)
         self.task_losses, self.taps = task_losses, taps
 
@@ -146,7 +146,8 @@ class _Step:
         self.member.step(inputs, targets, self.batch, self._teacher())
 
     def _student(self) -> None:
-        losses, _ = self.member.task.step(self.member.student, self.inputs, self.targets)
+        with autocast(self.member.numerics, self.inputs):
+            losses, _ = self.member.task.step(self.member.student, self.inputs, self.targets)
         torch.stack(list(losses.values())).sum().backward()
 
     def _loss(self) -> None:
@@ -182,6 +183,7 @@ def _loss_flops(work: _Step) -> int:
 
 def _peak_gib(work: _Step, device: torch.device) -> float | None:
     """The most memory that a step held at once beyond what lay there before it (weights, optimiser state, data)."""
+    work.member.optimizer.zero_grad(set_to_none=True)  # gradients count to the step, and the profiler does not see older ones go
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

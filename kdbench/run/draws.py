@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kdbench.cell import without_neutral
+
 
 def seed_of(*what: Any) -> int:
     """A 63-bit seed from JSON values."""
@@ -29,6 +31,7 @@ class Streams:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Streams:
+        config = without_neutral(config)  # a field that came later must not move the draws of older cells
         shared = [config["role"], config["seed"], config["dataset"], config["repeat"]]
         own = [*shared, config["student"]]
         return cls(

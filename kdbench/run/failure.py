@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -24,6 +24,12 @@ CLASSES = {
 }
 """Every class of failure, and what it means."""
 
+CROWDED = ("device memory", "host memory")
+"""Failures that a bundle may owe to its size: its students are tried again one by one."""
+
+STOPPED = 75
+"""Exit status of a worker that was asked to stop and has saved: try again (EX_TEMPFAIL)."""
+
 LAST_LINES = 15
 log: deque[str] = deque(maxlen=LAST_LINES)
 """The last lines of this process's log: a failure takes them along."""
@@ -36,7 +42,9 @@ def note(line: str) -> None:
 
 
 def describe(error: BaseException, traceback: str) -> dict[str, Any]:
-    return _failure(classify(error), f"{type(error).__name__}: {error}", traceback, log)
+    kind = classify(error)
+    advice = "; choose a smaller net or a device with more memory: the batch is never made smaller" if kind in CROWDED else ""
+    return _failure(kind, f"{type(error).__name__}: {error}{advice}", traceback, log)
 
 
 def killed(signal: str, lines: Iterable[str]) -> dict[str, Any]:
@@ -65,9 +73,11 @@ def classify(error: BaseException) -> str:
 
 
 def put(store: Store, cell_id: str, failure: dict[str, Any]) -> None:
-    """Keep a failure. A full disk must not turn one failure into another: then the log is all there is."""
-    with contextlib.suppress(StoreError):
+    """Keep a failure. A full disk must not turn one failure into another: then it is told in the log alone."""
+    try:
         store.put_failure(cell_id, failure)
+    except StoreError as error:
+        print(f"{cell_id}: {failure['class']}: {failure['message']} (not written down: {error})", file=sys.stderr, flush=True)
 
 
 def _failure(kind: str, message: str, traceback: str, lines: Iterable[str]) -> dict[str, Any]:

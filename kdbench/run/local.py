@@ -17,6 +17,7 @@ from kdbench.cell import Cell
 from kdbench.plan.bundle import Bundle, bundles
 from kdbench.plan.matrix import Plan
 from kdbench.run import failure, watch
+from kdbench.run.failure import STOPPED
 from kdbench.store import Store
 
 POLL_S = 0.2
@@ -56,11 +57,10 @@ def wanted(store: Store, cells: Sequence[Cell]) -> list[Cell]:
     """The cells that are neither done nor being trained. A damaged record is set aside: its cell is wanted again."""
     found = []
     for cell in cells:
-        if store.is_done(cell.id) and watch.state(store, cell.id).name in watch.DONE:
-            continue
-        if store.file(cell.id, "record.json").exists():
+        now = watch.state(store, cell.id).name
+        if now == "damaged":
             store.set_aside(store.file(cell.id, "record.json"))
-        if not store.is_alive(cell.id):
+        if now not in (*watch.DONE, "running"):
             found.append(cell)
     return found
 
@@ -115,16 +115,21 @@ def _ready(store: Store, manifest: Mapping[str, Any], pending: list[Cell]) -> tu
     """(cells that can be trained now, cells that must wait); what waits for nothing any more is written down as blocked."""
     ready, waiting = [], []
     unable: dict[str, str | None] = {}
+    there: dict[str, bool] = {}
     mine = {cell.id for cell in pending}
     for cell in pending:
-        if store.is_done(cell.id):
-            continue
+        # The teacher first, once: ten thousand cells may wait for it, and the disk may be far away.
         teacher = cell.depends.get("teacher")
         if teacher is not None and teacher not in unable:
             unable[teacher] = _unable(store, manifest, teacher, teacher in mine)
-        if teacher is not None and unable[teacher]:
+            there[teacher] = store.is_done(teacher)
+        if teacher is not None and not unable[teacher] and not there[teacher]:
+            waiting.append(cell)
+        elif store.is_done(cell.id):
+            continue
+        elif teacher is not None and unable[teacher]:
             failure.put(store, cell.id, failure.blocked(f"blocked by teacher {teacher}: {unable[teacher]}"))
-        elif store.is_alive(cell.id) or (teacher is not None and not store.is_done(teacher)):
+        elif store.is_alive(cell.id):
             waiting.append(cell)
         else:
             ready.append(cell)
@@ -158,7 +163,7 @@ def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int
     log = store.suite_folder(suite) / "jobs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "kdbench.run.worker", str(machine.results), *bundle.ids]
-    command += ["--data", str(machine.data), "--device", machine.device]
+    command += ["--data", str(machine.data), "--device", machine.device, "--side-by-side", str(machine.side_by_side)]
     if machine.checkpoint_every_s is not None:
         command += ["--checkpoint-every", str(machine.checkpoint_every_s)]
     with open(log, "ab") as out:
@@ -169,8 +174,12 @@ def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int
 def environment(machine: Machine, slot: int) -> dict[str, str]:
     """One core a process; with several GPUs, one of them each."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    gpu = {"CUDA_VISIBLE_DEVICES": str(slot % machine.gpus)} if machine.gpus > 1 else {}
-    return {**os.environ, **threads, **gpu}
+    if machine.gpus < 2:
+        return {**os.environ, **threads}
+    # Of the GPUs that were given to this process: on a shared machine, the others are somebody else's.
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    mine = given if len(given) == machine.gpus else [str(place) for place in range(machine.gpus)]
+    return {**os.environ, **threads, "CUDA_VISIBLE_DEVICES": mine[slot % machine.gpus]}
 
 
 def _over(job: _Job, store: Store, told: Told) -> bool:
@@ -190,13 +199,16 @@ def _left_over(job: _Job, store: Store, waiting: list[Bundle], alone: set[str]) 
     status = job.process.returncode
     elsewhere = []
     for cell in job.bundle.cells:
-        if store.is_done(cell.id) or store.failure(cell.id) is not None:
+        failed = store.failure(cell.id)
+        crowded = len(job.bundle.cells) > 1 and cell.id not in alone
+        if store.is_done(cell.id) or status == STOPPED or (failed and not (crowded and failed["class"] in failure.CROWDED)):
             continue
-        if store.is_alive(cell.id) or status == 0:
+        if not failed and (store.is_alive(cell.id) or status == 0):
             elsewhere.append(cell)
-        elif len(job.bundle.cells) > 1 and cell.id not in alone:
-            # One student may have brought the others down.
+        elif crowded:
+            # One student may have brought the others down, or taken their memory: the batch is never made smaller, the bundle is.
             alone.add(cell.id)
+            store.clear_failure(cell.id)
             waiting.append(Bundle((cell,)))
         else:
             lines = job.log.read_text(errors="replace").splitlines()

@@ -65,7 +65,11 @@ def train(
             taps = teacher.taps(inputs, index, views) if teacher else None
             batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, epoch * plan.steps + step)
             live = [member for member in live if _survives(keeper, member, _step, member, inputs, targets, batch, taps, step == 0)]
+            if not live:
+                return
         live = [member for member in live if _survives(keeper, member, _end, member, epoch, plan, keeper)]
+        if not live:
+            return
     for member in live:
         _survives(keeper, member, keeper.finished, member)
 

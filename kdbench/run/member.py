@@ -81,8 +81,8 @@ class Member:
         task = norms.pop("task")
         return {name: norm / task for name, norm in norms.items()} if task > 0 else {}
 
-    def end_epoch(self, epoch: int, evaluated: dict[str, dict[str, float | None]]) -> int:
-        """Close the epoch's entry in the history. Returns the first step that was not finite, or `NEVER`."""
+    def end_epoch(self, epoch: int, evaluated: dict[str, dict[str, float | None]]) -> None:
+        """Close the epoch's entry in the history."""
         entry: dict[str, Any] = {"epoch": epoch, "lr": self.lr, "terms": {}}
         for name, sums in self.sums.items():
             raw, weighted = (_number(value / self.seen) for value in sums.tolist())
@@ -93,7 +93,6 @@ class Member:
             if name in self.gradients:
                 entry["terms"][name]["gradient_ratio"] = _number(self.gradients[name])
         self.history.append({**entry, **evaluated})
-        return int(self.bad_step)
 
     def went_bad(self, last_step: int) -> int:
         """The first step whose loss, or after whose epoch a weight, was not finite; `NEVER` if all is well. Waits for the device."""

@@ -73,7 +73,7 @@ def batch_device(task_losses: Mapping[str, Tensor]) -> torch.device:
 
 def _paired(term: Mapping[str, Any], teacher: Taps) -> Taps:
     """The teacher's rows as they come, or shuffled: the control arm in which a teacher says nothing about the image at hand."""
-    if term["pairing"] == "matched":
+    if term.get("pairing", "matched") == "matched":
         return teacher
     tensors = teacher.tensors()
     order = torch.randperm(len(tensors[0])).to(tensors[0].device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from kdbench.plan.yaml import suite_name
 from kdbench.run import watch
 from kdbench.store import Store
 
@@ -12,7 +13,7 @@ from kdbench.store import Store
 def text(results: Path, suite: str) -> str:
     """How a suite stands: a line of counts, the cells that are being trained, and why anything is missing."""
     store = Store(results)
-    manifest = store.manifest(Path(suite).stem if suite.endswith((".yaml", ".yml")) else suite)
+    manifest = store.manifest(suite_name(suite))
     states = {row["id"]: watch.state(store, row["id"]) for row in manifest["cells"]}
     counts = Counter(state.name for state in states.values())
     told = ", ".join(f"{counts[name]} {name}" for name in watch.STATES if counts[name])

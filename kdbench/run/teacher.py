@@ -21,7 +21,9 @@ from kdbench.store import Store
 from kdbench.tasks._base import Task
 
 SAME = 1e-3
-"""How far a re-evaluated teacher may be from its record: another device may turn a few images, not more."""
+SAME_IMAGES = 3
+"""How far a re-evaluated teacher may be from its record: another device may turn a few images, not more. A thousandth of the value for
+a metric that is no fraction of images."""
 
 
 class Live:
@@ -45,14 +47,14 @@ def load_teacher(store: Store, teacher_id: str, student: Cell, data: Data, task:
     cell, record = store.cell(teacher_id), store.record(teacher_id)
     if record is None or record.outcome != "finished":
         raise GateError(f"blocked by teacher {teacher_id}: it is {'not trained' if record is None else record.outcome}")
-    model = make_model(cell.config["student"], cell, data, task)
-    model.load_state_dict(load_weights(store, record))
-    model = laid_out(model, cell.config["numerics"], device)
-    check_gate(record, task, evaluate(task, model, data, "test", student.config["numerics"]), student.gate, task.gate(data))
     if record.result["data_fingerprint"] != data.fingerprint:
         raise GateError(
             f"teacher {teacher_id} was trained on other images ({record.result['data_fingerprint']}) than these ({data.fingerprint})"
         )
+    model = make_model(cell.config["student"], cell, data, task)
+    model.load_state_dict(load_weights(store, record))
+    model = laid_out(model, cell.config["numerics"], device)
+    check_gate(record, task, evaluate(task, model, data, "test", student.config["numerics"]), student.gate, task.gate(data))
     return model, cell
 
 
@@ -60,7 +62,8 @@ def check_gate(record: Record, task: Task, measured: dict[str, float | None], as
     """Raises GateError when the teacher is not what its record says or not good enough for the suite."""
     primary = task.primary()
     now, then = measured[primary.name], record.result["metrics"][f"{primary.name}_last"]
-    if now is None or abs(now - then) > SAME:
+    within = max(SAME, SAME_IMAGES / record.result["n_test"]) if primary.percent else SAME * abs(then)
+    if now is None or abs(now - then) > within:
         raise GateError(f"teacher {record.id} is not what its record says: {primary.label} {now} measured, {then} recorded")
     least = default if asked is None else asked
     if least is not None and (now < least if primary.higher_is_better else now > least):

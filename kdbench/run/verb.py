@@ -32,7 +32,7 @@ def run(suite: Path, results: Path, data: Path, device: str, jobs: int | None, c
     """Train, measure and report a suite. Returns 0 when every cell is a result, else 1."""
     console = Console(highlight=False, soft_wrap=True)
     plan, store = planned(suite), Store(results)
-    local.prepare(plan, store)
+    titles = {row["id"]: watch.title(row) for row in local.prepare(plan, store)["cells"]}
     machine = _machine(results, data, device, jobs, checkpoint_every_s)
     count = len(local.wanted(store, list(plan.cells.values())))
     if count:
@@ -41,7 +41,7 @@ def run(suite: Path, results: Path, data: Path, device: str, jobs: int | None, c
         console.print(f"{plan.suite.name}: nothing to train, {len(plan.cells)} cells are done or being trained")
     began = time.monotonic()
     try:
-        with Teller(console, plan.titles, count) as teller:
+        with Teller(console, titles, count) as teller:
             local.train(plan, store, machine, teller)
     except KeyboardInterrupt:
         console.print("interrupted: what was trained is saved; the same command goes on from there")
@@ -82,6 +82,7 @@ def _measure(plan: Plan, store: Store, machine: Machine, console: Console) -> bo
         if row.role == "student" and watch.state(store, row.cell.id).name == "finished":
             chosen.setdefault((row.student, row.teacher, row.objective), row.cell.id)
     if not chosen:
+        console.print("no costs: they are measured on settings of which one student is trained, and none is", markup=False)
         return False
     command = [sys.executable, "-m", "kdbench.run.cost", str(machine.results), *chosen.values()]
     command += ["--data", str(machine.data), "--device", machine.device]

@@ -22,10 +22,8 @@ from kdbench.cell import Cell
 from kdbench.errors import ClaimError, StoppedError
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
 from kdbench.run import failure
+from kdbench.run.failure import STOPPED
 from kdbench.store import Store
-
-STOPPED = 75
-"""Exit status of a worker that was asked to stop and has saved: try again (EX_TEMPFAIL)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Stop:
-    """Set by SIGTERM and by SIGUSR2; the loop looks at it at each step."""
+    """Set by SIGTERM, SIGUSR2 and SIGINT (which a terminal sends to all of its processes); the loop looks at it at each step."""
 
     def __init__(self) -> None:
         self.asked = False
-        for name in ("SIGTERM", "SIGUSR2"):
+        for name in ("SIGTERM", "SIGUSR2", "SIGINT"):
             signal.signal(getattr(signal, name), self._set)
 
     def _set(self, *_: Any) -> None:
@@ -71,17 +69,22 @@ def work(
     every_s = CHECKPOINT_EVERY_S if checkpoint_every_s is None else checkpoint_every_s
     with ExitStack() as claims:
         cells: list[Cell] = []
+        saved: dict[str, Any] = {}
+        status = 0
         for cell_id in ids:
             try:
                 claims.enter_context(store.claim(cell_id))
+                if not store.is_done(cell_id):  # asked again under the claim: it may have been finished in between
+                    cell = store.cell(cell_id)
+                    saved[cell_id] = checkpoint(store, cell, failure.note)
+                    cells.append(cell)
             except ClaimError as error:
                 failure.note(f"left alone: {error}")
-                continue
-            if not store.is_done(cell_id):  # asked again under the claim: it may have been finished in between
-                cells.append(store.cell(cell_id))
-        saved = {cell.id: checkpoint(store, cell, failure.note) for cell in cells}
+            except Exception as error:
+                status = 1
+                failure.note(f"{cell_id}: {error}")
+                failure.put(store, cell_id, failure.describe(error, traceback.format_exc()))
         positions = {cell_id: state["position"] for cell_id, state in saved.items() if state}
-        status = 0
         for bundle in bundles(cells, positions, side_by_side):
             try:
                 if not _train_bundle(store, bundle, saved, data_folder, device, every_s, stop):
@@ -156,9 +159,8 @@ def circumstance(device: Any, beside: int) -> dict[str, Any]:
 
     from kdbench import __version__
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -167,6 +169,14 @@ def circumstance(device: Any, beside: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "side_by_side": beside,
     }
+
+
+def cpu_name() -> str:
+    """The processor's model where the system tells it: times on two of them cannot be compared."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"cpu {models[0] if models else platform.processor() or platform.machine()}"
 
 
 def code_version() -> str:
