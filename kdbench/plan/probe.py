@@ -56,7 +56,7 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
             model.build(dataset.input_shape, outputs)
             model.eval()
             counter = FlopCounterMode(display=False)
-            with torch.no_grad(), counter:
+            with torch.no_grad(), _shapes_only(), counter:
                 taps = model(torch.empty(PROBE_IMAGES, *dataset.input_shape))
         except KdbenchError:
             raise
@@ -65,6 +65,19 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
             raise KdbenchError(f"it cannot be run on images of shape {shape}: {type(error).__name__}: {error}") from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Probed(taps, model, parameters, counter.get_total_flops() / PROBE_IMAGES)
+
+
+def _shapes_only() -> Any:
+    """A context in which norms and rectifiers give back what they get: they change no shape and hold no matrix product, and on the
+    meta device torch takes them apart in Python, which is most of the time of a probe."""
+    import torch.nn.functional as F
+    from torch.overrides import TorchFunctionMode
+
+    class ShapesOnly(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            return arguments[0] if function in (F.batch_norm, F.relu) else function(*arguments, **(options or {}))
+
+    return ShapesOnly()
 
 
 def probe(plan: Plan) -> Probes:
