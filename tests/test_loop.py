@@ -15,7 +15,7 @@ from kdbench.losses._base import Batch
 from kdbench.models.cifar_resnet import CifarResnet
 from kdbench.parts import load
 from kdbench.plan.matrix import Plan
-from kdbench.plan.suite import NUMERICS
+from kdbench.plan.schema import NUMERICS
 from kdbench.run.member import Member
 from kdbench.run.objective import Objective, weight_at
 from kdbench.run.teacher import Live

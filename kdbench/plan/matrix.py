@@ -10,7 +10,7 @@ from typing import Any
 from kdbench import parts
 from kdbench.cell import SCHEMA, Cell
 from kdbench.errors import SuiteError
-from kdbench.plan.suite import Net, Objective, Suite
+from kdbench.plan.schema import Net, Objective, Suite
 from kdbench.record import MANIFEST_SCHEMA
 
 ALPHA = 0.05
