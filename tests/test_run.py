@@ -312,11 +312,11 @@ def test_ten_thousand_cells_are_planned_within_two_seconds_after_imports(write_s
         objectives="{ce: , kd: , sp: , cc: , rkd: , 'kd:simkd': , 'kd:zoo': , cka: {weight: 1, weight_from: assumed}, rcka: }",
         repeats="100",
     )
-    seconds = []
+    seconds = []  # of the processor: beside other tests the clock says little
     for _ in range(3):
-        start = time.monotonic()
+        start = time.process_time()
         told = summary.as_text(path, tmp_path / "none")
-        seconds.append(time.monotonic() - start)
+        seconds.append(time.process_time() - start)
 
     assert told.startswith("tiny: 10003 cells")
     assert min(seconds) < 2.0

@@ -60,9 +60,9 @@ class ObjectiveReader:
         if not isinstance(says, dict):
             self.reading.wrong(where, f"options are a mapping, and this is {says!r}")
             return None, None
-        own = {key: "beside_kd" if key == "+kd" else key for key in says if key == "+kd" or key in ObjectiveFields.model_fields}
-        fields = self.reading.checked(where, ObjectiveFields, {own[key]: says[key] for key in own})
-        options = {key: value for key, value in says.items() if key not in own}
+        reserved = {field.alias or key for key, field in ObjectiveFields.model_fields.items()}
+        fields = self.reading.checked(where, ObjectiveFields, {key: value for key, value in says.items() if key in reserved})
+        options = {key: value for key, value in says.items() if key not in reserved}
         if fields is None:
             return None, None
         if name == alone and fields.loss is None and fields.terms is None:

@@ -118,7 +118,7 @@ class ObjectiveFields(BaseModel):
     task: float | None = None
     terms: list[Json] | None = None
     pairing: Literal["matched", "shuffled"] = "matched"
-    beside_kd: bool | Json | None = None
+    beside_kd: bool | Json | None = Field(default=None, alias="+kd")
 
 
 _Positive = Annotated[int, Field(ge=1)]
