@@ -331,3 +331,33 @@ def test_show_prints_a_cell_by_the_start_of_its_id(plan_of: Callable[..., Plan],
     assert told["id"] == cell_id and told["state"] == "finished" and "top1_last" in told["metrics"]
     assert told["config"]["objective"] == {"task": 1.0, "terms": []}
     assert kdbench("show", "ffff00", "--results", str(store.root)).exit_code == 2
+
+
+def test_a_worker_that_is_stopped_from_outside_blocks_its_students_and_the_next_run_goes_on(
+    write_suite: Callable[..., Path], store: Store
+) -> None:
+    import psutil
+
+    path = write_suite(
+        teachers="{big: {model: cifar_resnet, min_top1: 0, recipe: {epochs: 60, milestones: [50]}}}", objectives="[kd]", repeats="1"
+    )
+    command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 60
+    while not list(store.root.rglob("progress.jsonl")) and time.monotonic() < end:
+        time.sleep(0.05)
+    (worker,) = psutil.Process(run.pid).children()
+    worker.terminate()
+    told = run.communicate(timeout=60)[0]
+
+    assert run.returncode == 1
+    assert "was asked to stop from outside" in told and "blocked by teacher" in told
+    assert kdbench("run", str(path), "--results", str(store.root), "--no-profile").exit_code == 0
+
+
+def test_a_damaged_manifest_is_written_anew(plan_of: Callable[..., Plan], store: Store) -> None:
+    plan = plan_of()
+    local.prepare(plan, store)
+    (store.suite_folder("tiny") / "manifest.json").write_text("{")
+
+    assert local.prepare(plan, store) == store.manifest("tiny")

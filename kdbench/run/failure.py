@@ -52,6 +52,11 @@ def killed(signal: str, lines: Iterable[str]) -> dict[str, Any]:
     return _failure("killed", f"the training process ended with {signal} and left no error", "", deque(lines, maxlen=LAST_LINES))
 
 
+def stopped() -> dict[str, Any]:
+    """The failure of a process that somebody else asked to stop."""
+    return _failure("killed", "the training process was asked to stop from outside; it saved, and the next run goes on from there", "", ())
+
+
 def blocked(message: str) -> dict[str, Any]:
     return _failure("blocked", message, "", ())
 

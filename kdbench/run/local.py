@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from kdbench.cell import Cell
+from kdbench.errors import KdbenchError
 from kdbench.plan.bundle import Bundle, bundles
 from kdbench.plan.matrix import Plan
 from kdbench.run import failure, watch
@@ -21,6 +23,8 @@ from kdbench.run.failure import STOPPED
 from kdbench.store import Store
 
 POLL_S = 0.2
+LEAST_SHARE = 4
+"""So many students at least are worth a process of their own while others are still at work: starting one takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def prepare(plan: Plan, store: Store) -> dict[str, Any]:
     """Write down what is asked: the suite's manifest and every cell that is not done. Returns the manifest."""
     store.check_writable()
     manifest = plan.manifest()
-    if plan.suite.name in store.suites():
+    with suppress(KdbenchError):  # there is none yet, or it is damaged, and is written anew
         manifest["profiles"] = store.manifest(plan.suite.name)["profiles"]
     for cell in plan.cells.values():
         if not store.is_done(cell.id):
@@ -96,7 +100,8 @@ def train(plan: Plan, store: Store, machine: Machine, told: Told) -> int:
             ready, pending = _ready(store, manifest, pending)
             waiting += bundles(ready, side_by_side=machine.side_by_side)
             free = [slot for slot in range(machine.jobs) if slot not in {job.slot for job in running}]
-            waiting = _shared_out(waiting, len(free)) if not pending else waiting
+            if free and not pending:
+                waiting = _shared_out(_shared_out(waiting, machine.jobs, LEAST_SHARE), len(free))
             for slot in free[: len(waiting)]:
                 job = _start(waiting.pop(0), store, plan.suite.name, machine, slot)
                 running.append(job)
@@ -146,12 +151,15 @@ def _unable(store: Store, manifest: Mapping[str, Any], teacher: str, pending: bo
     return None
 
 
-def _shared_out(waiting: list[Bundle], slots: int) -> list[Bundle]:
-    """Split the largest bundles while cores would idle: grouping is the machine's matter, and no result depends on it."""
+def _shared_out(waiting: list[Bundle], slots: int, least: int = 1) -> list[Bundle]:
+    """Split the largest bundles while cores would idle: grouping is the machine's matter, and no result depends on it.
+
+    No share is smaller than `least` students.
+    """
     while waiting and len(waiting) < slots:
         largest = max(waiting, key=lambda bundle: len(bundle.cells))
         half = len(largest.cells) // 2
-        if not half:
+        if half < least:
             break
         waiting.remove(largest)
         waiting += [Bundle(largest.cells[:half]), Bundle(largest.cells[half:])]
@@ -201,10 +209,12 @@ def _left_over(job: _Job, store: Store, waiting: list[Bundle], alone: set[str]) 
     for cell in job.bundle.cells:
         failed = store.failure(cell.id)
         crowded = len(job.bundle.cells) > 1 and cell.id not in alone
-        if store.is_done(cell.id) or status == STOPPED or (failed and not (crowded and failed["class"] in failure.CROWDED)):
+        if store.is_done(cell.id) or (failed and not (crowded and failed["class"] in failure.CROWDED)):
             continue
         if not failed and (store.is_alive(cell.id) or status == 0):
             elsewhere.append(cell)
+        elif status == STOPPED:
+            failure.put(store, cell.id, failure.stopped())
         elif crowded:
             # One student may have brought the others down, or taken their memory: the batch is never made smaller, the bundle is.
             alone.add(cell.id)
