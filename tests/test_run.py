@@ -222,6 +222,19 @@ def test_a_teacher_is_evaluated_again_when_it_is_loaded_and_must_be_what_its_rec
     assert failure and failure["class"] == "blocked" and "is not what its record says" in failure["message"]
 
 
+def test_a_loss_that_was_edited_after_planning_fails_alone(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    plan = plan_of(repeats="1", objectives="{kd: , mine: {loss: mine.py:Mine, weight: 1}}")
+    (tmp_path / "mine.py").write_text(MINE + "# edited")
+
+    assert train(plan) == 1
+    states = {row.objective: store.failure(row.cell.id) for row in plan.rows}
+    assert states["kd"] is None and states["mine"] is not None
+    assert states["mine"]["class"] == "import" and "plan and run the suite again" in states["mine"]["message"]
+
+
 def test_by_default_a_teacher_must_be_twice_as_good_as_chance(
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
 ) -> None:

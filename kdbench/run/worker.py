@@ -134,14 +134,20 @@ def _train_bundle(
     saver = Saver(store, data, circumstance(device, len(bundle.cells)), every_s, failure.note)
     members, start = [], (0, 0)
     for cell in bundle.cells:
-        objective = make_objective(cell, data, task, device, teacher, teacher_cell and teacher_cell.config["student"])
-        member = Member(cell, make_student(cell, data, task, device), objective, task, plan.steps)
         state = saved.get(cell.id)
-        if state:
-            start = tuple(state["position"])
-            member.restore(state["state"], start[0] * plan.steps + start[1])
-            saver.trained_before_s[cell.id] = state["trained_s"]
-        members.append(member)
+        try:
+            objective = make_objective(cell, data, task, device, teacher, teacher_cell and teacher_cell.config["student"])
+            member = Member(cell, make_student(cell, data, task, device), objective, task, plan.steps)
+            if state:
+                start = tuple(state["position"])
+                member.restore(state["state"], start[0] * plan.steps + start[1])
+                saver.trained_before_s[cell.id] = state["trained_s"]
+            members.append(member)
+        except Exception as error:  # one part that cannot be built is no reason for the others not to train
+            failure.note(f"{cell.id}: {type(error).__name__}: {error}")
+            failure.put(store, cell.id, failure.describe(error, traceback.format_exc()))
+    if not members:
+        return False
     failure.note(f"bundle of {len(members)} from epoch {start[0] + 1}: {' '.join(bundle.ids)}")
     train(members, plan, provider, saver, start, stop)
     return all(store.is_done(cell_id) for cell_id in bundle.ids)
