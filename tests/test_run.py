@@ -72,6 +72,17 @@ def table(output: str) -> str:
     return output[output.index("tiny\n") :] if "tiny\n" in output else output
 
 
+def in_training(path: Path, store: Store, start_new_session: bool = False) -> subprocess.Popen[str]:
+    """`kdbench run` as a process of its own, which has begun to train."""
+    command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=start_new_session)
+    end = time.monotonic() + 120
+    while not list(store.root.rglob("progress.jsonl")):
+        assert time.monotonic() < end and run.poll() is None, "it did not come to train"
+        time.sleep(0.05)
+    return run
+
+
 def test_a_suite_runs_to_its_table_and_again_it_trains_nothing_and_prints_the_same(
     write_suite: Callable[..., Path], store: Store, tmp_path: Path
 ) -> None:
@@ -167,11 +178,7 @@ def test_an_interrupted_run_saves_and_the_next_one_goes_on_from_there(write_suit
         repeats="1",
         students="{s: {model: cifar_resnet}}",
     )
-    command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    end = time.monotonic() + 60
-    while not list(store.root.rglob("progress.jsonl")) and time.monotonic() < end:
-        time.sleep(0.05)
+    run = in_training(path, store)
     os.kill(run.pid, signal.SIGINT)
     told = run.communicate(timeout=60)[0]
 
@@ -192,11 +199,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_they_save(write_suite:
         repeats="1",
         students="{s: {model: cifar_resnet}}",
     )
-    command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    end = time.monotonic() + 60
-    while not list(store.root.rglob("progress.jsonl")) and time.monotonic() < end:
-        time.sleep(0.05)
+    run = in_training(path, store, start_new_session=True)
     os.killpg(run.pid, signal.SIGINT)
     told = run.communicate(timeout=60)[0]
 
@@ -354,11 +357,7 @@ def test_a_worker_that_is_stopped_from_outside_blocks_its_students_and_the_next_
     path = write_suite(
         teachers="{big: {model: cifar_resnet, min_top1: 0, recipe: {epochs: 60, milestones: [50]}}}", objectives="[kd]", repeats="1"
     )
-    command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    end = time.monotonic() + 60
-    while not list(store.root.rglob("progress.jsonl")) and time.monotonic() < end:
-        time.sleep(0.05)
+    run = in_training(path, store)
     (worker,) = psutil.Process(run.pid).children()
     worker.terminate()
     told = run.communicate(timeout=60)[0]
