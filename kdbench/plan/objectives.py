@@ -10,6 +10,9 @@ from kdbench.plan.reading import Reading
 from kdbench.plan.schema import KD_BESIDE, NOT_A_TERMS, Json, Objective, ObjectiveFields, Weight
 from kdbench.plan.yaml import Where
 
+RESERVED = {field.alias or key for key, field in ObjectiveFields.model_fields.items()}
+"""The keys of an objective that are not options of its loss."""
+
 
 class ObjectiveReader:
     """Resolves the objectives of one file; its mistakes go where the reading's go."""
@@ -60,9 +63,8 @@ class ObjectiveReader:
         if not isinstance(says, dict):
             self.reading.wrong(where, f"options are a mapping, and this is {says!r}")
             return None, None
-        reserved = {field.alias or key for key, field in ObjectiveFields.model_fields.items()}
-        fields = self.reading.checked(where, ObjectiveFields, {key: value for key, value in says.items() if key in reserved})
-        options = {key: value for key, value in says.items() if key not in reserved}
+        fields = self.reading.checked(where, ObjectiveFields, {key: value for key, value in says.items() if key in RESERVED})
+        options = {key: value for key, value in says.items() if key not in RESERVED}
         if fields is None:
             return None, None
         if name == alone and fields.loss is None and fields.terms is None:
@@ -88,7 +90,7 @@ class ObjectiveReader:
             self.reading.wrong(where, f"the loss '{loss_name}' has no preset '{preset_name}'{nearest(preset_name, presets)}")
             return None
         preset = presets[preset_name] if preset_name else next(iter(presets.values()), None)
-        resolved = self.reading.resolved(where, part, {**(preset.options if preset else {}), **options})
+        resolved = self.reading.resolved(where, part, {**(preset.options if preset else {}), **options}, RESERVED)
         weight = fields.weight if fields.weight is not None else preset.weight if preset else None
         if weight is None and preset is None:
             self.reading.wrong(where, f"'{asked}' has no presets, so the suite must say its weight: `weight: ...`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -59,12 +59,12 @@ class Reading:
                 self.wrong(where, f"two files named {path.name} with a {attribute} each: rename one")
         return part
 
-    def resolved(self, where: Where, part: parts.Part, options: Mapping[str, Any]) -> Json | None:
-        """The part's options with defaults; what its constructor refuses is told here."""
+    def resolved(self, where: Where, part: parts.Part, options: Mapping[str, Any], beside: Iterable[str] = ()) -> Json | None:
+        """The part's options with defaults; what its constructor refuses is told here. `beside`: keys that could have been meant."""
         known, wrong = part.known(), False
         for key in options:
             if key not in known:
-                self.wrong((*where, key), f"the {part.kind} '{part.name}' has no option '{key}'{nearest(str(key), known)}")
+                self.wrong((*where, key), f"the {part.kind} '{part.name}' has no option '{key}'{nearest(str(key), [*known, *beside])}")
                 wrong = True
         try:
             resolved = part.options({key: value for key, value in options.items() if key in known})

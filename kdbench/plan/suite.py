@@ -111,7 +111,7 @@ class _SuiteReading(Reading):
         if model not in parts.names("model") and ":" not in str(model):
             model, options = "timm", {"architecture": model, **options}
         part = self.load(where, "model", model)
-        resolved = part and self.resolved(where, part, options)
+        resolved = part and self.resolved(where, part, options, reserved)
         if resolved and model == "timm":
             self._timm_name((*where, "model"), resolved["architecture"], section=str(where[0]))
         if not isinstance(changes, dict):
