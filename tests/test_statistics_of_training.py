@@ -38,8 +38,8 @@ def test_kd_beats_cross_entropy_alone_and_kd_from_a_shuffled_teacher_does_not(
 def test_one_objective_under_two_names_with_independent_seeds_is_significant_at_the_nominal_rate(
     plan_of: Callable[..., Plan], train: Callable[..., int], tmp_path: object, store: Store
 ) -> None:
-    """400 pairs of trainings of one step each, through the whole way from suite to test: 80 comparisons of five repeats."""
-    pairs, repeats = 400, 5
+    """1000 pairs of trainings of two steps each, through the whole way from suite to test: 200 comparisons of five repeats."""
+    pairs, repeats = 1000, 5
     frames = []
     for name, seed in (("one", 0), ("other", 1)):
         plan = plan_of(
