@@ -9,6 +9,7 @@ from typing import Any, cast
 from kdbench.errors import DamagedError
 from kdbench.report.frame import shortfall
 from kdbench.report.manifest import Manifest
+from kdbench.run.failure import CLASSES
 from kdbench.store import Store
 
 STATES = ("finished", "diverged", "running", "failed", "blocked", "damaged", "waiting")
@@ -80,6 +81,7 @@ def why_missing(store: Store, manifest: Mapping[str, Any]) -> str:
             lines.append(f"    and {len(rows) - 6} more")
         failure = store.failure(rows[0]["id"]) if name == "failed" else None
         if failure:
+            lines.append(f"      ({CLASSES.get(failure['class'], failure['class'])})")
             shown = failure["traceback"].strip().splitlines()[-6:] or failure["last_lines"][-6:]
             lines += [f"      | {line}" for line in shown]
     return "\n".join(lines) + "\n"
