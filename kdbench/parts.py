@@ -15,7 +15,7 @@ import inspect
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +86,19 @@ def summary(kind: str, name: str) -> str:
         if text:
             return text.splitlines()[0]
     return ""
+
+
+@cache
+def named(kind: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Names of the literature that stand for a part with options (`named` of its class): name -> (part, options). Imports none."""
+    found = {}
+    for path in sorted((HERE / KINDS[kind]).glob("[!_]*.py")):
+        for line in ast.walk(ast.parse(path.read_text())):
+            target = line.target if isinstance(line, ast.AnnAssign) else None
+            if isinstance(target, ast.Name) and target.id == "named" and line.value is not None:  # type: ignore[attr-defined]
+                for name, options in ast.literal_eval(line.value).items():  # type: ignore[attr-defined]
+                    found[name] = (path.stem, dict(options))
+    return found
 
 
 def load(kind: str, name: str, base: Path | None = None) -> Part:
@@ -217,9 +230,11 @@ def _parameters(make: type) -> dict[str, tuple[Any, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples and mappings as JSON has them."""
+    """Tuples, mappings and dataclasses as JSON has them."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, dict):
         return {str(key): _plain(one) for key, one in value.items()}
     return value

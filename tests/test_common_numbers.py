@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdbench.datasets import digits
-from kdbench.datasets._base import ImageData, Images
+from kdbench.datasets._memory import ImageData, Images
 from kdbench.plan.matrix import Plan
 from kdbench.run.build import make_student, make_task
 from kdbench.run.draws import Streams

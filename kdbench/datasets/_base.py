@@ -1,31 +1,35 @@
-"""The contract of a dataset, and the in-memory images that small datasets share.
+"""The contract of a dataset, and what datasets of images share.
 
 A dataset is declared by its options, which are its identity; `load` reads it. Images are put in an order that depends on their
-content alone, so that split, subset and training order survive another copy with its files in another order.
+content (or, streamed from a folder, on their relative path), so that split, subset and training order survive another copy with
+its files in another order.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
-
-from kdbench.errors import DataError
 
 SPLITS = ("train", "val", "test")
 
 
 class Data:
-    """A dataset in hand. `batch` gives what one step of the task eats; a view is an opaque, hashable thing of the dataset's own."""
+    """A dataset in hand. `batch` gives what one step of the task eats; a view is an opaque, hashable thing of the dataset's own.
+
+    `workers` may be set to a number of processes that read ahead, where reading is slow: circumstance, never science.
+    """
 
     n_classes: int
     input_shape: tuple[int, ...]
     fingerprint: str
+    workers: int = 0
 
     def size(self, split: str) -> int:
         """How many images the split has; 0 when there is none (a validation split that nobody asked for)."""
@@ -41,6 +45,11 @@ class Data:
     def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Any, Any]:
         """(inputs, targets) of these images, on the data's device; as they are when `views` is None."""
         raise NotImplementedError
+
+    def batches(self, split: str, wanted: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> Iterator[tuple[Any, Any]]:
+        """`batch` of each (index, views), in order. A dataset that reads files may read ahead here."""
+        for index, views in wanted:
+            yield self.batch(split, index, views)
 
     def to(self, device: torch.device) -> Data:
         raise NotImplementedError
@@ -62,9 +71,17 @@ class Dataset:
         raise NotImplementedError
 
     @property
-    def n_train(self) -> int:
-        """How many training images there will be, as far as the declaration tells."""
+    def n_train(self) -> int | None:
+        """How many training images there will be; None where the declaration does not tell."""
         raise NotImplementedError
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(mean, sd) per channel, of pixels between 0 and 1, that inputs were normalised with; None where that means nothing.
+
+        A model with a normalisation of its own (a pretrained one) undoes this one first.
+        """
+        return None
 
     def load(self, folder: Path) -> Data:
         """Read it. `folder` is the data folder of this machine; a dataset that ships with a library does not need it.
@@ -74,131 +91,44 @@ class Dataset:
         """
         raise NotImplementedError
 
+    def download(self, folder: Path) -> Path:
+        """Bring it into the data folder, and say where it lies.
 
-@dataclass(frozen=True)
-class Images:
-    """n images (uint8, n x c x h x w) with their labels (int64), in canonical order."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: np.ndarray) -> Images:
-        chosen = torch.as_tensor(index)
-        return Images(self.pixels[chosen], self.labels[chosen])
-
-
-def canonical(images: Images) -> tuple[Images, list[bytes]]:
-    """The images ordered by the hash of their content (pixels and label), and the hashes."""
-    shape = str(tuple(images.pixels.shape[1:])).encode()
-    digests = [
-        hashlib.sha256(shape + pixels.tobytes() + int(label).to_bytes(8, "little")).digest()
-        for pixels, label in zip(images.pixels.numpy(), images.labels.tolist(), strict=True)
-    ]
-    order = np.array(sorted(range(len(digests)), key=digests.__getitem__))
-    return images.take(order), [digests[place] for place in order]
-
-
-def first_per_class(labels: Tensor, per_class: int) -> np.ndarray:
-    """Positions of the first `per_class` images of each class, in canonical order.
-
-    Raises:
-        DataError: a class has fewer.
-    """
-    chosen = []
-    for label in labels.unique().tolist():
-        places = torch.nonzero(labels == label).flatten()
-        if len(places) < per_class:
-            raise DataError(f"class {label} has {len(places)} images, and {per_class} were asked for")
-        chosen.append(places[:per_class])
-    return torch.cat(chosen).sort().values.numpy()
-
-
-def split_off(images: Images, share: float, split_seed: int) -> tuple[Images, Images]:
-    """(the rest, a share held out), chosen by a hash of seed and content: the same images whatever the order of the copy."""
-    keys = [
-        hashlib.sha256(split_seed.to_bytes(8, "little") + pixels.tobytes() + bytes([int(label) % 256])).digest()
-        for pixels, label in zip(images.pixels.numpy(), images.labels.tolist(), strict=True)
-    ]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    held = round(len(order) * share)
-    if not 0 < held < len(order):
-        raise DataError(f"a validation share of {share} of {len(order)} images leaves one side empty")
-    return images.take(np.array(sorted(order[held:]))), images.take(np.array(sorted(order[:held])))
+        Raises:
+            DataError: it cannot be downloaded.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class ImageData(Data):
-    """Images in memory, with the finite views of a padded random crop and, if asked, a flip.
+class Subset:
+    """A part of a dataset: the first `classes` labels, of each the first `per_class` training images in canonical order.
 
-    With padding p there are (2p+1)^2 crops, times 2 with the flip; a view is one number. Pixels are divided by `white`, then
-    normalised with `mean` and `std` per channel.
+    The test set keeps all images of these classes.
     """
 
-    train: Images
-    test: Images
-    val: Images | None
-    n_classes: int
-    fingerprint: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    padding: int = 0
-    flip: bool = False
-    white: float = 255.0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    classes: int | None = None
+    per_class: int | None = None
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return tuple(self.train.pixels.shape[1:])
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    @property
-    def n_views(self) -> int:
-        return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+    @classmethod
+    def of(cls, given: Any, classes: int, per_class: int | None) -> Subset:
+        """What an option said, checked against what there is (`per_class`: in the smallest class, where that is known).
 
-    def size(self, split: str) -> int:
-        images = getattr(self, split)
-        return 0 if images is None else len(images)
+        Raises:
+            ValueError: it asks for more, or for nothing.
+        """
+        subset = given if isinstance(given, Subset) else cls(**(given or {}))
+        for name, there in (("classes", classes), ("per_class", per_class)):
+            asked = getattr(subset, name)
+            least = 2 if name == "classes" else 1
+            if asked is not None and not least <= asked <= (there or asked):
+                raise ValueError(f"subset.{name} must be between {least} and {there}, not {asked}")
+        return subset
 
-    def targets(self, split: str) -> Tensor:
-        return getattr(self, split).labels
 
-    def draw_views(self, rng: np.random.Generator) -> np.ndarray:
-        # Of raw draws, whose stream no release of NumPy changes; the bias of the remainder is below 1e-16.
-        return (rng.bit_generator.random_raw(len(self.train)) % np.uint64(self.n_views)).astype(np.int64)
-
-    def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        images: Images = getattr(self, split)
-        chosen = torch.as_tensor(index, device=self.device)
-        pixels = images.pixels[chosen]
-        if views is not None and self.n_views > 1:
-            pixels = self._seen(pixels, torch.as_tensor(views, device=self.device))
-        channels = (-1, 1, 1)
-        mean = torch.tensor(self.mean, device=self.device).view(channels)
-        std = torch.tensor(self.std, device=self.device).view(channels)
-        # This order of operations gives the very bits of the usual to-tensor and normalise.
-        return pixels.float().div_(self.white).sub_(mean).div_(std), images.labels[chosen]
-
-    def _seen(self, pixels: Tensor, views: Tensor) -> Tensor:
-        """Each image in its own view: crops by gathering, so that one call serves the whole batch."""
-        n, n_channels, height, breadth = pixels.shape
-        side = 2 * self.padding + 1
-        crop = views % side**2
-        rows = torch.arange(height, device=self.device) + (crop // side)[:, None]
-        columns = torch.arange(breadth, device=self.device) + (crop % side)[:, None]
-        if self.flip:
-            columns = torch.where((views >= side**2)[:, None], columns.flip(1), columns)
-        padded = torch.nn.functional.pad(pixels, [self.padding] * 4)
-        # All four axes are indexed, so that the result lies in memory as n x c x h x w: a permuted one-channel image can pass for
-        # channels-last, and the layout of the inputs decides which kernels run.
-        images = torch.arange(n, device=self.device)[:, None, None, None]
-        channels = torch.arange(n_channels, device=self.device)[:, None, None]
-        return padded[images, channels, rows[:, None, :, None], columns[:, None, None, :]]
-
-    def to(self, device: torch.device) -> ImageData:
-        def moved(images: Images | None) -> Images | None:
-            return None if images is None else Images(images.pixels.to(device), images.labels.to(device))
-
-        values = {**self.__dict__, "device": device, **{split: moved(getattr(self, split)) for split in SPLITS}}
-        return ImageData(**values)
+def checked_share(validation: float) -> float:
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation is the share that is held out, between 0 and 1, not {validation}")
+    return validation

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdbench.datasets._base import Dataset, ImageData, Images, canonical, first_per_class, split_off
+from kdbench.datasets._base import Dataset, Subset, checked_share
+from kdbench.datasets._memory import ImageData, Images, canonical, parted
 
 POOL = 898
 LEAST_CLASS = 80
@@ -23,12 +24,10 @@ class Digits(Dataset):
     def __init__(self, *, per_class: int | None = None, validation: float = 0.0, split_seed: int = 0, padding: int = 1):
         if per_class is not None and not 1 <= per_class <= LEAST_CLASS:
             raise ValueError(f"per_class must be between 1 and {LEAST_CLASS} (the smallest class has no more), not {per_class}")
-        if not 0 <= validation < 1:
-            raise ValueError(f"validation is the share that is held out, between 0 and 1, not {validation}")
         if not 0 <= padding < 8:
             raise ValueError(f"padding must be between 0 and 7 pixels, not {padding}")
         self.per_class = per_class
-        self.validation = validation
+        self.validation = checked_share(validation)
         self.split_seed = split_seed
         self.padding = padding
 
@@ -44,13 +43,8 @@ class Digits(Dataset):
         images, digests = canonical(self.read())
         chosen = np.arange(0, 2 * POOL, 2)
         pool, test = images.take(chosen), images.take(np.setdiff1d(np.arange(len(images)), chosen))
-        if self.per_class is not None:
-            pool = pool.take(first_per_class(pool.labels, self.per_class))
-        train, val = split_off(pool, self.validation, self.split_seed) if self.validation else (pool, None)
         return ImageData(
-            train=train,
-            test=test,
-            val=val,
+            **parted(pool, test, Subset(per_class=self.per_class), self.validation, self.split_seed),  # type: ignore[arg-type]
             n_classes=10,
             fingerprint=hashlib.sha256(b"".join(digests)).hexdigest()[:16],
             mean=(0.3053,),

@@ -6,7 +6,8 @@ that a plan can build it on the meta device.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ class Model(nn.Module):
     """
 
     version: ClassVar[int] = 1
+    named: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Nets of the literature that are this part with these options. A literal, read without import; each name begins with the part's."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +18,21 @@ class CifarResnet(Model):
     (32, 64, 128, 256) for the literature's 'x4' nets. `dropout` falls on the pooled features, `drop_path` on the residual branches.
     Source: He et al. 2016; layer names, shortcut (1x1 convolution) and initialisation as in the nets of RepDistiller.
     """
+
+    named: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cifar_resnet8": {"depth": 8},
+        "cifar_resnet14": {"depth": 14},
+        "cifar_resnet20": {"depth": 20},
+        "cifar_resnet32": {"depth": 32},
+        "cifar_resnet44": {"depth": 44},
+        "cifar_resnet56": {"depth": 56},
+        "cifar_resnet110": {"depth": 110},
+        "cifar_resnet8x4": {"depth": 8, "widths": [32, 64, 128, 256]},
+        "cifar_resnet32x4": {"depth": 32, "widths": [32, 64, 128, 256]},
+    }
+
+    # Layers are named as in RepDistiller, so its checkpoints need no change of keys.
+    released_layout: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self, *, depth: int = 8, widths: tuple[int, int, int, int] = (16, 16, 32, 64), dropout: float = 0.0, drop_path: float = 0.0

@@ -108,7 +108,10 @@ class _SuiteReading(Reading):
         options = {key: value for key, value in says.items() if key not in reserved}
         model = says.get("model", name)
         own, changes = {}, says.get("recipe") or {}
-        if model not in parts.names("model") and ":" not in str(model):
+        if model in parts.named("model"):
+            model, meant = parts.named("model")[model]
+            options = {**meant, **options}
+        elif model not in parts.names("model") and ":" not in str(model):
             model, options = "timm", {"architecture": model, **options}
         part = self.load(where, "model", model)
         resolved = part and self.resolved(where, part, options, reserved)

@@ -23,9 +23,9 @@ def predict(task: Task, model: nn.Module, data: Data, split: str, numerics: Mapp
     model.eval()
     columns: dict[str, list[np.ndarray]] = {}
     with torch.no_grad():
-        for start in range(0, data.size(split), EVALUATION_BATCH):
-            index = np.arange(start, min(start + EVALUATION_BATCH, data.size(split)))
-            inputs, _ = data.batch(split, index)
+        starts = range(0, data.size(split), EVALUATION_BATCH)
+        wanted = [(np.arange(start, min(start + EVALUATION_BATCH, data.size(split))), None) for start in starts]
+        for inputs, _ in data.batches(split, wanted):
             with autocast(numerics, inputs):
                 said = task.predict(model, inputs)
             for name, value in said.items():

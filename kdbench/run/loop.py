@@ -54,14 +54,14 @@ def train(
             if not skipped:
                 member.begin_epoch()
             keeper.began(member, (epoch, skipped))
-        for step, (index, views) in enumerate(plan.epoch(epoch)):
-            if step < skipped:
-                continue
+        wanted = list(plan.epoch(epoch))[skipped:]
+        batches = plan.data.batches("train", wanted)
+        for step, (index, views) in enumerate(wanted, start=skipped):
             if stop():
                 for member in live:
                     keeper.save(member, (epoch, step), must=True)
                 raise StoppedError(f"asked to stop in epoch {epoch + 1} at step {step + 1}: saved there")
-            inputs, targets = plan.data.batch("train", index, views)
+            inputs, targets = next(batches)
             taps = teacher.taps(inputs, index, views) if teacher else None
             batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, epoch * plan.steps + step)
             live = [member for member in live if _survives(keeper, member, _step, member, inputs, targets, batch, taps, step == 0)]
