@@ -11,7 +11,20 @@ from typing import Any
 
 SCHEMA = 1
 
-NEUTRAL: tuple[tuple[tuple[str, ...], Any], ...] = ((("objective", "terms", "*", "pairing"), "matched"),)
+NEUTRAL: tuple[tuple[tuple[str, ...], Any], ...] = (
+    (("objective", "terms", "*", "pairing"), "matched"),
+    (("student", "options", "stem"), "own"),  # timm
+    (("objective", "terms", "*", "options", "transform"), "none"),  # kd
+    (("objective", "terms", "*", "options", "rescale"), "none"),  # sp
+    (("objective", "terms", "*", "options", "embedded"), "both"),  # cc
+    (("objective", "terms", "*", "options", "squared_distances"), False),  # rkd
+    (("objective", "terms", "*", "options", "mean"), "all"),  # rkd
+    (("objective", "terms", "*", "options", "vertices"), None),  # rkd
+    (("objective", "terms", "*", "options", "eps"), "ours"),  # rkd
+    (("objective", "terms", "*", "options", "kernel"), "linear"),  # cka
+    (("objective", "terms", "*", "options", "form"), "one_minus"),  # cka
+    (("objective", "terms", "*", "options", "official_bugs"), False),  # rcka
+)
 """Fields that were added to the configuration after the first ids, each with the value that stands for the behaviour before it
 existed. While a field has this value it is left out of the hash, so that an older cell keeps its id. `*` is any element."""
 
@@ -54,13 +67,15 @@ def identify(config: Mapping[str, Any], texts: dict[tuple[str, int], str] | None
 class Cell:
     """One training: `config` is the science (hashed); the rest is what a worker needs besides, and no part of the identity.
 
-    `gate` is the least value of the primary metric that the suite asks of the teacher (None: the task's default); `sources` says
-    in which folder a user's own part lies.
+    `gate` is the least value of the primary metric that the suite asks of the teacher (None: the task's default), `declared` the
+    value that was declared for it and how far it may be off; `sources` says in which folder a user's own part lies, and where a
+    checkpoint does (`weights <digest>`).
     """
 
     config: Mapping[str, Any]
     gate: float | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    declared: tuple[float, float] | None = None
 
     @cached_property
     def id(self) -> str:
@@ -73,9 +88,10 @@ class Cell:
         texts: dict[tuple[str, int], str],
         gate: float | None = None,
         sources: Mapping[str, str] | None = None,
+        declared: tuple[float, float] | None = None,
     ) -> Cell:
         """A cell among many that share parts of their configuration: the same cell, with its id computed sooner."""
-        cell = cls(config, gate, sources or {})
+        cell = cls(config, gate, sources or {}, declared)
         cell.__dict__["id"] = identify(config, texts)  # where the cached property keeps it
         return cell
 
@@ -89,11 +105,12 @@ class Cell:
         return self.config["role"]
 
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "config": self.config, "gate": self.gate, "sources": dict(self.sources)}
+        return {"id": self.id, "config": self.config, "gate": self.gate, "sources": dict(self.sources), "declared": self.declared}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
-        return cls(config=data["config"], gate=data["gate"], sources=data["sources"])
+        declared = data.get("declared")  # a cell of an earlier release has none
+        return cls(data["config"], data["gate"], data["sources"], tuple(declared) if declared else None)
 
 
 def _without(node: Any, path: tuple[str, ...], neutral: Any) -> Any:

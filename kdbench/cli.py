@@ -104,6 +104,29 @@ def profile(suite: Path, results: Path, data: Path, device: str) -> None:
     sys.exit(verb.profile(suite, results, data, device))
 
 
+@main.command()
+@SUITE
+@RESULTS
+@DATA
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="what was found, as JSON")
+def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) -> None:
+    """Every pair with every objective of SUITE takes two real training steps: finite, sensible, sparing the teacher, resumable."""
+    from kdbench.run import verb
+
+    sys.exit(verb.check(suite, results, data, device, as_json))
+
+
+@main.command()
+@click.argument("dataset")
+@DATA
+def download(dataset: str, data: Path) -> None:
+    """Bring DATASET into the data folder, where its makers offer it to everybody."""
+    from kdbench import parts
+
+    click.echo(f"{parts.load('dataset', dataset).build({}).download(data)}")
+
+
 @main.command("list")
 @click.argument("kind", required=False)
 def list_(kind: str | None) -> None:

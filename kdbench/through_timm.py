@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdbench.errors import PartError, nearest
+from kdbench.errors import DataError, PartError, nearest
 
 # timm's own 'sgd' is Nesterov's, and by default it spares biases and norms from weight decay: the literature's recipes want neither.
 OPTIMIZERS = {"sgd": "momentum", "nesterov": "nesterov", "adamw": "adamw"}
@@ -51,6 +52,65 @@ def make_model(architecture: str, inputs: tuple[int, ...], outputs: int, **argum
     return timm.create_model(architecture, pretrained=False, num_classes=outputs, in_chans=inputs[0], **arguments)
 
 
+def small_stem(net: nn.Module) -> None:
+    """Change a net for ImageNet to one for small images, in place: a ResNet's stem to a 3x3 convolution of stride 1 without pooling,
+    MobileNetV2's stem and its first halving stage to stride 1.
+
+    Raises:
+        ValueError: the net is of another family.
+    """
+    from timm.models.resnet import ResNet
+
+    if isinstance(net, ResNet):
+        into = next(module.in_channels for module in net.conv1.modules() if isinstance(module, nn.Conv2d))
+        net.conv1 = nn.Conv2d(into, net.bn1.num_features, 3, padding=1, bias=False)  # type: ignore[union-attr,arg-type]
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm draws it
+        net.maxpool = nn.Identity()
+    elif getattr(net, "conv_stem", None) is not None and [len(stage) for stage in net.blocks] == [1, 2, 3, 4, 3, 3, 1]:  # type: ignore[arg-type,union-attr]
+        net.conv_stem.stride = (1, 1)  # type: ignore[union-attr,assignment]
+        net.blocks[1][0].conv_dw.stride = (1, 1)  # type: ignore[index,union-attr]
+    else:
+        raise ValueError("only timm's ResNets and MobileNetV2 have a stem for small images here")
+
+
+def pretrained_facts(architecture: str) -> dict[str, Any]:
+    """What timm knows of the pretrained weights of `name` or `name.tag`, without loading them: tag, mean, std, size, outputs.
+
+    Raises:
+        PartError: timm has no weights of that name, with those it has.
+    """
+    import timm
+
+    name, _, tag = architecture.partition(".")
+    known = timm.list_pretrained(f"{name}.*") + timm.list_pretrained(name)
+    config = timm.get_pretrained_cfg(name if not tag else architecture)
+    if config is None or not config.has_weights or (tag and architecture not in known):
+        listed = f"; it has {', '.join(known)}" if known else ""
+        raise PartError(f"timm has no pretrained weights '{architecture}'{listed}")
+    facts = {"tag": config.tag, "mean": list(config.mean), "std": list(config.std), "size": config.input_size[-1]}
+    return {**facts, "outputs": config.num_classes}
+
+
+def load_pretrained(net: nn.Module, architecture: str, tag: str, outputs: int, channels: int) -> None:
+    """Load timm's weights of a tag; another number of outputs keeps the net's own head, another one of channels folds the stem's.
+
+    Raises:
+        DataError: they cannot be had here.
+    """
+    import timm
+    from timm.models import load_pretrained as load
+
+    name = architecture.partition(".")[0]
+    try:
+        config = timm.get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+        load(net, pretrained_cfg=config.to_dict(), num_classes=outputs, in_chans=channels)
+    except Exception as error:  # the network, the hub, the cache, the keys
+        raise DataError(
+            f"timm's weights {name}.{tag} cannot be loaded ({type(error).__name__}: {error}). Without a network, fill the cache of "
+            "Hugging Face's hub (HF_HOME) on a machine that has one, or name a file: `weights: path/to/file.pth`"
+        ) from error
+
+
 def has_model(architecture: str) -> bool:
     import timm
 
@@ -61,3 +121,23 @@ def model_names() -> list[str]:
     import timm
 
     return timm.list_models()
+
+
+def make_transforms(
+    size: int, scale: tuple[float, ...], ratio: tuple[float, ...], flip: bool, crop_pct: float, interpolation: str
+) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
+    """(what training sees, what evaluation sees) of a PIL image, as bytes of channels x size x size. Training's draws come from
+    Python's and torch's global generators."""
+    from timm.data import create_transform
+
+    seen = create_transform(
+        size,
+        is_training=True,
+        scale=scale,  # type: ignore[arg-type]
+        ratio=ratio,  # type: ignore[arg-type]
+        hflip=0.5 if flip else 0.0,
+        color_jitter=None,  # type: ignore[arg-type]
+        interpolation=interpolation,
+        normalize=False,
+    )
+    return seen, create_transform(size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)

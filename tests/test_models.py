@@ -7,13 +7,20 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench import parts
 from kdbench.errors import KdbenchError
 from kdbench.models._base import Model
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "timm": [{"architecture": "resnet18"}, {"architecture": "mobilenetv2_100"}],
+    "timm": [
+        {"architecture": "resnet18"},
+        {"architecture": "mobilenetv2_100"},
+        {"architecture": "resnet18", "stem": "small"},
+        {"architecture": "resnet50", "stem": "small"},
+        {"architecture": "mobilenetv2_100", "stem": "small"},
+    ],
     "cifar_resnet": [{}, {"depth": 14, "widths": [32, 64, 128, 256]}],
 }
 
@@ -44,7 +51,11 @@ def test_the_global_average_of_last_is_pooled_and_the_head_makes_the_logits(name
 
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=str)
 def test_taps_before_the_activation_are_untouched_by_it(name: str, options: dict[str, Any]) -> None:
-    taps = built(name, options).eval()(torch.randn(3, 3, 32, 32))
+    model = built(name, options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # a branch that begins with zero hides what the activation does
+    taps = model(torch.randn(3, 3, 32, 32))
 
     for before, after in zip(taps.preact, taps.stages, strict=False):
         torch.testing.assert_close(before.relu(), after)
@@ -58,6 +69,21 @@ def test_cifar_resnets_have_the_parameters_of_the_literature(depth: int, widths:
     model = built("cifar_resnet", {"depth": depth, "widths": list(widths)}, outputs=10)
 
     assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "last", "mega"),
+    [("resnet18", 4, 555.5), ("resnet34", 4, 1159.4), ("resnet50", 4, 1297.9), ("mobilenetv2_100", 4, 88.0)],
+)
+def test_a_small_stem_keeps_a_map_of_4x4_from_32_pixels_and_costs_what_is_known(architecture: str, last: int, mega: float) -> None:
+    model = built("timm", {"architecture": architecture, "stem": "small"}, outputs=100).eval()
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        taps = model(torch.randn(1, 3, 32, 32))
+    assert taps.last is not None and taps.last.shape[2:] == (last, last)
+    assert counter.get_total_flops() / 2e6 == pytest.approx(mega, rel=0.005)
+    with pytest.raises(KdbenchError, match="vit_tiny_patch16_224 has no small stem: only timm's ResNets and MobileNetV2"):
+        built("timm", {"architecture": "vit_tiny_patch16_224", "stem": "small"}, inputs=(3, 224, 224))
 
 
 def test_a_model_without_maps_has_no_such_taps() -> None:

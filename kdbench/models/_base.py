@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
 
 
@@ -23,6 +26,9 @@ class Model(nn.Module):
     version: ClassVar[int] = 1
     named: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Nets of the literature that are this part with these options. A literal, read without import; each name begins with the part's."""
+
+    released_layout: ClassVar[Mapping[str, str]] = {}
+    """Patterns of the keys of a published checkpoint, and what they are called here, in this order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,10 +44,45 @@ class Model(nn.Module):
     def forward(self, inputs: Tensor) -> Taps:
         raise NotImplementedError(f"{type(self).__name__} does not define forward(inputs)")
 
+    def sees(self, inputs: Mapping[str, Any], normalisation: tuple[Any, Any] | None) -> None:
+        """Have the net see its inputs as its weights were made to: in its own `mean` and `std`, in its own `size`.
+
+        `normalisation` is the (mean, std) that the dataset's inputs come with.
+
+        Raises:
+            RefusedError: the inputs are to be normalised otherwise, and nobody says how they were.
+        """
+        if "mean" in inputs and normalisation is None:
+            raise RefusedError("it has a normalisation of its own, and this dataset does not say how its inputs were normalised")
+        self.register_forward_pre_hook(SeenAs(normalisation, inputs.get("mean"), inputs.get("std"), inputs.get("size")))
+
+    @property
+    def plain(self) -> nn.Module:
+        """The module whose weights are the model's as others know it: itself, unless it wraps one."""
+        return self
+
     @property
     def head(self) -> nn.Module | None:
         """What maps `pooled` to `logits`; None for a model without such a part."""
         return None
+
+
+class SeenAs:
+    """Turns a dataset's inputs into what a net was made for: its own normalisation, its own size. Put before a net's forward."""
+
+    def __init__(self, given: tuple[Any, Any] | None, mean: Any = None, std: Any = None, size: int | None = None):
+        self.given, self.mean, self.std, self.size = given, mean, std, size
+
+    def __call__(self, net: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (inputs,) = arguments
+        if self.mean is not None and self.given is not None:
+            mean_given, std_given, mean, std = (
+                torch.tensor(values, device=inputs.device).view(-1, 1, 1) for values in (*self.given, self.mean, self.std)
+            )
+            inputs = (inputs * std_given + mean_given - mean) / std
+        if self.size is not None and tuple(inputs.shape[2:]) != (self.size, self.size):
+            inputs = F.interpolate(inputs, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
+        return (inputs,)
 
 
 def kaiming(model: nn.Module) -> None:

@@ -97,9 +97,10 @@ class Plan:
                 for row in self.rows
             ],
             "gates": {
-                row.cell.id: {"metric": task.primary().name, "min": suite.teachers[row.student].gate}
+                row.cell.id: {"metric": task.primary().name, "min": net.gate, "declared": net.declared}
                 for row in self.teachers
-                if suite.teachers[row.student].gate is not None
+                for net in [suite.teachers[row.student]]
+                if net.gate is not None or net.declared is not None
             },
             "profiles": [],
         }
@@ -170,7 +171,8 @@ def _rows(suite: Suite, kept: list[tuple[str, str | None, Objective]]) -> Iterat
                 continue
             for seed in range(suite.teacher_seeds):
                 config = _config(suite, net, "student", objective.config, repeat, depends[teacher, seed])
-                cell = Cell.of_matrix(config, texts, suite.teachers[teacher].gate, suite.sources)
+                taught = suite.teachers[teacher]
+                cell = Cell.of_matrix(config, texts, taught.gate, suite.sources, taught.declared)
                 yield Row(cell, "student", student, teacher, objective.name, repeat, seed)
 
 

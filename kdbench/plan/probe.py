@@ -34,7 +34,7 @@ class Probes:
     """What was learnt of a plan's models, by the key of their configuration."""
 
     models: dict[str, Probed]
-    n_train: int
+    n_train: int | None
 
     @property
     def flop_per_image(self) -> dict[str, float]:
@@ -54,6 +54,8 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
         model = parts.from_config("model", config, sources)
         try:
             model.build(dataset.input_shape, outputs)
+            if "inputs" in config:
+                model.sees(config["inputs"], dataset.normalisation)
             model.eval()
             counter = FlopCounterMode(display=False)
             with torch.no_grad(), _shapes_only(), counter:
@@ -100,13 +102,14 @@ def probe(plan: Plan) -> Probes:
                     models[model_key(net.model)] = probe_model(net.model, dataset, outputs, suite.sources)
                 except KdbenchError as error:
                     mistakes.append(f"{suite.source.at((section, name))}: {section}.{name}: {error}")
-            if net.recipe["drop_last"] and dataset.n_train < net.recipe["batch_size"]:
+            if net.recipe["drop_last"] and dataset.n_train is not None and dataset.n_train < net.recipe["batch_size"]:
                 told = f"{dataset.n_train} training images make no batch of {net.recipe['batch_size']}, and drop_last drops the rest"
                 mistakes.append(f"{suite.source.at(('recipe',))}: {section}.{name}: {told}")
     if mistakes:
         raise SuiteError(mistakes)
     with torch.device("meta"):
-        labels = torch.empty(dataset.n_train, dtype=torch.int64)
+        # How many images a folder holds is not known before it is read; no loss refuses a pair for that.
+        labels = torch.empty(dataset.n_train or PROBE_IMAGES, dtype=torch.int64)
         refusals: dict[str, str | None] = {}
         for student, teacher, name in plan.compared:
             objective = suite.objectives[name]

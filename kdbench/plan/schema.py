@@ -24,12 +24,16 @@ KD_BESIDE = {"weight": 1.0, "temperature": 4.0}
 
 @dataclass(frozen=True)
 class Net:
-    """A student or a teacher: its model and recipe resolved. `gate` is the least primary metric asked of a teacher."""
+    """A student or a teacher: its model and recipe resolved.
+
+    `gate` is the least primary metric asked of a teacher, `declared` what was declared for its weights and how far it may be off.
+    """
 
     name: str
     model: Json
     recipe: Json
     gate: float | None = None
+    declared: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

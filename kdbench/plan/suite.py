@@ -13,9 +13,10 @@ from pydantic import Field
 
 from kdbench import parts
 from kdbench.errors import PartError, SuiteError, nearest
+from kdbench.plan.nets import NetReader
 from kdbench.plan.objectives import ObjectiveReader
 from kdbench.plan.reading import Reading
-from kdbench.plan.schema import DEFAULT_BASELINES, NUMERICS, PLACES, SECTIONS, Json, Named, Names, Net, Objective, Suite
+from kdbench.plan.schema import DEFAULT_BASELINES, NUMERICS, PLACES, SECTIONS, Json, Names, Net, Objective, Suite
 from kdbench.plan.yaml import Source, Where
 
 
@@ -41,12 +42,16 @@ class _SuiteReading(Reading):
         gate = self._gate(data, gate_key)
         dataset = self.part_with_options(("dataset",), "dataset", says["dataset"])
         recipe = self._recipe(("recipe",), says["recipe"])
-        students = self._nets("students", says["students"], recipe, None, None)
-        teachers = self._nets("teachers", says["teachers"], recipe, gate_key, gate)
+        metric = task.make.primary().name if task else None
+        students = NetReader(self, dataset, recipe).read("students", says["students"])
+        teachers = NetReader(self, dataset, recipe, metric, gate).read("teachers", says["teachers"])
         objectives = ObjectiveReader(self).read(says["objectives"], says["+kd"], task)
         pairs = self._pairs(says["pairs"], students, teachers)
         exclude = self._excludes(says["exclude"], students, teachers, objectives)
         baselines = self._baselines(says["baselines"], objectives)
+        for name, net in teachers.items():
+            if "weights" in net.model and not net.recipe.get("epochs", 1) and (says["teacher_seeds"] or 1) > 1:
+                self.wrong(("teacher_seeds",), f"the teacher '{name}' is taken as it is: there is one of it, whatever the seed")
         if self.mistakes:
             raise SuiteError(self.mistakes)
         assert task and dataset
@@ -85,68 +90,9 @@ class _SuiteReading(Reading):
             return None
         return self.checked((*where, key), Annotated[float, Field(ge=0)], data[key])
 
-    # Recipe, students, teachers
-
     def _recipe(self, where: Where, says: str | Json | None) -> Json | None:
         found = self.part_with_options(where, "recipe", says)
         return found and found["options"]
-
-    def _nets(self, section: str, says: Named | None, recipe: Json | None, gate_key: str | None, gate: float | None) -> dict[str, Net]:
-        listed = {name: None for name in says} if isinstance(says, list) else says or {}
-        if not listed and says is not None:
-            self.wrong((section,), "it names none")
-        nets = {}
-        for name, options in listed.items():
-            where: Where = (section, name if isinstance(says, dict) else list(listed).index(name))
-            net = self._net(where, name, options or {}, recipe, gate_key, gate)
-            if net:
-                nets[name] = net
-        return nets
-
-    def _net(self, where: Where, name: str, says: Json, recipe: Json | None, gate_key: str | None, gate: float | None) -> Net | None:
-        reserved = {"model", "recipe", *([gate_key] if gate_key else [])}
-        options = {key: value for key, value in says.items() if key not in reserved}
-        model = says.get("model", name)
-        own, changes = {}, says.get("recipe") or {}
-        if model in parts.named("model"):
-            model, meant = parts.named("model")[model]
-            options = {**meant, **options}
-        elif model not in parts.names("model") and ":" not in str(model):
-            model, options = "timm", {"architecture": model, **options}
-        part = self.load(where, "model", model)
-        resolved = part and self.resolved(where, part, options, reserved)
-        if resolved and model == "timm":
-            self._timm_name((*where, "model"), resolved["architecture"], section=str(where[0]))
-        if not isinstance(changes, dict):
-            self.wrong((*where, "recipe"), "a net's own recipe is a mapping of what it changes")
-        elif recipe is not None:
-            own = self._own_recipe((*where, "recipe"), recipe, changes, student=where[0] == "students")
-        least = self._gate(says, gate_key, where)
-        if part is None or resolved is None:
-            return None
-        config = {"name": part.name, "version": part.version, "options": resolved}
-        return Net(name, config, own, gate if least is None else least)
-
-    def _timm_name(self, where: Where, architecture: str, section: str) -> None:
-        from kdbench.through_timm import has_model, model_names
-
-        if not has_model(architecture):
-            near = nearest(architecture, [*parts.names("model"), *model_names()])
-            near = near if "mean" in near else "; there is any model of timm, and: " + ", ".join(parts.names("model"))
-            self.wrong(where, f"neither kdbench nor timm has a model '{architecture}'{near}")
-
-    def _own_recipe(self, where: Where, recipe: Json, changes: Json, student: bool) -> Json:
-        says = self.source.data["recipe"]
-        part = self.load(where, "recipe", says if isinstance(says, str) else says["name"])
-        if part is None:
-            return {}
-        shared = sorted(set(changes) & part.make.shared) if student else []
-        for key in shared:
-            self.wrong(
-                (*where, key),
-                f"a student's own '{key}' would break the data stream that all students share; change the suite's recipe",
-            )
-        return self.resolved(where, part, {**recipe, **{key: value for key, value in changes.items() if key not in shared}}) or {}
 
     # What stands beside what
 

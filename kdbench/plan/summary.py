@@ -40,7 +40,7 @@ class Outlook:
     def work(self, bundle: Bundle) -> float:
         """TFLOP of a bundle's training."""
         teacher = self.plan.cells[bundle.teacher].config["student"] if bundle.teacher else None
-        return work_tflop(bundle, self.probes.n_train, self.probes.flop_per_image, teacher)
+        return work_tflop(bundle, self.probes.n_train or 0, self.probes.flop_per_image, teacher)
 
     def left(self, bundle: Bundle) -> Bundle | None:
         """The part of a bundle that is not done."""
@@ -83,7 +83,7 @@ def as_text(suite: Path, results: Path) -> str:
         f"  {len(plan.teachers)} trainings of teachers, {students} of students: {len(said.objectives)} objectives, "
         f"{len(said.pairs)} pairs, {said.repeats} repeats, {said.teacher_seeds} of each teacher",
         f"  {len(outlook.bundles)} bundles, {len(left)} of them with something to train",
-        f"  work: {_total(outlook, outlook.bundles):.3g} TFLOP in all, {_total(outlook, left):.3g} left{_time_left(outlook, left)}",
+        _work(outlook, left),
         "teachers:",
         *(f"  {row.cell.id}  {row.student}, seed {row.repeat}: {outlook.states[row.cell.id]}" for row in plan.teachers),
         *power_lines(said.repeats, plan.family(), said.baselines),
@@ -108,6 +108,12 @@ def power_lines(repeats: int, family: int, baselines: Iterable[str]) -> list[str
     needed = repeats_needed(1.0, ALPHA, max(family, 1))
     lines.append(f"  a difference of one sd would need {repeats_needed(1.0, ALPHA)} repeats alone, {needed} at the first step of Holm")
     return lines
+
+
+def _work(outlook: Outlook, left: list[Bundle]) -> str:
+    if outlook.probes.n_train is None:
+        return "  work: unknown, for the dataset does not declare how many training images it has"
+    return f"  work: {_total(outlook, outlook.bundles):.3g} TFLOP in all, {_total(outlook, left):.3g} left{_time_left(outlook, left)}"
 
 
 def _total(outlook: Outlook, some: Iterable[Bundle]) -> float:

@@ -109,18 +109,21 @@ def _judge(cell: CellLine, by_id: Mapping[str, CellLine], seen: dict[str, dict[s
 
 
 def shortfall(manifest: Manifest, cell_id: str, run: Mapping[str, Any]) -> str:
-    """`top-1 15.00 %, below its gate of 20.00 %`, or nothing for a run that its gate lets pass (or that has none)."""
+    """`top-1 15.00 %, below its gate of 20.00 %`, or nothing for a run that passes what is asked of it (or of which nothing is)."""
     gate = manifest.get("gates", {}).get(cell_id)
     if gate is None:
         return ""
     metric = next((metric for metric in manifest["metrics"] if metric["name"] == gate["metric"]), None)
     value = run.get(f"{gate['metric']}_last")
-    label = gate["metric"] if metric is None else metric["label"]
+    label, least = gate["metric"] if metric is None else metric["label"], gate["min"]
     if value is None or value != value:
-        return f"no {label}, so below its gate of {printed(metric, gate['min'])}"
-    if value >= gate["min"] if metric is None or metric["higher_is_better"] else value <= gate["min"]:
-        return ""
-    return f"{label} {printed(metric, value)}, below its gate of {printed(metric, gate['min'])}"
+        return f"no {label}, so below its gate" + ("" if least is None else f" of {printed(metric, least)}")
+    if least is not None and not (value >= least if metric is None or metric["higher_is_better"] else value <= least):
+        return f"{label} {printed(metric, value)}, below its gate of {printed(metric, least)}"
+    declared, within = gate.get("declared") or (value, 0.0)
+    if abs(value - declared) > within:
+        return f"{label} {printed(metric, value)}, and {printed(metric, declared)} was declared (within {printed(metric, within)})"
+    return ""
 
 
 def printed(metric: Metric | None, value: float) -> str:

@@ -52,8 +52,11 @@ class CellLine(TypedDict):
 
 
 class Gate(TypedDict):
+    """What is asked of a teacher's metric: at least `min`, and the declared value within so much."""
+
     metric: str
-    min: float
+    min: float | None
+    declared: NotRequired[tuple[float, float] | None]
 
 
 class ProfileLine(TypedDict):

@@ -15,10 +15,12 @@ from kdbench import parts
 from kdbench.cell import Cell
 from kdbench.datasets._base import Data
 from kdbench.losses._base import Pair
+from kdbench.models._base import Model
 from kdbench.plan.probe import probe_model
 from kdbench.run.draws import Streams
 from kdbench.run.numerics import laid_out
 from kdbench.run.objective import Objective
+from kdbench.run.start import start_from
 from kdbench.tasks._base import Task
 
 
@@ -31,17 +33,22 @@ def make_dataset(cell: Cell) -> Any:
     return parts.from_config("dataset", cell.config["dataset"], cell.sources)
 
 
-def make_model(config: Mapping[str, Any], cell: Cell, data: Data, task: Task) -> nn.Module:
-    """A model with freshly drawn weights (the caller seeds torch's generator first)."""
+def make_model(config: Mapping[str, Any], cell: Cell, data: Data, task: Task) -> Model:
+    """A model with freshly drawn weights (the caller seeds torch's generator first), seeing its inputs as it was made to."""
+    dataset = make_dataset(cell)
     model = parts.from_config("model", config, cell.sources)
-    model.build(data.input_shape, task.outputs(make_dataset(cell)))
+    model.build(data.input_shape, task.outputs(dataset))
+    if "inputs" in config:
+        model.sees(config["inputs"], dataset.normalisation)
     return model
 
 
 def make_student(cell: Cell, data: Data, task: Task, device: torch.device) -> nn.Module:
     """The student with its initial weights: drawn on the CPU whatever the device, so that every machine starts from the same."""
     torch.manual_seed(Streams.of(cell.config).init)
-    return laid_out(make_model(cell.config["student"], cell, data, task), cell.config["numerics"], device)
+    model = make_model(cell.config["student"], cell, data, task)
+    start_from(model, cell.config["student"], cell, task.outputs(make_dataset(cell)), data.input_shape[0])
+    return laid_out(model, cell.config["numerics"], device)
 
 
 def make_objective(cell: Cell, data: Data, task: Task, device: torch.device, teacher: nn.Module | None, teacher_config: Any) -> Objective:

@@ -48,6 +48,8 @@ def train(
     """
     recipe = members[0].recipe
     live = list(members)
+    if not recipe["epochs"]:  # taken as it is
+        live = [member for member in live if _survives(keeper, member, _as_it_is, member, plan)]
     for epoch in range(start[0], recipe["epochs"]):
         skipped = start[1] if epoch == start[0] else 0
         for member in live:
@@ -87,6 +89,15 @@ def _step(member: Member, inputs: Any, targets: Any, batch: Batch, taps: Taps | 
     member.step(inputs, targets, batch, taps, first)
 
 
+def _as_it_is(member: Member, plan: BatchPlan) -> None:
+    """Evaluate what is not trained; its history has one entry, before any epoch."""
+    member.end_epoch(-1, {split: evaluate(member.task, member.deployed, plan.data, split, member.numerics) for split in _splits(plan)})
+
+
+def _splits(plan: BatchPlan) -> list[str]:
+    return [split for split in ("val", "test") if plan.data.size(split)]
+
+
 def _end(member: Member, epoch: int, plan: BatchPlan, keeper: Keeper) -> bool:
     """Close an epoch: leave if a number went bad, else evaluate and save."""
     bad = member.went_bad((epoch + 1) * plan.steps - 1)
@@ -97,8 +108,7 @@ def _end(member: Member, epoch: int, plan: BatchPlan, keeper: Keeper) -> bool:
     last = epoch + 1 == member.recipe["epochs"]
     evaluated = {}
     if last or (epoch + 1) % member.recipe["evaluate_every"] == 0:
-        splits = [split for split in ("val", "test") if plan.data.size(split)]
-        evaluated = {split: evaluate(member.task, member.deployed, plan.data, split, member.numerics) for split in splits}
+        evaluated = {split: evaluate(member.task, member.deployed, plan.data, split, member.numerics) for split in _splits(plan)}
     member.end_epoch(epoch, evaluated)
     if not last:
         keeper.save(member, (epoch + 1, 0))

@@ -85,13 +85,13 @@ class Member:
         """Close the epoch's entry in the history."""
         entry: dict[str, Any] = {"epoch": epoch, "lr": self.lr, "terms": {}}
         for name, sums in self.sums.items():
-            raw, weighted = (_number(value / self.seen) for value in sums.tolist())
+            raw, weighted = (finite_or_none(value / self.seen) for value in sums.tolist())
             if not name:
                 entry["loss"] = weighted
                 continue
             entry["terms"][name] = {"raw": raw, "weighted": weighted}
             if name in self.gradients:
-                entry["terms"][name]["gradient_ratio"] = _number(self.gradients[name])
+                entry["terms"][name]["gradient_ratio"] = finite_or_none(self.gradients[name])
         self.history.append({**entry, **evaluated})
 
     def went_bad(self, last_step: int) -> int:
@@ -124,5 +124,5 @@ class Member:
         self.bad_step = state["bad_step"].to(self.device)
 
 
-def _number(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     return value if abs(value) < float("inf") else None

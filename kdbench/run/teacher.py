@@ -54,12 +54,13 @@ def load_teacher(store: Store, teacher_id: str, student: Cell, data: Data, task:
     model = make_model(cell.config["student"], cell, data, task)
     model.load_state_dict(load_weights(store, record))
     model = laid_out(model, cell.config["numerics"], device)
-    check_gate(record, task, evaluate(task, model, data, "test", student.config["numerics"]), student.gate, task.gate(data))
+    check_gate(record, task, evaluate(task, model, data, "test", student.config["numerics"]), student, task.gate(data))
     return model, cell
 
 
-def check_gate(record: Record, task: Task, measured: dict[str, float | None], asked: float | None, default: float | None) -> None:
-    """Raises GateError when the teacher is not what its record says or not good enough for the suite."""
+def check_gate(record: Record, task: Task, measured: dict[str, float | None], student: Cell, default: float | None) -> None:
+    """Raises GateError when the teacher is not what its record says, not what was declared, or not good enough for the suite."""
+    asked = student.gate
     primary = task.primary()
     now, then = measured[primary.name], record.result["metrics"][f"{primary.name}_last"]
     within = max(SAME, SAME_IMAGES / record.result["n_test"]) if primary.percent else SAME * abs(then)
@@ -69,6 +70,9 @@ def check_gate(record: Record, task: Task, measured: dict[str, float | None], as
     if least is not None and (now < least if primary.higher_is_better else now > least):
         whose = "the suite asks" if asked is not None else "the default asks"
         raise GateError(f"teacher {record.id} is below its gate: {primary.label} {now:.4g}, and {whose} for {least:.4g}")
+    declared, tolerance = student.declared or (now, 0.0)
+    if abs(now - declared) > tolerance:
+        raise GateError(f"teacher {record.id}: {primary.label} {now:.4g}, and {declared:.4g} was declared for it (within {tolerance:g})")
 
 
 def load_weights(store: Store, record: Record) -> dict[str, Any]:

@@ -66,6 +66,44 @@ def profile(suite: Path, results: Path, data: Path, device: str) -> int:
     return 0 if whole else 1
 
 
+def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) -> int:
+    """Two real training steps of everything that a suite compares. Returns 0 when nothing is wrong."""
+    import torch
+
+    from kdbench.run import check as checking
+    from kdbench.run.worker import choose_device
+
+    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
+    plan, store = planned(suite), Store(results)
+    found = []
+    line = "{:<16} {:<12} {:<24} {:>7} {:>7} {:>8} {:>8} {:>8}  {}"
+    began = time.monotonic()
+
+    def told(text: str) -> None:
+        console.print(text, markup=False)
+
+    for one in checking.check(plan, store, data, torch.device(choose_device(device)), told):
+        if not found:
+            told("times in s (a whole batch; the last one with gradient sizes), memory in MiB (weights and optimiser; kept for backward)")
+            told(line.format("student", "teacher", "objective", "step", "last", "weights", "kept", "loss", "gradient / task's"))
+        found.append(one)
+        ratios = ", ".join(f"{name} {ratio:.3g}" for name, ratio in one.ratios.items())
+        values = ((one.step_s, 2), (one.ragged_s, 2), (one.weights_mib, 0), (one.kept_mib, 0), (one.loss, 3))
+        numbers = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
+        told(line.format(one.student, one.teacher or "-", one.objective, *numbers, ratios).rstrip())
+        for word, texts in (("WRONG", one.wrong), ("note", one.notes)):
+            for text in texts:
+                told(f"  {word}: {text}")
+    wrong = sum(bool(one.wrong) for one in found)
+    told(
+        f"{plan.suite.name}: {len(found)} settings checked in {time.monotonic() - began:.0f} s, {wrong} wrong; the largest bundle of "
+        f"{checking.SIDE_BY_SIDE} needs about {checking.bundle_mib(found) / 1024:.1f} GiB beside its teacher"
+    )
+    if as_json:
+        print(json.dumps([one.to_json() for one in found], indent=1))
+    return 1 if wrong else 0
+
+
 def _machine(results: Path, data: Path, device: str, jobs: int | None, checkpoint_every_s: float | None) -> Machine:
     import torch
 

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import RefusedError
+from kdbench.losses._base import Taps
+from kdbench.models._base import Model
+
+WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024), 2.0: (224, 488, 976, 2048)}
+"""Channels of the three stages and of the last convolution, by size."""
+
+
+class CifarShufflenetv2(Model):
+    """ShuffleNetV2 for small images: a 1x1 stem of 24 channels at full size, three stages of 4, 8 and 4 blocks, a 1x1 convolution.
+
+    `size` is 0.5, 1, 1.5 or 2; the literature's student ('ShuffleV2') is size 1. `stages` are the stem and the three stages, `last`
+    the map of the convolution after them. A stage ends in a shuffle of channels, and so does its `preact`: RepDistiller's has the
+    same channels in the order before the shuffle. Half of them pass through a block untouched: they were activated before.
+    Source: Ma et al. 2018; the stem without stride or pooling, layer names and initialisation (torch's own) as in the ShuffleV2 of
+    RepDistiller.
+    """
+
+    # Layers are named as in RepDistiller, so its checkpoints need no change of keys.
+    released_layout: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, *, size: float = 1.0):
+        super().__init__()
+        if size not in WIDTHS:
+            raise ValueError(f"size must be one of {', '.join(f'{one:g}' for one in WIDTHS)}, not {size:g}")
+        self.size = size
+
+    def build(self, inputs: tuple[int, ...], outputs: int) -> None:
+        if len(inputs) != 3:
+            raise RefusedError(f"a convolutional net needs images (channels, height, breadth), not inputs of shape {tuple(inputs)}")
+        into = 24
+        self.conv1 = nn.Conv2d(inputs[0], into, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(into)
+        *stages, wide = WIDTHS[self.size]
+        for place, (width, units) in enumerate(zip(stages, (3, 7, 3), strict=True)):
+            made = [HalvingUnit(into, width), *(SplitUnit(width) for _ in range(units))]
+            setattr(self, f"layer{place + 1}", nn.Sequential(*made))
+            into = width
+        self.conv2 = nn.Conv2d(into, wide, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(wide)
+        self.linear = nn.Linear(wide, outputs)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.linear
+
+    def forward(self, inputs: Tensor) -> Taps:
+        before = self.bn1(self.conv1(inputs))
+        stages, preact = [F.relu(before)], [before]
+        for layer in (self.layer1, self.layer2, self.layer3):
+            hidden = stages[-1]
+            for unit in layer:
+                before = unit(hidden)
+                hidden = F.relu(before)
+            stages.append(hidden)
+            preact.append(before)
+        last = F.relu(self.bn2(self.conv2(hidden)))
+        pooled = last.mean((2, 3))
+        return Taps(logits=self.linear(pooled), pooled=pooled, last=last, stages=tuple(stages), preact=tuple(preact))
+
+
+class HalvingUnit(nn.Module):
+    """Halves the map and makes `width` channels of it, half by each of two branches; gives them before their activation."""
+
+    def __init__(self, into: int, width: int):
+        super().__init__()
+        half = width // 2
+        self.conv1 = nn.Conv2d(into, into, 3, stride=2, padding=1, groups=into, bias=False)
+        self.bn1 = nn.BatchNorm2d(into)
+        self.conv2 = nn.Conv2d(into, half, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(into, half, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(half)
+        self.conv4 = nn.Conv2d(half, half, 3, stride=2, padding=1, groups=half, bias=False)
+        self.bn4 = nn.BatchNorm2d(half)
+        self.conv5 = nn.Conv2d(half, half, 1, bias=False)
+        self.bn5 = nn.BatchNorm2d(half)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        one = self.bn2(self.conv2(self.bn1(self.conv1(hidden))))
+        other = self.bn4(self.conv4(F.relu(self.bn3(self.conv3(hidden)))))
+        return shuffled(one, self.bn5(self.conv5(other)))
+
+
+class SplitUnit(nn.Module):
+    """Lets half of the channels pass and convolves the other half; gives both before their activation.
+
+    The activation that follows leaves the half that passed as it is, for it is not negative.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        half = width // 2
+        self.conv1 = nn.Conv2d(half, half, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(half, half, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(half)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        passed, other = hidden.chunk(2, 1)
+        other = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(other)))))
+        return shuffled(passed, self.bn3(self.conv3(other)))
+
+
+def shuffled(one: Tensor, other: Tensor) -> Tensor:
+    """The channels of both in turn, as a shuffle of two groups has them."""
+    return torch.stack([one, other], 2).flatten(1, 2)
