@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from kdbench import parts
 from kdbench.errors import PartError, nearest
@@ -78,4 +79,20 @@ def _shown(kind: str, name: str) -> str:
         more = "".join(f", + {other} {value:g} {dict(options)}" for other, value, options in preset.terms)
         lines.append(f"  {name}:{key}  task {preset.task:g}, {weight}{more}, options {dict(preset.options)}")
         lines.append(f"      Source: {preset.source}")
+        if kind == "loss":
+            lines.append(f"      value on the reference batch: {_on_reference(part, dict(preset.options))}")
+    if presets and kind == "loss":
+        lines.append(
+            "The reference batch: sines and cosines, kdbench/losses/_reference.py. Values are unweighted, the loss's own term alone."
+        )
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _on_reference(part: parts.Part, options: dict[str, Any]) -> str:
+    """To ten digits; or why there is none, for a loss of a user's own may fail in ways of its own and is shown all the same."""
+    from kdbench.losses import _reference
+
+    try:
+        return f"{_reference.value(lambda: part.build(part.options(options))):.10g}"
+    except Exception as error:
+        return f"none ({error})"

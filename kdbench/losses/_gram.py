@@ -11,15 +11,33 @@ from torch import Tensor
 from kdbench.losses._base import Pair, Taps
 
 Estimator = Literal["biased", "unbiased", "uncentred"]
+GramNorm = Literal["none", "row_half", "cosine"]
+Kernel = Literal["linear", "rbf"]
 FEWEST = {"biased": 3, "unbiased": 4, "uncentred": 1}
 """The smallest batch whose CKA says anything: below it, it is 1 (or 0/0) whatever the features are."""
 
 
-def matrices(taps: Taps, tap: str, pool: str = "flatten") -> tuple[Float[Tensor, "n _"], ...]:
-    """The samples of a tap as rows, one matrix a stage: maps flattened, or averaged over positions (`gap`)."""
+def matrices(taps: Taps, tap: str, pool: str | int = "flatten") -> tuple[Float[Tensor, "n _"], ...]:
+    """The samples of a tap as rows, one matrix a stage: maps flattened, averaged over positions (`gap`), or over each field of a
+    grid of so many by so many (a number) and then flattened."""
     value = getattr(taps, tap)
     maps = value if isinstance(value, tuple) else (value,)
-    return tuple(one.mean((2, 3)) if pool == "gap" and one.ndim == 4 else one.flatten(1) for one in maps)
+    return tuple(one.flatten(1) if pool == "flatten" or one.ndim != 4 else _pooled(one, pool) for one in maps)
+
+
+def _pooled(x: Float[Tensor, "n c h w"], pool: str | int) -> Float[Tensor, "n _"]:
+    if isinstance(pool, str):
+        return x.mean((2, 3))
+    # As products of matrices: PyTorch's adaptive pooling has no deterministic gradient on a GPU.
+    down, across = (_fields(size, pool).to(x) for size in x.shape[2:])
+    return (down @ x @ across.T).flatten(1)
+
+
+def _fields(size: int, fields: int) -> Float[Tensor, "fields size"]:
+    """The average over each of so many fields, which cover all positions and overlap where their number does not divide the size."""
+    at, field = torch.arange(size), torch.arange(fields)[:, None]
+    within = (at >= field * size // fields) & (at < -(-(field + 1) * size // fields))
+    return within.double() / within.sum(1, keepdim=True)
 
 
 def unmatched(pair: Pair, tap: str) -> str | None:
@@ -54,31 +72,64 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return (x / norm.masked_fill(dead, 1.0)).masked_fill(dead, 0.0)
 
 
-def cka(x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"], estimator: Estimator, half_rows: bool = False) -> Float[Tensor, ""]:
-    """The cosine of two Gram matrices, centred or not; 0 for constant features, 1 for batches smaller than `FEWEST`.
+def cka(
+    x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"], estimator: Estimator, gram_norm: GramNorm = "none", kernel: Kernel = "linear"
+) -> Float[Tensor, ""]:
+    """The cosine of two kernel matrices, centred or not; 0 for constant features, 1 for batches smaller than `FEWEST`.
 
-    `half_rows` divides row i of each Gram matrix by the norm of sample i (the rows only: it is no longer symmetric).
+    `gram_norm` divides row i of each Gram matrix by the norm of (the centred) sample i, and with `cosine` column i too.
     Uncentred, it is 1 but for the last digits when features have a large mean: it is computed and returned in float64.
     """
     n = len(x)
     if n < FEWEST[estimator]:
         return 1 + nothing(x)
+    if kernel == "rbf":
+        kernels = [_centred_kernel(_rbf(one), estimator) for one in (x, y)]
+        return _cosine(*kernels, [_floor(one) for one in kernels])
     if estimator == "uncentred":
         x, y = x.double(), y.double()
     floors = [_floor(x), _floor(y)]
     x, y = unit_scale(x), unit_scale(y)
     if estimator != "uncentred":
         x, y = centred(x), centred(y)
-    if estimator != "unbiased" and not half_rows and n > x.shape[1] + y.shape[1]:
+    if estimator != "unbiased" and gram_norm == "none" and n > x.shape[1] + y.shape[1]:
         # <xx', yy'> = |x'y|^2 and |xx'| = |x'x|: the same value from d x d matrices.
         cross = x.T @ y
         return (cross / _norm(x.T @ x, floors[0]) * (cross / _norm(y.T @ y, floors[1]))).sum()
-    grams = [(unit_rows(one) if half_rows else one) @ one.T for one in (x, y)]
+    grams = [_gram(one, gram_norm) for one in (x, y)]
     if estimator == "unbiased":
         grams = [_u_centred(gram) for gram in grams]
-    # Each is divided by its own norm: the product of the two squared norms overflows float32.
-    k, m = (gram / _norm(gram, floor) for gram, floor in zip(grams, floors, strict=True))
-    return (k * m).sum()
+    return _cosine(*grams, floors)
+
+
+def _cosine(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], floors: list[float]) -> Float[Tensor, ""]:
+    """Each is divided by its own norm: the product of the two squared norms overflows float32."""
+    return (k / _norm(k, floors[0]) * (m / _norm(m, floors[1]))).sum()
+
+
+def _gram(x: Float[Tensor, "n d"], gram_norm: GramNorm) -> Float[Tensor, "n n"]:
+    rows = x if gram_norm == "none" else unit_rows(x)
+    return rows @ (rows if gram_norm == "cosine" else x).T
+
+
+def _rbf(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """exp( -|x_i - x_j|^2 / (2 median) ), the median that of all n^2 squared distances; in float64, which keeps near neighbours apart."""
+    x = unit_scale(centred(x.double()))
+    gram = x @ x.T
+    own = gram.diagonal()
+    squares = (own[:, None] + own[None, :] - 2 * gram).clamp_min(0)
+    ordered = squares.flatten().sort().values
+    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    # Zero to rounding when most samples are equal: then the largest entry stands for the width.
+    none = median <= 16 * x.shape[1] * torch.finfo(x.dtype).eps
+    return (-squares / (2 * torch.where(none, torch.ones_like(median), median))).exp()
+
+
+def _centred_kernel(kernel: Float[Tensor, "n n"], estimator: Estimator) -> Float[Tensor, "n n"]:
+    if estimator == "biased":
+        rows = kernel.mean(1)
+        return kernel - rows[:, None] - rows[None, :] + rows.mean()
+    return _u_centred(kernel) if estimator == "unbiased" else kernel
 
 
 def _floor(x: Tensor) -> float:

@@ -24,16 +24,17 @@ class CC(Loss):
     The reduction `fro_over_n2` is the Frobenius norm, not squared, over n^2.
 
     Shapes: f is a row of the pooled features, n x d, mapped by `embed` (a trainable Linear(d, embed) for each model; None: no map),
-    then divided by its norm if `l2`. lag1 needs both of one width.
+    then divided by its norm if `l2`. `embedded` says whose: of both; of the student alone; of both, the teacher's as it was drawn.
+    lag1 needs both of one width.
 
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019. lag1: the class Correlation of
         github.com/HobbitLong/RepDistiller, whose author says that it came from the authors of CC; it stands behind the rows called
-        CC in the tables of the CRD protocol.
+        CC in the tables of the CRD protocol. Not normalised, fro_over_n2: github.com/yoshitomo-matsubara/torchdistill.
     Defaults: github.com/AberHu/Knowledge-Distillation-Zoo: order 2, gamma 0.4, norm 1, no map, weight 100.
     Departs: from the paper: no soft targets beside it (add the term `kd`), no class-uniform sampler, no MMD kernel. From the code
-        for lag1: 0 instead of NaN for a batch of one. The trained map of the teacher's features allows a collapse (both to zero),
-        as it does there. As released, norms are at least 1e-12: a sample of zeros gets a finite but huge gradient. The kernel
-        matrices are computed in float64.
+        for lag1: 0 instead of NaN for a batch of one. Trained maps of both sides allow a collapse (both to zero), as they do there;
+        `embedded="student"` and `"frozen_teacher"`, ours, do not. As released, norms are at least 1e-12: a sample of zeros gets a
+        finite but huge gradient. The kernel matrices are computed in float64.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -43,6 +44,20 @@ class CC(Loss):
             weight=0.02,
             options={"kernel": "lag1", "l2": False, "embed": 128},
         ),
+        "torchdistill": Preset(
+            "github.com/yoshitomo-matsubara/torchdistill, configs/sample/ilsvrc2012/cckd/resnet18_from_resnet50.yaml: 0.003, beside KL "
+            "at T 1; by KDLoss's alpha of 0 without cross-entropy. As shipped it does not build (`key` for `type` of the kernel)",
+            weight=0.003,
+            task=0.0,
+            options={"l2": False, "embed": 128, "reduction": "fro_over_n2"},
+            terms=(("kd", 1.0, {"temperature": 1.0}),),
+        ),
+        "torchdistill_bilinear": Preset(
+            "github.com/yoshitomo-matsubara/torchdistill, CCKDLoss: its other kernel, without a weight",
+            weight=None,
+            options={"kernel": "bilinear", "l2": False, "embed": 128, "reduction": "fro_over_n2"},
+        ),
+        "rbf": Preset("ours: the kernel that the paper expands into a polynomial", weight=None, options={"kernel": "rbf"}),
     }
 
     def __init__(
@@ -54,20 +69,24 @@ class CC(Loss):
         l2: bool = True,
         embed: int | None = None,
         reduction: Literal["mean_square", "fro_over_n2"] = "mean_square",
+        embedded: Literal["both", "student", "frozen_teacher"] = "both",
     ):
         super().__init__()
+        if embed is None and embedded != "both":
+            raise ValueError(f"`embedded: {embedded}` says whose features are mapped: `embed`, the width, says that some are")
         self.kernel = kernel
         self.gamma = gamma
         self.order = order
         self.l2 = l2
         self.embed = embed
         self.reduction = reduction
+        self.embedded = embedded
         self.student_embed: nn.Module = nn.Identity()
         self.teacher_embed: nn.Module = nn.Identity()
 
     @property
     def variant(self) -> str:
-        return self.kernel
+        return self.kernel if self.l2 or self.kernel == "lag1" else f"{self.kernel}, not normalised"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -84,16 +103,23 @@ class CC(Loss):
         return frozenset({"permutation", "rotation", *unit, *moved})
 
     def refuses(self, pair: Pair) -> str | None:
+        if self.kernel != "lag1" or (self.embed is not None and self.embedded != "student"):
+            return None
         widths = [taps.pooled.shape[1] for taps in (pair.student, pair.teacher) if taps.pooled is not None]
-        if self.kernel == "lag1" and self.embed is None and widths[0] != widths[1]:
+        if self.embed is None and widths[0] != widths[1]:
             return f"lag1 subtracts features, of widths {widths[0]} and {widths[1]}: set `embed` to map both to one width"
+        if self.embed is not None and self.embed != widths[1]:
+            return f"lag1 subtracts features, of which the student's alone are mapped: set `embed` to the teacher's width, {widths[1]}"
         return None
 
     def bind(self, pair: Pair) -> None:
-        if self.embed is not None:
-            assert pair.student.pooled is not None and pair.teacher.pooled is not None
-            self.student_embed = nn.Linear(pair.student.pooled.shape[1], self.embed)
+        if self.embed is None:
+            return
+        assert pair.student.pooled is not None and pair.teacher.pooled is not None
+        self.student_embed = nn.Linear(pair.student.pooled.shape[1], self.embed)
+        if self.embedded != "student":
             self.teacher_embed = nn.Linear(pair.teacher.pooled.shape[1], self.embed)
+            self.teacher_embed.requires_grad_(self.embedded == "both")
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         x, y = self.student_embed(student.pooled), self.teacher_embed(teacher.pooled)

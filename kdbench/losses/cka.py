@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
@@ -11,30 +12,41 @@ from kdbench.losses._gram import cka, matrices, unmatched
 
 
 class CKA(Loss):
-    """Centred kernel alignment with a linear kernel: the cosine of the two centred matrices of similarities between samples.
+    """Centred kernel alignment: the cosine of the two centred matrices of similarities between samples.
 
-    sum over the tapped maps of 1 - HSIC(K, L) / sqrt( HSIC(K, K) HSIC(L, L) ), K = F_s F_s^T, L = F_t F_t^T, with
+    sum over the tapped maps of 1 - HSIC(K, L) / sqrt( HSIC(K, K) HSIC(L, L) ), K of the student's samples, L of the teacher's, with
     biased:    HSIC = tr(K H L H), H = I - 1/n (its factor cancels);
     unbiased:  HSIC_1 of Song et al. 2012 (no diagonal), in the form of U-centred matrices: the loss is in [0, 2];
     uncentred: H = I, which is what the public codes that carry the name compute.
-    Taken from n x n matrices, or from d x d ones where these are smaller (biased, uncentred): the same value.
+    K = F F^T (linear; taken from d x d matrices where these are smaller: the same value), or exp(-|f_i - f_j|^2 / (2 m)) with m the
+    median of all n^2 squared distances (rbf). `form` is 1 - CKA, -CKA (neg: the same gradient) or 1 - sqrt(CKA) (sqrt).
 
-    Shapes: F is n x d; a map (n x c x h x w) is flattened, or averaged over positions with `pool="gap"`. Models may differ in d.
-    A batch of fewer than 3 samples (unbiased: 4) has the value 0 and gradient 0: CKA is 1 or undefined there.
+    Shapes: F is n x d; a map (n x c x h x w) is flattened, averaged over positions with `pool="gap"`, or over the fields of a grid
+    of k x k with `pool=k`, then flattened. Models may differ in c, h and w. In a batch of fewer than 3 samples (unbiased: 4) CKA
+    is 1 or undefined: it is taken for 1, with gradient 0.
 
     Source: Saha, Bialkowski and Khalifa, "Distilling Representational Similarity using Centered Kernel Alignment", BMVC 2022; the
-        measure: Kornblith et al., ICML 2019.
+        measure, with the median: Kornblith et al., ICML 2019, github.com/google-research/google-research,
+        representation_similarity.
     Defaults: ours. Neither code nor weight of the paper is public; that the kernel is linear follows from its Gram matrices, the
         biased estimator and the last map are assumed.
     Departs: cannot be said of the paper in more detail. Constant features (to rounding) have likeness 0 and gradient 0, not NaN.
-        The biased value grows towards likeness with d/n: it does not compare between batch sizes or widths.
+        The biased value grows towards likeness with d/n: it does not compare between batch sizes or widths. The median moves with
+        the student, and the gradient knows it.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "saha": Preset("Saha et al., BMVC 2022: the loss; its weight was not published", weight=None),
+        "unbiased": Preset("ours: the estimator of Song et al., JMLR 2012, in the loss", weight=None, options={"estimator": "unbiased"}),
+        "rbf": Preset("ours: the other kernel of Kornblith et al., ICML 2019, in the loss", weight=None, options={"kernel": "rbf"}),
+        "sqrt": Preset(
+            "the form in public codes that match hidden states of language models, of no paper known to us",
+            weight=None,
+            options={"form": "sqrt"},
+        ),
         "uncentred": Preset(
-            "github.com/Klayand/Distill_Knowledge, distiller/CKASP.py: a third party's version, weight 1, not centred",
-            weight=1.0,
+            "github.com/Klayand/Distill_Knowledge, distiller/CKA.py (class NormalizedSimpleCKA of its first versions): no weight there",
+            weight=None,
             options={"estimator": "uncentred"},
         ),
     }
@@ -44,16 +56,26 @@ class CKA(Loss):
         *,
         estimator: Literal["biased", "unbiased", "uncentred"] = "biased",
         tap: Literal["last", "pooled", "logits", "stages"] = "last",
-        pool: Literal["flatten", "gap"] = "flatten",
+        pool: Literal["flatten", "gap"] | int = "flatten",
+        kernel: Literal["linear", "rbf"] = "linear",
+        form: Literal["one_minus", "neg", "sqrt"] = "one_minus",
     ):
         super().__init__()
+        if isinstance(pool, int) and pool < 1:
+            raise ValueError(f"a grid has at least one field a side, not {pool}")
+        if form == "sqrt" and estimator == "unbiased":
+            raise ValueError("the unbiased CKA may be negative: it has no square root")
         self.estimator = estimator
         self.tap = tap
         self.pool = pool
+        self.kernel = kernel
+        self.form = form
 
     @property
     def variant(self) -> str:
-        return "centred" if self.estimator == "biased" else self.estimator
+        estimator = "centred" if self.estimator == "biased" else self.estimator
+        kernel = [self.kernel] if self.kernel != "linear" else []
+        return ", ".join([estimator, *kernel, *(["sqrt"] if self.form == "sqrt" else [])])
 
     @property
     def needs(self) -> frozenset[str]:
@@ -61,7 +83,8 @@ class CKA(Loss):
 
     @property
     def laws(self) -> frozenset[str]:
-        moved = set() if self.estimator == "uncentred" else {"translation"}
+        # The rbf kernel sees distances alone, so that it need not be centred for this.
+        moved = {"translation"} if self.estimator != "uncentred" or self.kernel == "rbf" else set()
         return frozenset({"permutation", "scale", "rotation", *moved})
 
     def refuses(self, pair: Pair) -> str | None:
@@ -69,4 +92,14 @@ class CKA(Loss):
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         pairs = zip(matrices(student, self.tap, self.pool), matrices(teacher, self.tap, self.pool), strict=True)
-        return torch.stack([(1 - cka(x, y, self.estimator)).to(x.dtype) for x, y in pairs]).sum()
+        likenesses = [(x.dtype, cka(x, y, self.estimator, kernel=self.kernel)) for x, y in pairs]
+        return torch.stack([self._loss(likeness).to(dtype) for dtype, likeness in likenesses]).sum()
+
+    def _loss(self, likeness: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        if self.form == "neg":
+            return -likeness
+        if self.form == "sqrt":
+            # At 0 (constant features) the root has no gradient.
+            none = likeness <= torch.finfo(likeness.dtype).eps
+            return 1 - likeness.masked_fill(none, 1.0).sqrt().masked_fill(none, 0.0)
+        return 1 - likeness

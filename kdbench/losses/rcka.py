@@ -17,9 +17,11 @@ class RCKA(Loss):
     intra C(Z_s, Z_t) + inter C(Z_s^T, Z_t^T) + feature sum over the tapped maps of C(F_s, F_t), with C = 1 - CKA (linear, biased).
     The options of the released form, one by one:
     centred=False:                the cosine of the Gram matrices as they are;
-    gram_norm="row_half":         row i of a Gram matrix divided by the norm of sample i (rows only);
+    gram_norm="row_half":         row i of a Gram matrix divided by the norm of (the centred) sample i, the rows only; `cosine`,
+                                  ours: the columns as well;
     feature_form="gram_of_gram":  F is first replaced by its Gram matrix with rows of norm 1 (as in SP);
-    negated:                      C = -CKA, the same gradient.
+    negated:                      C = -CKA, the same gradient;
+    official_bugs:                inter, if it has a weight, gets that of intra.
     A part of weight 0 is not computed.
 
     Shapes: logits Z n x classes; F n x d, a map (n x c x h x w) flattened. Both models may differ in d.
@@ -29,10 +31,10 @@ class RCKA(Loss):
         github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class DKCKA) and github.com/Klayand/PCKA, by its first author.
     Defaults: the weights 15, 15 and 1 of that code, not confirmed by the paper; the preset `centred`, with the last map, is ours,
         for the definition says centred.
-    Departs: `released` follows the code except that: inter has its own weight (one of its classes multiplies by intra's); traces
-        of products are sums over entries (the same value); the teacher stays in evaluation mode, accuracy is that of the whole
-        test set, and nothing is aligned by an untrained convolution (all three outside this loss, or in its other classes); a
-        sample of zeros gives 0, not NaN. There, inter is off in the combined class unless it is given a weight; here it is on.
+    Departs: `released` and its two halves follow the code except that: traces of products are sums over entries (the same value);
+        the teacher stays in evaluation mode, accuracy is that of the whole test set, and nothing is aligned by an untrained
+        convolution (all three outside this loss, or in its other classes); a sample of zeros gives 0, not NaN. There, inter is off
+        unless it is given a weight; here it is on. Its option of softened logits is left out.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -48,6 +50,16 @@ class RCKA(Loss):
                 "negated": True,
             },
         ),
+        "lcka": Preset(
+            "github.com/Klayand/Distill_Knowledge, distiller/CKA.py (class CenterKernelAlignmentRKD): logits alone, its error included",
+            weight=1.0,
+            options={"feature": 0.0, "centred": False, "gram_norm": "row_half", "negated": True, "official_bugs": True},
+        ),
+        "fcka": Preset(
+            "github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class CKASP_bmvc, there said to be Saha et al.'s): features alone",
+            weight=1.0,
+            options={"intra": 0.0, "inter": 0.0, "centred": False, "feature_form": "gram_of_gram", "tap": "stages", "negated": True},
+        ),
     }
 
     def __init__(
@@ -57,13 +69,14 @@ class RCKA(Loss):
         inter: float = 15.0,
         feature: float = 1.0,
         centred: bool = True,
-        gram_norm: Literal["none", "row_half"] = "none",
+        gram_norm: Literal["none", "row_half", "cosine"] = "none",
         feature_form: Literal["gram", "gram_of_gram"] = "gram",
         tap: Literal["last", "pooled", "stages"] = "last",
         negated: bool = False,
+        official_bugs: bool = False,
     ):
         super().__init__()
-        if not (intra or inter or feature):
+        if not (intra or inter and not official_bugs or feature):
             raise ValueError("of intra, inter and feature at least one has a weight")
         self.intra = intra
         self.inter = inter
@@ -73,36 +86,44 @@ class RCKA(Loss):
         self.feature_form = feature_form
         self.tap = tap
         self.negated = negated
+        self.official_bugs = official_bugs
 
     @property
     def variant(self) -> str:
-        if self.centred:
-            return "centred, ours"
-        as_released = (self.gram_norm, self.feature_form) == ("row_half", "gram_of_gram")
-        return "released" if as_released else "uncentred, ours"
+        logits = self.intra or self._inter
+        # Of rows of norm 1, as gram_of_gram makes them, row_half is the same.
+        as_released = (not logits or self.gram_norm == "row_half") and (not self.feature or self.feature_form == "gram_of_gram")
+        form = "centred, ours" if self.centred else "released" if as_released else "uncentred, ours"
+        return form if logits and self.feature else f"{'logits' if logits else 'features'} alone, {form}"
+
+    @property
+    def _inter(self) -> float:
+        return self.intra if self.official_bugs and self.inter else self.inter
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({*(["logits"] if self.intra or self.inter else []), *([self.tap] if self.feature else [])})
+        return frozenset({*(["logits"] if self.intra or self._inter else []), *([self.tap] if self.feature else [])})
 
     @property
     def laws(self) -> frozenset[str]:
-        over_samples = {"rotation"} if not self.inter else set()
+        laws = {"permutation", "scale"}
         plain = self.feature_form == "gram" or not self.feature
-        moved = {"translation"} if over_samples and self.centred and plain else set()
-        return frozenset({"permutation", "scale", *over_samples, *moved})
+        if not self._inter:  # the likeness over classes sees which they are, and samples as its columns
+            laws |= {"rotation", *({"translation"} if self.centred and plain else set())}
+            laws |= {"sample_scale"} if self.gram_norm == "cosine" and not self.centred and plain else set()
+        return frozenset(laws)
 
     def refuses(self, pair: Pair) -> str | None:
         return unmatched(pair, self.tap) if self.feature else None
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
         parts = {}
-        if self.intra or self.inter:
+        if self.intra or self._inter:
             assert student.logits is not None and teacher.logits is not None
             if self.intra:
                 parts["intra"] = self.intra * self._unlike(student.logits, teacher.logits)
-            if self.inter:
-                parts["inter"] = self.inter * self._unlike(student.logits.T, teacher.logits.T)
+            if self._inter:
+                parts["inter"] = self._inter * self._unlike(student.logits.T, teacher.logits.T)
         if self.feature:
             pairs = zip(matrices(student, self.tap), matrices(teacher, self.tap), strict=True)
             parts["feature"] = self.feature * torch.stack([self._features(x, y).to(x.dtype) for x, y in pairs]).sum()
@@ -116,5 +137,5 @@ class RCKA(Loss):
         return self._unlike(x, y)
 
     def _unlike(self, x: Float[Tensor, "rows d_s"], y: Float[Tensor, "rows d_t"]) -> Float[Tensor, ""]:
-        likeness = cka(x, y, "biased" if self.centred else "uncentred", half_rows=self.gram_norm == "row_half")
+        likeness = cka(x, y, "biased" if self.centred else "uncentred", self.gram_norm)
         return (-likeness if self.negated else 1 - likeness).to(x.dtype)

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Preset, Taps
 from kdbench.losses._gram import centred, matrices, unit_rows, unit_scale
+from kdbench.losses._triplets import Angles, released_angles
 
 SHORT = 1e-3
 """An edge shorter than this part of the root mean square of all edges is taken for zero: rounding decides its direction."""
@@ -26,17 +26,32 @@ class RKD(Loss):
     Shapes: x and y are rows of n x d, the pooled features or another tap (a map flattened); models may differ in d. `l2` divides
     each sample by its norm first: of both models, of the teacher alone, or of none. Memory: n x n and a bounded block of triplets.
 
+    squared_distances: |.|^2 for |.| in the first part. mean="valid": both means over pairs and triplets of distinct samples alone.
+    vertices=m: of the triplets those with a in m samples that each call draws anew: in expectation over them, the same loss.
+
     Source: Park et al., "Relational Knowledge Distillation", CVPR 2019; github.com/lenscloth/RKD, metric/loss.py.
     Defaults: 25 and 50 on features as they are, github.com/HobbitLong/RepDistiller and github.com/megvii-research/mdistiller.
     Departs: the means run over all n^2 pairs and n^3 triplets, the degenerate ones (0 or 1 in both models) included, as in all
         public code; the paper sums over distinct ones. The authors' code for classification normalises features: `official_cls`.
         An edge shorter than 1e-3 of the root mean square edge counts as 0 and gets no gradient, where the original divided by
-        1e-12; so does a sample of zeros under `l2`. A batch of one is 0, not NaN (two are 0 by definition). Squared distances are
-        computed in float64.
+        1e-12: `eps="released"` does as it does, in its n x n x d memory, with its huge gradients where samples meet. A sample of
+        zeros under `l2` stays 0. A batch of one is 0, not NaN (two are 0 by definition). Squared distances are computed in float64.
+        `squared_distances` is a flag of the authors' code that no file of theirs sets; `vertices` is ours.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 1; distiller_zoo/RKD.py: 25 and 50", weight=1.0),
+        "mmrazor": Preset(
+            "github.com/open-mmlab/mmrazor, configs/distill/mmcls/rkd/rkd_neck_resnet34_resnet18_8xb32_in1k.py: 25 and 50, normalised",
+            weight=1.0,
+            options={"l2": "both"},
+        ),
+        "torchdistill": Preset(
+            "github.com/yoshitomo-matsubara/torchdistill, configs/sample/ilsvrc2012/rkd/resnet18_from_resnet34.yaml: layer4, 1 and 2 "
+            "(its term `kd` is cross-entropy alone, by an alpha of 1)",
+            weight=1.0,
+            options={"distance": 1.0, "angle": 2.0, "tap": "last"},
+        ),
         "official_cls": Preset(
             "github.com/lenscloth/RKD, branch classification, run_distill_classification.py: with 16 x KL at T 4",
             weight=1.0,
@@ -58,14 +73,24 @@ class RKD(Loss):
         angle: float = 50.0,
         l2: Literal["none", "both", "teacher"] = "none",
         tap: Literal["pooled", "last", "logits"] = "pooled",
+        squared_distances: bool = False,
+        mean: Literal["all", "valid"] = "all",
+        vertices: int | None = None,
+        eps: Literal["ours", "released"] = "ours",
     ):
         super().__init__()
         if not (distance or angle):
             raise ValueError("of distance and angle at least one has a weight")
+        if vertices is not None and vertices < 1:
+            raise ValueError(f"a triplet has a vertex: `vertices` is at least 1, not {vertices}")
         self.distance = distance
         self.angle = angle
         self.l2 = l2
         self.tap = tap
+        self.squared_distances = squared_distances
+        self.mean = mean
+        self.vertices = vertices
+        self.eps = eps
 
     @property
     def needs(self) -> frozenset[str]:
@@ -73,22 +98,36 @@ class RKD(Loss):
 
     @property
     def laws(self) -> frozenset[str]:
+        # Vertices are drawn by their place in the batch.
+        drawn = self.angle and self.vertices is not None
         own = "sample_scale" if self.l2 == "both" else "translation"
-        return frozenset({"permutation", "scale", "rotation", own})
+        return frozenset({"scale", "rotation", own, *(set() if drawn else {"permutation"})})
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
         (x,), (y,) = matrices(student, self.tap), matrices(teacher, self.tap)
         x = unit_rows(x) if self.l2 == "both" else x
         y = unit_rows(y) if self.l2 != "none" else y
-        (squares_s, short_s), (squares_t, short_t) = _squares(x), _squares(y)
+        n, distinct = len(x), self.mean == "valid"
+        drawn = self.angle and self.vertices is not None and self.vertices < n
+        vertices = torch.randperm(n)[: self.vertices].to(x.device) if drawn else None
         parts = {}
-        if self.distance:
-            psi_s, psi_t = _distances(squares_s, short_s), _distances(squares_t, short_t)
-            parts["distance"] = self.distance * functional.smooth_l1_loss(psi_s, psi_t)
-        if self.angle:
-            inverse_s, inverse_t = _inverse(squares_s.detach(), short_s), _inverse(squares_t, short_t)
-            parts["angle"] = self.angle * _Angles.apply(squares_s, inverse_s, squares_t, inverse_t)
-        return parts
+        if self.eps == "released":
+            if self.distance:
+                psi_s, psi_t = (_released_distances(z, self.squared_distances) for z in (x, y))
+                parts["distance"] = functional.smooth_l1_loss(psi_s, psi_t)
+            if self.angle:
+                parts["angle"] = released_angles(x, y, vertices, distinct)
+        else:
+            (squares_s, short_s), (squares_t, short_t) = _squares(x), _squares(y)
+            if self.distance:
+                psi_s, psi_t = (_distances(*one, self.squared_distances) for one in ((squares_s, short_s), (squares_t, short_t)))
+                parts["distance"] = functional.smooth_l1_loss(psi_s, psi_t)
+            if self.angle:
+                inverse_s, inverse_t = _inverse(squares_s.detach(), short_s), _inverse(squares_t, short_t)
+                parts["angle"] = Angles.apply(squares_s, inverse_s, squares_t, inverse_t, vertices, distinct)
+        if distinct and self.distance:
+            parts["distance"] = parts["distance"] * (n / max(n - 1, 1))
+        return {name: getattr(self, name) * part for name, part in parts.items()}
 
 
 def _squares(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n n"], Bool[Tensor, "n n"]]:
@@ -105,53 +144,26 @@ def _squares(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n n"], Bool[Tensor
     return squares, squares.detach() <= SHORT**2 * squares.detach().mean()
 
 
-def _distances(squares: Float[Tensor, "n n"], short: Bool[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def _distances(squares: Float[Tensor, "n n"], short: Bool[Tensor, "n n"], squared: bool) -> Float[Tensor, "n n"]:
     """Distances over the mean of those between distinct samples."""
-    n = len(squares)
-    distances = squares.masked_fill(short, 1.0).sqrt().masked_fill(short, 0.0)
+    return _over_mean(squares if squared else squares.masked_fill(short, 1.0).sqrt().masked_fill(short, 0.0))
+
+
+def _over_mean(distances: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    n = len(distances)
     mean = distances.sum() / max(n * (n - 1), 1)
     return distances / torch.where(mean == 0, torch.ones_like(mean), mean)
 
 
+def _released_distances(x: Float[Tensor, "n d"], squared: bool) -> Float[Tensor, "n n"]:
+    dtype = x.dtype
+    x = centred(x.double())
+    gram = x @ x.T
+    own = gram.diagonal()
+    squares = (own[:, None] + own[None, :] - 2 * gram).clamp_min(1e-12)
+    others = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
+    return _over_mean((squares if squared else squares.sqrt()) * others).to(dtype)
+
+
 def _inverse(squares: Float[Tensor, "n n"], short: Bool[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return squares.masked_fill(short, 1.0).rsqrt().masked_fill(short, 0.0)
-
-
-class _Angles(torch.autograd.Function):
-    """1/n^3 sum_abc h(psi_s, psi_t), psi = (D_ab + D_ac - D_bc) / 2 / (d_ab d_ac), block by block of vertices a.
-
-    The gradient by D is summed while a block is at hand, so that nothing of size n^3 outlives its block. With w = h' and
-    W_a = w_a / (d_ab d_ac): by D_ab it is sum_c W_abc - sum_c w_abc psi_abc / D_ab, by D_bc it is -1/2 sum_a W_abc.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, squares_s: Tensor, inverse_s: Tensor, squares_t: Tensor, inverse_t: Tensor) -> Tensor:
-        n = len(squares_s)
-        value, gradient = squares_s.new_zeros(()), torch.zeros_like(squares_s)
-        # A block that stays in a core's cache, or fills a GPU.
-        rows = max(1, (2**24 if squares_s.is_cuda else 2**17) // n**2)
-        for first in range(0, n, rows):
-            block = slice(first, first + rows)
-            psi = _cosines(squares_s, inverse_s, block)
-            difference = psi - _cosines(squares_t, inverse_t, block)
-            slope = difference.clamp(-1, 1)
-            value += (difference.sub_(slope, alpha=0.5).mul_(slope)).sum()
-            if ctx.needs_input_grad[0]:
-                inverse = inverse_s[block]
-                gradient[block] -= psi.mul_(slope).sum(2) * inverse.square()
-                gradient[block] += torch.bmm(slope, inverse[:, :, None])[:, :, 0] * inverse
-                gradient -= slope.mul_(inverse[:, :, None]).mul_(inverse[:, None, :]).sum(0).mul_(0.5)
-        ctx.save_for_backward(gradient.fill_diagonal_(0.0).div_(n**3))
-        return value / n**3
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None, None
-
-
-def _cosines(squares: Float[Tensor, "n n"], inverse: Float[Tensor, "n n"], block: slice) -> Float[Tensor, "m n n"]:
-    edges = inverse[block]
-    cosines = squares[block, :, None] + squares[block, None, :]
-    return cosines.sub_(squares).mul_(edges[:, :, None]).mul_(edges[:, None, :] * 0.5)

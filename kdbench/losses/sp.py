@@ -16,26 +16,49 @@ class SP(Loss):
     """Similarity preserving: samples alike for the teacher are to be alike for the student.
 
     sum over the tapped maps of 1/n^2 || G_t - G_s ||^2 (Frobenius), where G = F F^T with each row divided by its norm.
-    With `row_l2` this is 2/n (1 - mean_i cos(row i of G_s, row i of G_t)): for a given likeness it falls as 1/n.
+    With `row_l2` this is 2/n (1 - mean_i cos(row i of G_s, row i of G_t)): for a given likeness it falls as 1/n, which
+    `rescale="batch"` undoes by a factor n/64 (so that weights for batches of 64 serve for all).
 
     Shapes: F is n x d, a map (n x c x h x w) flattened; both models may differ in c, h and w.
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019.
     Defaults: rows normalised, the last map, weight 3000, as in github.com/HobbitLong/RepDistiller (said there to be verified by the
-        author) and github.com/megvii-research/mdistiller.
+        author) and github.com/megvii-research/mdistiller. SimKD and the Knowledge-Distillation-Zoo have the same 3000.
     Departs: the paper sums over pairs of layers, these defaults take the last map alone (`tap="stages"` sums over the stages).
-        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller. A batch of one is 0 by definition. As
-        released, norms are at least 1e-12: a sample whose features are all zero gets a finite but huge gradient.
+        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller; `rescale` is ours. A batch of one is 0 by
+        definition. As released, norms are at least 1e-12: a sample whose features are all zero gets a finite but huge gradient.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 3000", weight=3000.0),
+        "torchdistill": Preset(
+            "github.com/yoshitomo-matsubara/torchdistill, configs/sample/ilsvrc2012/spkd/resnet18_from_resnet34.yaml: layer4, weight 1",
+            weight=1.0,
+        ),
+        "frobenius": Preset(
+            "github.com/HobbitLong/RepDistiller, distiller_zoo/SP.py, a comment: another loss, without a weight",
+            weight=None,
+            options={"norm": "frobenius"},
+        ),
+        "rescaled": Preset("ours: the strength that it has at a batch of 64, at any batch", weight=None, options={"rescale": "batch"}),
     }
 
-    def __init__(self, *, norm: Literal["row_l2", "frobenius"] = "row_l2", tap: Literal["last", "pooled", "stages"] = "last"):
+    def __init__(
+        self,
+        *,
+        norm: Literal["row_l2", "frobenius"] = "row_l2",
+        tap: Literal["last", "pooled", "stages"] = "last",
+        rescale: Literal["none", "batch"] = "none",
+    ):
         super().__init__()
         self.norm = norm
         self.tap = tap
+        self.rescale = rescale
+
+    @property
+    def variant(self) -> str | None:
+        found = [*(["frobenius"] if self.norm == "frobenius" else []), *(["rescaled"] if self.rescale == "batch" else [])]
+        return ", ".join(found) or None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -49,8 +72,9 @@ class SP(Loss):
         return unmatched(pair, self.tap)
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        pairs = zip(matrices(student, self.tap), matrices(teacher, self.tap), strict=True)
-        return torch.stack([self._between(x, y) for x, y in pairs]).sum()
+        pairs = list(zip(matrices(student, self.tap), matrices(teacher, self.tap), strict=True))
+        value = torch.stack([self._between(x, y) for x, y in pairs]).sum()
+        return value if self.rescale == "none" else value * (len(pairs[0][0]) / 64)
 
     def _between(self, x: Float[Tensor, "n d_s"], y: Float[Tensor, "n d_t"]) -> Float[Tensor, ""]:
         if len(x) == 1:

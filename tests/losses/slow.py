@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from typing import Any
 
 from torch import Tensor
 
@@ -69,11 +71,11 @@ def hsic1(k: Rows, m: Rows) -> float:
     return (trace + sums - cross) / (n * (n - 3))
 
 
-def rkd_distance(x: Rows, y: Rows) -> float:
+def rkd_distance(x: Rows, y: Rows, power: int = 1) -> float:
     n = len(x)
 
     def relative(z: Rows) -> Rows:
-        d = [[size(minus(u, v)) for v in z] for u in z]
+        d = [[size(minus(u, v)) ** power for v in z] for u in z]
         mu = math.fsum(a for one in d for a in one) / (n * (n - 1))
         return [[a / mu for a in one] for one in d]
 
@@ -81,20 +83,26 @@ def rkd_distance(x: Rows, y: Rows) -> float:
     return math.fsum(huber(s[i][j] - t[i][j]) for i in range(n) for j in range(n)) / n**2
 
 
-def rkd_angle(x: Rows, y: Rows) -> float:
+def rkd_angle(x: Rows, y: Rows, vertices: list[int] | None = None, distinct: bool = False) -> float:
     n = len(x)
 
     def angle(z: Rows, a: int, b: int, c: int) -> float:
         u, v = minus(z[b], z[a]), minus(z[c], z[a])
         return dot(u, v) / (size(u) * size(v)) if size(u) and size(v) else 0.0
 
-    triples = [(a, b, c) for a in range(n) for b in range(n) for c in range(n)]
-    return math.fsum(huber(angle(x, *t) - angle(y, *t)) for t in triples) / n**3
+    every = [(a, b, c) for a in (range(n) if vertices is None else vertices) for b in range(n) for c in range(n)]
+    triples = [one for one in every if len(set(one)) == 3 or not distinct]
+    return math.fsum(huber(angle(x, *t) - angle(y, *t)) for t in triples) / len(triples)
 
 
-def sp(x: Rows, y: Rows) -> float:
+def whole(k: Rows) -> Rows:
+    norm = math.sqrt(math.fsum(a * a for one in k for a in one))
+    return [[a / norm for a in one] for one in k]
+
+
+def sp(x: Rows, y: Rows, norm: Any = unit) -> float:
     n = len(x)
-    s, t = unit(gram(x)), unit(gram(y))
+    s, t = norm(gram(x)), norm(gram(y))
     return math.fsum((s[i][j] - t[i][j]) ** 2 for i in range(n) for j in range(n)) / n**2
 
 
@@ -106,17 +114,59 @@ def kd(x: Rows, y: Rows, temperature: float) -> float:
     return math.fsum(b * math.log(b / a) for u, v in zip(x, y, strict=True) for a, b in zip(soft(u), soft(v), strict=True)) / len(x)
 
 
-def cc(x: Rows, y: Rows, gamma: float, order: int) -> float:
-    n = len(x)
+def standardised(x: Rows, added: float = 1e-7) -> Rows:
+    means = [math.fsum(u) / len(u) for u in x]
+    centred = [[a - mean for a in u] for u, mean in zip(x, means, strict=True)]
+    return [[a / (size(u) / math.sqrt(len(u) - 1) + added) for a in u] for u in centred]
 
-    def kernel(z: Rows) -> Rows:
-        z = unit(z)
-        terms = range(order + 1)
-        weights = [math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in terms]
-        return [[math.fsum(weights[p] * dot(u, v) ** p for p in terms) for v in z] for u in z]
 
-    s, t = kernel(x), kernel(y)
-    return math.fsum((s[i][j] - t[i][j]) ** 2 for i in range(n) for j in range(n)) / n**2
+def cc(x: Rows, y: Rows, gamma: float, order: int, norm: Any = unit, reduce: Any = lambda total, n: total / n**2) -> float:
+    def kernel(u: list[float], v: list[float]) -> float:
+        return math.fsum(math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * dot(u, v) ** p for p in range(order + 1))
+
+    return kernels(norm(x), norm(y), kernel, reduce)
+
+
+def kernels(x: Rows, y: Rows, kernel: Any, reduce: Any = lambda total, n: total / n**2) -> float:
+    s, t = ([[kernel(u, v) for v in z] for u in z] for z in (x, y))
+    return reduce(math.fsum((a - b) ** 2 for one, other in zip(s, t, strict=True) for a, b in zip(one, other, strict=True)), len(x))
+
+
+def gaussian(u: list[float], v: list[float], gamma: float) -> float:
+    return math.exp(-gamma * dot(minus(u, v), minus(u, v)))
+
+
+def norm_over_squared(total: float, n: int) -> float:
+    return math.sqrt(total) / n**2
+
+
+def rbf(x: Rows) -> Rows:
+    """The width as NumPy's median of all squared distances, those of a sample to itself among them."""
+    squares = [[dot(minus(u, v), minus(u, v)) for v in x] for u in x]
+    median = statistics.median(a for one in squares for a in one)
+    return [[math.exp(-a / (2 * median)) for a in one] for one in squares]
+
+
+def cosine_rows(k: Rows) -> Rows:
+    return [[k[i][j] / math.sqrt(k[i][i] * k[j][j]) for j in range(len(k))] for i in range(len(k))]
+
+
+def less_mean(x: Rows) -> Rows:
+    mean = [math.fsum(column) / len(x) for column in transposed(x)]
+    return [minus(u, mean) for u in x]
+
+
+def grid(x: Tensor, k: int) -> Rows:
+    """Maps averaged over k x k fields, from floor(i h / k) to ceil((i + 1) h / k), as adaptive pooling is documented."""
+
+    def bounds(size: int) -> list[range]:
+        return [range(i * size // k, -(-(i + 1) * size // k)) for i in range(k)]
+
+    def average(one: list[list[float]], down: range, across: range) -> float:
+        return math.fsum(one[i][j] for i in down for j in across) / (len(down) * len(across))
+
+    fields = [(down, across) for down in bounds(x.shape[2]) for across in bounds(x.shape[3])]
+    return [[average(one, *field) for one in sample for field in fields] for sample in x.detach().double().tolist()]
 
 
 def neighbours(x: Rows, y: Rows) -> float:

@@ -14,11 +14,13 @@ from kdbench import parts
 from kdbench.losses._base import Batch, Loss, Taps
 
 from . import slow, toys
+from .by_loops import LOOPS
 
 STORED = Path(__file__).parents[1] / "golden" / "losses.npz"
 GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
     ("logits/kd/T4", "kd", {}),
     ("logits/kd/T1", "kd", {"temperature": 1.0}),
+    ("logits/kd_logit_standardised/T2", "kd", {"temperature": 2.0, "transform": "zscore"}),
     ("pooled/sp", "sp", {"tap": "pooled"}),
     ("map/sp", "sp", {}),
     ("pooled/cc_taylor/gamma0.4_P2", "cc", {}),
@@ -48,7 +50,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
 ]
 """Key, loss, options. A stored key begins with its case; a loss may have no value in some of them."""
 
-STEMS = ("kd/", "sp/", "cc_", "rkd", "cka_", "rcka_")
+STEMS = ("kd/", "kd_logit", "sp/", "cc_", "rkd", "cka_", "rcka_")
 """The stored losses that the package has: each of their keys must be in `GOLDEN`."""
 
 with np.load(STORED) as stored:
@@ -108,6 +110,7 @@ TABLE: list[tuple[str, dict[str, Any], str, float]] = [
     ("kd", {"temperature": 1.0}, "logits", 1.59563010065),
     ("kd", {"squared_temperature": False}, "logits", 0.176488356996),
     ("kd", {}, "logits", 2.82381371193),
+    ("kd", {"temperature": 2.0, "transform": "zscore"}, "logits", 0.775824866942),
     ("sp", {"tap": "pooled"}, "pooled", 0.281225826707),
     ("sp", {"tap": "pooled", "norm": "frobenius"}, "pooled", 0.056185131206),
     ("cc", {}, "pooled", 0.153808375121),
@@ -119,9 +122,15 @@ TABLE: list[tuple[str, dict[str, Any], str, float]] = [
     ("rkd", {"distance": 1.0, "angle": 0.0, "l2": "both"}, "pooled", 0.216855069823),
     ("rkd", {"distance": 0.0, "angle": 1.0}, "pooled", 0.0769951631743),
     ("rkd", {"distance": 0.0, "angle": 1.0, "l2": "both"}, "pooled", 0.0773903252759),
+    ("rkd", {"distance": 0.0, "angle": 1.0, "mean": "valid"}, "pooled", 0.160406589946),
+    ("rkd", {"distance": 1.0, "angle": 0.0, "eps": "released"}, "pooled", 0.216653662202),
+    ("rkd", {"distance": 0.0, "angle": 1.0, "eps": "released"}, "pooled", 0.0769951631743),
+    ("rkd", {"distance": 0.0, "angle": 1.0, "eps": "released", "mean": "valid"}, "pooled", 0.160406589946),
     ("cka", {"tap": "pooled"}, "pooled", 1 - 0.346197565181),
     ("cka", {"tap": "pooled", "estimator": "unbiased"}, "pooled", 1 - 0.0166897177446),
     ("cka", {"tap": "pooled", "estimator": "uncentred"}, "pooled", 1 - 0.297685859925),
+    ("cka", {"tap": "pooled", "form": "sqrt"}, "pooled", 1 - 0.58838555827),
+    ("cka", {"tap": "pooled", "form": "neg"}, "pooled", -0.346197565181),
     ("rcka", {**FEATURES, "gram_norm": "row_half"}, "pooled", -0.287051405949),
     ("rcka", {**FEATURES, "gram_norm": "row_half", "feature_form": "gram_of_gram"}, "pooled", -0.223521088489),
     ("rcka", {**FEATURES, "centred": True, "negated": False}, "pooled", 1 - 0.346197565181),
@@ -196,6 +205,15 @@ SLOW: dict[tuple[str, str], Any] = {
     ("rkd", "official_metric"): rkd_slowly(1.0, 2.0, "t"),
     ("cka", "saha"): lambda loss, s, t: 1 - slow.cosine(*(slow.double_centred(slow.gram(slow.rows(z.last))) for z in (s, t))),
     ("cka", "uncentred"): lambda loss, s, t: 1 - slow.cosine(*(slow.gram(slow.rows(z.last)) for z in (s, t))),
+    ("kd", "lskd"): lambda loss, s, t: 4 * slow.kd(*(slow.standardised(slow.rows(z.logits)) for z in (s, t)), 2.0),
+    ("sp", "torchdistill"): lambda loss, s, t: slow.sp(slow.rows(s.last), slow.rows(t.last)),
+    ("sp", "frobenius"): lambda loss, s, t: slow.sp(slow.rows(s.last), slow.rows(t.last), slow.whole),
+    ("sp", "rescaled"): lambda loss, s, t: slow.sp(slow.rows(s.last), slow.rows(t.last)) * 6 / 64,
+    ("rkd", "mmrazor"): rkd_slowly(25.0, 50.0, "s", "t"),
+    ("rkd", "torchdistill"): lambda loss, s, t: (
+        slow.rkd_distance(slow.rows(s.last), slow.rows(t.last)) + 2 * slow.rkd_angle(slow.rows(s.last), slow.rows(t.last))
+    ),
+    ("cka", "rbf"): lambda loss, s, t: 1 - slow.cosine(*(slow.double_centred(slow.rbf(slow.rows(z.last))) for z in (s, t))),
     ("rcka", "centred"): rcka_slowly,
     ("rcka", "released"): rcka_as_released,
 }
@@ -225,6 +243,7 @@ def test_every_variant_of_every_loss_is_held_by_a_stated_value() -> None:
     held = {(name, built(name, options).variant) for _, name, options in GOLDEN}
     held |= {(name, built(name, options).variant) for name, options, _, _ in TABLE}
     held |= {(name, toys.made(name, preset).variant) for name, preset in SLOW}
+    held |= {(name, toys.made(name, case).variant) for name, case in toys.cases() if name in LOOPS}
     wanted = {(name, toys.made(name, preset).variant) for name, preset in toys.cases()}
     assert not wanted - held
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdbench import parts
-from kdbench.errors import RefusedError
+from kdbench.errors import PartError, RefusedError
 from kdbench.losses import _gram
 from kdbench.losses._base import Loss, Pair, Taps
 
@@ -22,11 +22,14 @@ RELEASED = {**FEATURES, "centred": False, "gram_norm": "row_half", "feature_form
 RELATIONAL: list[tuple[str, dict[str, Any]]] = [
     ("rkd", {}),
     ("rkd", {"l2": "both"}),
+    ("rkd", {"squared_distances": True, "mean": "valid"}),
     ("sp", {"tap": "pooled"}),
     ("cc", {}),
     ("cka", {"tap": "pooled"}),
     ("cka", {"tap": "pooled", "estimator": "unbiased"}),
     ("cka", {"tap": "pooled", "estimator": "uncentred"}),
+    ("cka", {"tap": "pooled", "kernel": "rbf"}),
+    ("cka", {"tap": "pooled", "form": "sqrt"}),
     ("rcka", FEATURES),
     ("rcka", RELEASED),
 ]
@@ -63,9 +66,10 @@ def test_float32_gradient_is_that_of_float64_at_full_size(name: str, options: di
     assert distance(got[1], wanted[1]) < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [row for row in RELATIONAL if row in (("rkd", {}), *RELATIONAL[4:6], ("rcka", FEATURES))], ids=str
-)
+TRANSLATED = [row for row in RELATIONAL if "translation" in built(*row).laws and row[1].get("l2", "none") == "none"]
+
+
+@pytest.mark.parametrize(("name", "options"), TRANSLATED, ids=str)
 def test_fifty_added_to_every_feature_changes_nothing_in_float32(name: str, options: dict[str, Any]) -> None:
     loss, x, y = built(name, options), features(256, 512, 1).float(), features(256, 512, 5).float()
     plain, moved = value_and_gradient(loss, x, y), value_and_gradient(loss, x + 50, y + 50)
@@ -209,3 +213,119 @@ def test_maps_of_both_sides_are_trained_but_not_the_teacher() -> None:
 def test_a_missing_tap_is_named_with_its_side() -> None:
     with pytest.raises(RefusedError, match="RKD needs the student's 'pooled'"):
         built("rkd", {})(Taps(logits=torch.zeros(2, 3)), toys.taps(2, 4, 1))
+
+
+def test_rkd_with_the_released_eps_is_ours_where_no_samples_meet_and_explodes_where_they_do() -> None:
+    x, y = features(16, 8, 1, mean=0.0), features(16, 8, 5, mean=0.0)
+    ours, released = (value_and_gradient(built("rkd", {"eps": eps}), x, y) for eps in ("ours", "released"))
+    assert toys.near(ours[0], released[0], 1e-12)
+    assert distance(ours[1], released[1]) < 1e-10
+    x[1] = x[0]
+    assert value_and_gradient(built("rkd", {"eps": "released"}), x, y)[1].norm() > 1e6 * released[1].norm()
+
+
+def test_rkd_over_distinct_triplets_leaves_out_the_others_even_where_samples_meet() -> None:
+    x, y = features(9, 4, 1, mean=0.0), features(9, 5, 2, mean=0.0)
+    x[1] = x[0]
+    got = built("rkd", {"distance": 0.0, "angle": 1.0, "mean": "valid"})(Taps(pooled=x), Taps(pooled=y)).item()
+    assert toys.near(got, slow.rkd_angle(slow.rows(x), slow.rows(y), distinct=True), 1e-10)
+
+
+@pytest.mark.parametrize("eps", ["ours", "released"])
+@pytest.mark.parametrize("mean", ["all", "valid"])
+def test_rkd_of_one_drawn_vertex_is_in_the_mean_over_all_of_them_the_whole_loss(
+    eps: str, mean: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = features(7, 4, 1, mean=0.0), features(7, 5, 2, mean=0.0)
+    value, gradient = value_and_gradient(built("rkd", {"eps": eps, "mean": mean}), x, y)
+    drawn = []
+    for vertex in range(7):
+        monkeypatch.setattr(torch, "randperm", lambda n, first=vertex: torch.arange(n).roll(-first))
+        drawn.append(value_and_gradient(built("rkd", {"eps": eps, "mean": mean, "vertices": 1}), x, y))
+    assert toys.near(sum(one for one, _ in drawn) / 7, value, 1e-12)
+    assert distance(sum(one for _, one in drawn) / 7, gradient) < 1e-10
+    assert len({round(one, 9) for one, _ in drawn}) == 7
+
+
+def test_rkd_draws_its_vertices_anew_from_torchs_generator_and_all_of_them_when_there_are_no_more() -> None:
+    s, t = toys.taps(8, 4, 1), toys.taps(8, 6, 2)
+    loss = built("rkd", {"vertices": 3})
+    torch.manual_seed(0)
+    first, second = loss(s, t).item(), loss(s, t).item()
+    torch.manual_seed(0)
+    assert loss(s, t).item() == first != second
+    assert built("rkd", {"vertices": 8})(s, t).item() == built("rkd", {})(s, t).item()
+
+
+def test_rkd_draws_vertices_in_several_blocks() -> None:
+    x, y = features(80, 4, 1, mean=0.0), features(80, 5, 2, mean=0.0)
+    assert 70 * 80**2 > 2 * 2**17
+    ours, released = (value_and_gradient(seeded_rkd(eps), x, y) for eps in ("ours", "released"))
+    assert toys.near(ours[0], released[0], 1e-10)
+    assert distance(ours[1], released[1]) < 1e-9
+
+
+def seeded_rkd(eps: str) -> Loss:
+    torch.manual_seed(0)
+    return built("rkd", {"eps": eps, "vertices": 70, "distance": 0.0})
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("form", ["one_minus", "sqrt"])
+def test_cka_of_constant_features_is_one_in_every_form(kernel: str, form: str) -> None:
+    x = torch.full((8, 5), 0.1) * torch.arange(1, 6)
+    value, gradient = value_and_gradient(built("cka", {"tap": "pooled", "kernel": kernel, "form": form}), x, features(8, 6, 2).float())
+    assert value == 1 and gradient.abs().sum() == 0
+
+
+def test_cka_with_rbf_where_most_samples_are_equal_is_finite() -> None:
+    x = features(8, 5, 1)
+    x[1:] = x[1]
+    value, gradient = value_and_gradient(built("cka", {"tap": "pooled", "kernel": "rbf"}), x, features(8, 6, 2))
+    assert 0 < value < 1 and gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("size", "fields"), [(4, 1), (4, 4), (7, 3), (2, 3)])
+def test_the_average_over_a_grid_is_adaptive_pooling(size: int, fields: int) -> None:
+    x = toys.random(3, 2, size, size + 1, seed=1)
+    wanted = torch.nn.functional.adaptive_avg_pool2d(x, fields).flatten(1)
+    assert torch.allclose(_gram.matrices(Taps(last=x), "last", fields)[0], wanted, rtol=1e-12)
+
+
+def test_of_maps_for_the_student_alone_or_a_frozen_one_nothing_of_the_teachers_is_trained() -> None:
+    def trained(**options: Any) -> list[str]:
+        loss = built("cc", {"kernel": "lag1", **options})
+        loss.bind(toys.pair())
+        return [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
+
+    student, teacher = ["student_embed.weight", "student_embed.bias"], ["teacher_embed.weight", "teacher_embed.bias"]
+    assert trained(embed=8) == [*student, *teacher]
+    assert trained(embed=8, embedded="frozen_teacher") == student
+    assert trained(embed=6, embedded="student") == student
+    assert "teacher's width, 6" in (built("cc", {"kernel": "lag1", "embed": 8, "embedded": "student"}).missing(toys.pair()) or "")
+
+
+def test_the_official_error_gives_inter_the_weight_of_intra() -> None:
+    s, t = toys.taps(6, 4, 1), toys.taps(6, 4, 2)
+    right, wrong = (built("rcka", {"intra": 2.0, "inter": 8.0, "official_bugs": bugs}).parts(s, t) for bugs in (False, True))
+    assert toys.near(wrong["inter"].item() * 4, right["inter"].item(), 1e-12)
+    assert wrong["intra"] == right["intra"] and wrong["feature"] == right["feature"]
+    assert list(built("rcka", {"inter": 0.0, "official_bugs": True}).parts(s, t)) == ["intra", "feature"]
+    assert list(built("rcka", {"intra": 0.0, "official_bugs": True}).parts(s, t)) == ["feature"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cc", {"embedded": "student"}),
+        ("rkd", {"vertices": 0}),
+        ("cka", {"pool": 0}),
+        ("cka", {"pool": "grid"}),
+        ("cka", {"form": "sqrt", "estimator": "unbiased"}),
+        ("rcka", {"intra": 0.0, "feature": 0.0, "official_bugs": True}),
+    ],
+    ids=str,
+)
+def test_options_that_mean_nothing_are_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(PartError, match=f"'{name}'"):
+        built(name, options)

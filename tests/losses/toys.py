@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +42,72 @@ def pair(n: int = 6, widths: tuple[int, int] = WIDTHS[0], dtype: torch.dtype = t
     return Pair(taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype), labels=LABELS, teacher_head=head)
 
 
+FURTHER: dict[str, list[dict[str, Any]]] = {
+    "sp": [{"tap": "pooled"}, {"tap": "stages"}],
+    "cc": [
+        {"order": 3, "gamma": 0.7, "reduction": "fro_over_n2"},
+        {"kernel": "bilinear"},
+        {"kernel": "rbf", "l2": False},
+        {"embed": 5, "embedded": "student"},
+        {"kernel": "lag1", "embed": 6, "embedded": "student"},
+        {"kernel": "lag1", "l2": False, "embed": 8, "embedded": "frozen_teacher"},
+    ],
+    "rkd": [
+        {"tap": "logits"},
+        {"squared_distances": True},
+        {"mean": "valid"},
+        {"vertices": 3},
+        {"vertices": 2, "mean": "valid", "l2": "both"},
+        {"angle": 0.0, "vertices": 3},
+        {"eps": "released"},
+        {"eps": "released", "mean": "valid", "vertices": 3, "squared_distances": True},
+    ],
+    "cka": [
+        {"tap": "pooled", "form": "neg"},
+        {"tap": "logits"},
+        {"tap": "stages", "pool": 3},
+        {"pool": "gap"},
+        {"estimator": "uncentred", "form": "sqrt"},
+        {"kernel": "rbf", "estimator": "unbiased"},
+        {"kernel": "rbf", "estimator": "uncentred", "tap": "stages", "pool": 2, "form": "sqrt"},
+    ],
+    "rcka": [
+        {"centred": False},
+        {"inter": 0.0, "tap": "pooled"},
+        {"gram_norm": "row_half"},
+        {"gram_norm": "cosine"},
+        {"gram_norm": "cosine", "centred": False, "inter": 0.0},
+        {"feature_form": "gram_of_gram", "inter": 0.0},
+        {"intra": 0.0, "inter": 0.0, "gram_norm": "cosine", "centred": False, "tap": "stages"},
+        {"intra": 2.0, "official_bugs": True},
+        {"intra": 0.0, "official_bugs": True},
+    ],
+}
+"""Options that no preset has: a test demands that every value of every option is in a preset or here."""
+
+
 def cases() -> list[tuple[str, str]]:
-    """Every preset of every loss file that can be imported (the contract of the file is a test of its own)."""
-    found = []
+    """Every loss with different options: (name, preset or options), of every file that can be imported (the contract of the file is
+    a test of its own). Of presets that differ in their weights alone the first."""
+    found = {}
     for name in parts.names("loss"):
         try:
-            found += [(name, preset) for preset in parts.load("loss", name).make.presets]
+            part = parts.load("loss", name)
         except PartError:
             continue
-    return found
+        for case in [*part.make.presets, *map(str, FURTHER.get(name, []))]:
+            found.setdefault((name, str(part.options(options_of(name, case)))), (name, case))
+    return list(found.values())
 
 
-def made(name: str, preset: str) -> Loss:
+def options_of(name: str, case: str) -> dict[str, Any]:
+    presets = parts.load("loss", name).make.presets
+    return dict(presets[case].options) if case in presets else {str(one): one for one in FURTHER[name]}[case]
+
+
+def made(name: str, case: str) -> Loss:
     part = parts.load("loss", name)
-    return part.build(part.options(dict(part.make.presets[preset].options)))
+    return part.build(part.options(options_of(name, case)))
 
 
 def fitting(loss: Loss, n: int = 6, dtype: torch.dtype = torch.float64) -> Pair:
@@ -77,7 +130,7 @@ def bound(name: str, preset: str, seed: int = 0, dtype: torch.dtype = torch.floa
 
 def apart(loss: Loss, student: Taps, teacher: Taps, given: Batch) -> dict[str, Tensor]:
     """The loss's parts, by a copy of it and with draws of its own: calling it twice is the same call."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)  # torch.manual_seed also keeps a traceback for each kind of device: a fifth of these tests
     return copy.deepcopy(loss).parts(student, teacher, given)
 
 

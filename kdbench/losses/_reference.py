@@ -1,0 +1,64 @@
+"""One small batch that a formula defines, and what a loss is worth on it: a number that anybody can compute again. Not a loss.
+
+Of 5 samples in 6 classes, in float64, counting k = 1, 2, 3 ... along the rows of each:
+pooled sin(k) of the student (5 x 3), cos(k) of the teacher (5 x 4); logits 2 sin(0.7 k) and 3 cos(0.9 k); targets 0, 1, 2, 3, 4, which
+are the samples' indices too, in a training set of 30 with targets i mod 6. Two stages of maps: the earlier 5 x 2 x 4 x 4 and
+5 x 3 x 4 x 4, sin(0.37 k) and cos(0.53 k); the last 5 x 3 x 2 x 2 and 5 x 4 x 2 x 2, the same waves, each map moved so that its average
+is `pooled`. Nothing is between a map and its activation. What a loss draws when it is bound, and the teacher's head, is drawn from
+torch's generator seeded with 0, and so is what it draws when called. A loss that refuses two widths gets the teacher's first 3 channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.losses._base import Batch, Loss, Pair, Taps
+
+
+def pair(width: int = 4) -> Pair:
+    """The reference batch as both models see it, the teacher's pooled features and last map cut to `width`."""
+    teacher = _taps(torch.cos, 0.53, 4, 3, 3 * _wave(torch.cos, 0.9, 5, 6))
+    cut = teacher.last[:, :width]
+    teacher = Taps(teacher.logits, teacher.pooled[:, :width], cut, (teacher.stages[0], cut), (teacher.preact[0], cut))
+    student = _taps(torch.sin, 0.37, 3, 2, 2 * _wave(torch.sin, 0.7, 5, 6))
+    return Pair(student, teacher, labels=torch.arange(30) % 6, teacher_head=nn.Linear(width, 6, dtype=torch.float64))
+
+
+def bound(make: Callable[[], Loss]) -> tuple[Loss, Pair]:
+    """The loss, bound to the reference batch; the teacher's width in it is the first that the loss does not refuse.
+
+    Raises:
+        ValueError: the loss refuses both widths; it says why.
+    """
+    for width in (4, 3):
+        torch.manual_seed(0)
+        loss, given = make(), pair(width)
+        reason = loss.missing(given)
+        if reason is None:
+            loss.bind(given)
+            return loss.double(), given
+    raise ValueError(reason)
+
+
+def value(make: Callable[[], Loss]) -> float:
+    """The unweighted loss on the reference batch. Leaves torch's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        loss, given = bound(make)
+        torch.manual_seed(0)
+        return loss(given.student, given.teacher, Batch(torch.arange(5), torch.arange(5))).item()
+
+
+def _taps(function: Callable[[Tensor], Tensor], step: float, width: int, earlier: int, logits: Tensor) -> Taps:
+    pooled = _wave(function, 1.0, 5, width)
+    waves = _wave(function, step, 5, width, 2, 2)
+    last = waves - waves.mean((2, 3), keepdim=True) + pooled[:, :, None, None]
+    stages = (_wave(function, step, 5, earlier, 4, 4), last)
+    return Taps(logits, pooled, last, stages, stages)
+
+
+def _wave(function: Callable[[Tensor], Tensor], step: float, *shape: int) -> Tensor:
+    size = torch.Size(shape)
+    return function(step * torch.arange(1, size.numel() + 1, dtype=torch.float64)).view(size)
