@@ -118,6 +118,21 @@ def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) ->
 
 
 @main.command()
+@click.argument("cell")
+@RESULTS
+@click.option("--to", type=click.Path(path_type=Path), default=None, help="the folder to write into  [default: export/<id>]")
+def export(cell: str, results: Path, to: Path | None) -> None:
+    """The trained net of CELL (the start of an id) as plain weights and one file that makes it, for use without kdbench."""
+    from kdbench.run.export import export as write
+    from kdbench.store import Store
+
+    store = Store(results)
+    cell_id = store.find(cell)
+    for path in write(store, cell_id, to or Path("export") / cell_id):
+        click.echo(f"{path}")
+
+
+@main.command()
 @click.argument("dataset")
 @DATA
 def download(dataset: str, data: Path) -> None:

@@ -83,8 +83,8 @@ def pretrained_facts(architecture: str) -> dict[str, Any]:
 
     name, _, tag = architecture.partition(".")
     known = timm.list_pretrained(f"{name}.*") + timm.list_pretrained(name)
-    config = timm.get_pretrained_cfg(name if not tag else architecture)
-    if config is None or not config.has_weights or (tag and architecture not in known):
+    config = timm.get_pretrained_cfg(architecture) if not tag or architecture in known else None
+    if config is None or not config.has_weights:
         listed = f"; it has {', '.join(known)}" if known else ""
         raise PartError(f"timm has no pretrained weights '{architecture}'{listed}")
     facts = {"tag": config.tag, "mean": list(config.mean), "std": list(config.std), "size": config.input_size[-1]}

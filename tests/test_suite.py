@@ -13,7 +13,14 @@ from kdbench.plan.matrix import Plan
 from kdbench.plan.suite import read
 
 SUITES = Path(__file__).parents[1] / "suites"
-CELLS = {"quickstart": 71}
+CELLS = {
+    "quickstart": 71,
+    "cifar100_small": 71,
+    "cifar100_table1": 294,
+    "cifar100_crd": 441,
+    "tiny_imagenet": 0,
+    "imagenet1k": 0,
+}
 """Every shipped suite and how many cells it has."""
 
 
@@ -37,7 +44,7 @@ def test_a_suite_is_resolved_with_every_default_written_out(plan_of: Callable[..
 
     assert config["recipe"]["momentum"] == 0.9
     assert config["dataset"]["options"] == {"per_class": 4, "validation": 0.0, "split_seed": 0, "padding": 1}
-    assert config["objective"]["terms"][0]["options"] == {"temperature": 4.0, "squared_temperature": True}
+    assert config["objective"]["terms"][0]["options"] == {"temperature": 4.0, "squared_temperature": True, "transform": "none"}
 
 
 def test_an_objective_without_teacher_is_trained_once_a_student_and_stands_in_every_pair(plan_of: Callable[..., Plan]) -> None:

@@ -188,7 +188,11 @@ def _round_trip(member: Member, fresh: Member) -> list[str]:
     torch.save(member.state(), buffer)
     buffer.seek(0)
     fresh.restore(torch.load(buffer, map_location="cpu", weights_only=True), 2)
-    parts = {"weights": lambda one: one.trained.state_dict(), "optimiser": lambda one: _flat(one.optimizer.state_dict()["state"])}
+    parts = {
+        # Not the state dictionary, which may itself be what forgets.
+        "weights": lambda one: {**dict(one.trained.named_parameters()), **dict(one.trained.named_buffers())},
+        "optimiser": lambda one: _flat(one.optimizer.state_dict()["state"]),
+    }
     return [
         f"a checkpoint does not bring the {name} back"
         for name, state in parts.items()

@@ -29,7 +29,8 @@ LEAST_SHARE = 4
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how the bundles of a plan are trained. `checkpoint_every_s` None: the worker's default."""
+    """Where and how the bundles of a plan are trained. `checkpoint_every_s` None: the worker's default; `readers` are the
+    processes that read ahead for each job, where data lie in files."""
 
     results: Path
     data: Path
@@ -38,6 +39,7 @@ class Machine:
     gpus: int = 0
     checkpoint_every_s: float | None = None
     side_by_side: int = 16
+    readers: int = 1
 
 
 class Told(Protocol):
@@ -172,6 +174,7 @@ def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "kdbench.run.worker", str(machine.results), *bundle.ids]
     command += ["--data", str(machine.data), "--device", machine.device, "--side-by-side", str(machine.side_by_side)]
+    command += ["--readers", str(machine.readers)]
     if machine.checkpoint_every_s is not None:
         command += ["--checkpoint-every", str(machine.checkpoint_every_s)]
     with open(log, "ab") as out:

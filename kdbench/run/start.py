@@ -59,7 +59,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals(_numpy_scalars()):
                 held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
-        raise DataError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+        raise DataError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from error
     for key in WRAPPED:
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
             held = held[key]

@@ -75,7 +75,7 @@ def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) ->
 
     console = Console(highlight=False, soft_wrap=True, stderr=as_json)
     plan, store = planned(suite), Store(results)
-    found = []
+    found: list[checking.Checked] = []
     line = "{:<16} {:<12} {:<24} {:>7} {:>7} {:>8} {:>8} {:>8}  {}"
     began = time.monotonic()
 
@@ -109,7 +109,8 @@ def _machine(results: Path, data: Path, device: str, jobs: int | None, checkpoin
 
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(results, data, device, jobs or gpus or cores, gpus, checkpoint_every_s)
+    jobs = jobs or gpus or cores
+    return Machine(results, data, device, jobs, gpus, checkpoint_every_s, readers=max(1, cores // jobs))
 
 
 def _measure(plan: Plan, store: Store, machine: Machine, console: Console) -> bool:

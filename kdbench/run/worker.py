@@ -34,16 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader.add_argument("--device", default="auto")
     reader.add_argument("--checkpoint-every", type=float, default=None, metavar="SECONDS")
     reader.add_argument("--side-by-side", type=int, default=SIDE_BY_SIDE)
+    reader.add_argument("--readers", type=int, default=1, metavar="N", help="processes that read ahead, for data in files")
+    reader.add_argument("--steps", type=int, default=None, metavar="N", help="stop after so many steps, as if asked to")
     asked = reader.parse_args(arguments)
-    stop = _Stop()
-    return work(Store(asked.results), asked.cells, asked.data, asked.device, asked.checkpoint_every, asked.side_by_side, stop)
+    stop = _Stop(asked.steps)
+    return work(
+        Store(asked.results), asked.cells, asked.data, asked.device, asked.checkpoint_every, asked.side_by_side, stop, asked.readers
+    )
 
 
 class _Stop:
-    """Set by SIGTERM, SIGUSR2 and SIGINT (which a terminal sends to all of its processes); the loop looks at it at each step."""
+    """Set by SIGTERM, SIGUSR2 and SIGINT (which a terminal sends to all of its processes), or after so many steps; the loop looks at
+    it at each step."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, steps: int | None = None) -> None:
+        self.asked, self.steps = False, steps
         for name in ("SIGTERM", "SIGUSR2", "SIGINT"):
             signal.signal(getattr(signal, name), self._set)
 
@@ -51,7 +56,9 @@ class _Stop:
         self.asked = True
 
     def __call__(self) -> bool:
-        return self.asked
+        if self.steps is not None:
+            self.steps -= 1
+        return self.asked or (self.steps is not None and self.steps < 0)
 
 
 def work(
@@ -62,6 +69,7 @@ def work(
     checkpoint_every_s: float | None = None,
     side_by_side: int = SIDE_BY_SIDE,
     stop: Callable[[], bool] = lambda: False,
+    readers: int = 0,
 ) -> int:
     """Train the cells that nobody else is training and that are not done. Returns the exit status."""
     from kdbench.run.checkpoint import CHECKPOINT_EVERY_S, checkpoint
@@ -87,7 +95,7 @@ def work(
         positions = {cell_id: state["position"] for cell_id, state in saved.items() if state}
         for bundle in bundles(cells, positions, side_by_side):
             try:
-                if not _train_bundle(store, bundle, saved, data_folder, device, every_s, stop):
+                if not _train_bundle(store, bundle, saved, data_folder, device, every_s, stop, readers):
                     status = 1
             except StoppedError as error:
                 failure.note(str(error))
@@ -110,6 +118,7 @@ def _train_bundle(
     device_name: str,
     every_s: float,
     stop: Callable[[], bool],
+    readers: int,
 ) -> bool:
     """Train one bundle. Returns whether all of its cells have a record afterwards."""
     import torch
@@ -126,6 +135,7 @@ def _train_bundle(
     device = torch.device(choose_device(device_name))
     settle(first.config["numerics"], device)
     task, data = make_task(first), load_data(first, data_folder, device)
+    data.workers = readers
     teacher = teacher_cell = provider = None
     if bundle.teacher:
         teacher, teacher_cell = load_teacher(store, bundle.teacher, first, data, task, device)

@@ -1,0 +1,353 @@
+"""What a net starts from: checkpoints, pretrained weights, nets taken as they are; and how it sees its inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+from kdbench import parts
+from kdbench.errors import DataError, KdbenchError, SuiteError
+from kdbench.models._base import Model
+from kdbench.plan import probe
+from kdbench.plan.matrix import Plan
+from kdbench.run import watch
+from kdbench.run.build import load_data, make_student, make_task
+from kdbench.run.evaluate import evaluate
+from kdbench.run.start import fit, read_weights, start_from
+from kdbench.store import Store
+
+CPU = torch.device("cpu")
+SMALL = {"name": "small_mobile", "options": {"widths": [4, 6]}}
+
+
+def built(name: str, options: dict[str, Any], inputs: tuple[int, ...] = (1, 8, 8), outputs: int = 10, seed: int = 0) -> Model:
+    part = parts.load("model", name)
+    torch.manual_seed(seed)
+    model = part.build(part.options(options))
+    model.build(inputs, outputs)
+    return model
+
+
+def saved(model: Model, path: Path, **beside: Any) -> Path:
+    torch.save(model.plain.state_dict() if not beside else {"model": model.plain.state_dict(), **beside}, path)
+    return path
+
+
+def same(one: Any, other: Any) -> bool:
+    one, other = dict(one), dict(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def student_of(plan: Plan, tmp_path: Path) -> torch.nn.Module:
+    cell = plan.rows[-1].cell
+    return make_student(cell, load_data(cell, tmp_path, CPU), make_task(cell), CPU)
+
+
+def teacher_as_it_is(says: str) -> dict[str, str]:
+    return {"teachers": f"{{big: {{model: small_mobile, widths: [8, 12], train: false, min_top1: 0.0, {says}}}}}"}
+
+
+# What is in the identity
+
+
+def test_a_checkpoint_is_known_by_its_content_wherever_it_lies(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    model = built("small_mobile", {"widths": [4, 6]})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.pth").write_bytes(saved(model, tmp_path / "a.pth").read_bytes())
+    saved(built("small_mobile", {"widths": [4, 6]}, seed=1), tmp_path / "other.pth")
+
+    def last_id(weights: str) -> str:
+        return plan_of(students=f"{{small: {{model: small_mobile, widths: [4, 6], weights: {weights}}}}}").rows[-1].cell.id
+
+    assert last_id("a.pth") == last_id("elsewhere/b.pth")
+    assert len({last_id("a.pth"), last_id("other.pth"), plan_of().rows[-1].cell.id}) == 3
+
+
+def test_a_net_of_the_literature_is_its_family_with_its_options(plan_of: Callable[..., Plan]) -> None:
+    named = plan_of(students="{small: {model: cifar_resnet8x4}}").rows[-1].cell
+    spelt = plan_of(students="{small: {model: cifar_resnet, depth: 8, widths: [32, 64, 128, 256]}}").rows[-1].cell
+
+    assert named.id == spelt.id
+    assert plan_of(students="{small: {model: cifar_resnet8x4, dropout: 0.1}}").rows[-1].cell.config["student"]["options"]["dropout"] == 0.1
+
+
+# Checkpoints
+
+
+def test_a_student_starts_from_the_weights_that_it_is_given(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    model = built("small_mobile", {"widths": [4, 6]}, seed=5)
+    saved(model, tmp_path / "a.pth")
+
+    started = student_of(plan_of(students="{small: {model: small_mobile, widths: [4, 6], weights: a.pth}}"), tmp_path)
+    assert same(started.state_dict(), model.state_dict())
+
+
+def test_a_new_head_is_drawn_and_the_rest_is_the_checkpoints(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    model = built("small_mobile", {"widths": [4, 6]}, outputs=7, seed=5)
+    saved(model, tmp_path / "a.pth")
+
+    started = student_of(plan_of(students="{small: {model: small_mobile, widths: [4, 6], weights: a.pth, head: new}}"), tmp_path)
+    theirs, ours = model.state_dict(), started.state_dict()
+    assert ours["classifier.weight"].shape == (10, 6)
+    assert same({k: v for k, v in ours.items() if "classifier" not in k}, {k: v for k, v in theirs.items() if "classifier" not in k})
+
+
+@pytest.mark.parametrize(
+    "as_saved",
+    [
+        lambda state: state,
+        lambda state: {
+            "epoch": 240,
+            "model": state,
+            "best_acc": np.float64(74.31),
+            "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        },
+        lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}, "acc": np.float32(0.7)},
+        lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
+    ],
+    ids=["bare", "as RepDistiller saves", "of a parallel run", "of an old PyTorch"],
+)
+def test_weights_are_found_in_what_training_scripts_save(as_saved: Callable[[Any], Any], tmp_path: Path) -> None:
+    model, other = built("cifar_resnet", {}), built("cifar_resnet", {}, seed=1)
+    torch.save(as_saved(model.state_dict()), tmp_path / "x.pth")
+
+    fit(other, read_weights(tmp_path / "x.pth"), tmp_path / "x.pth", new_head=False)
+    assert same(other.state_dict(), model.state_dict())
+
+
+def test_safetensors_are_read_too(tmp_path: Path) -> None:
+    model, other = built("cifar_resnet", {}), built("cifar_resnet", {}, seed=1)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "x.safetensors")
+
+    fit(other, read_weights(tmp_path / "x.safetensors"), tmp_path / "x.safetensors", new_head=False)
+    assert same(other.state_dict(), model.state_dict())
+
+
+def test_the_keys_of_repdistillers_resnet50_are_those_of_timms_under_other_names(tmp_path: Path) -> None:
+    model, other = (built("timm", {"architecture": "resnet50", "stem": "small"}, (3, 32, 32), seed=seed) for seed in (0, 1))
+    theirs = {name.replace(".downsample.", ".shortcut."): value for name, value in model.plain.state_dict().items()}
+    theirs = {re.sub("^fc", "linear", name): value for name, value in theirs.items()}
+
+    fit(other, theirs, tmp_path / "x.pth", new_head=False)
+    assert same(other.state_dict(), model.state_dict())
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("code of the checkpoint was run",))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is damaged or no checkpoint"),
+        ({"model": Evil()}, "is damaged or no checkpoint"),
+        ({"model": {"conv": [1, 2]}}, "holds no state dictionary"),
+        ({}, "holds no state dictionary"),
+    ],
+    ids=["empty", "runs code", "no tensors", "nothing"],
+)
+def test_what_is_no_checkpoint_is_refused(content: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+
+    with pytest.raises(DataError, match=f"x.pth {told}"):
+        read_weights(path)
+    assert "code" not in capsys.readouterr().out
+
+
+def test_keys_that_do_not_match_are_named(tmp_path: Path) -> None:
+    model = built("small_mobile", {"widths": [4, 6]})
+
+    def refused(weights: dict[str, Tensor]) -> str:
+        with pytest.raises(DataError) as caught:
+            fit(model, weights, tmp_path / "x.pth", new_head=False)
+        return str(caught.value)
+
+    state = model.state_dict()
+    assert "1 missing (classifier.bias)" in refused({name: value for name, value in state.items() if name != "classifier.bias"})
+    assert "1 unknown (extra)" in refused({**state, "extra": torch.zeros(1)})
+    told = refused({**state, "classifier.weight": torch.zeros(7, 6), "classifier.bias": torch.zeros(7)})
+    assert "2 of another shape (classifier.bias (7,) for (10,), classifier.weight (7, 6) for (10, 6))" in told
+    assert told.endswith("`head: new` would draw the head anew")
+
+
+def test_a_checkpoint_that_changed_since_the_plan_is_refused(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    saved(built("small_mobile", {"widths": [4, 6]}), tmp_path / "a.pth")
+    plan = plan_of(students="{small: {model: small_mobile, widths: [4, 6], weights: a.pth}}")
+    saved(built("small_mobile", {"widths": [4, 6]}, seed=1), tmp_path / "a.pth")
+
+    with pytest.raises(DataError, match=r"a\.pth is another file than when the suite was planned"):
+        student_of(plan, tmp_path)
+
+
+# Taken as they are
+
+
+def test_a_teacher_taken_as_it_is_is_evaluated_and_not_trained(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    saved(built("small_mobile", {"widths": [8, 12]}, seed=3), tmp_path / "big.pth")
+    plan = plan_of(**teacher_as_it_is("weights: big.pth"))
+    assert train(plan) == 0
+
+    teacher = plan.teachers[0].cell
+    record = store.record(teacher.id)
+    task, data = make_task(teacher), load_data(teacher, tmp_path, CPU)
+    net = make_student(teacher, data, task, CPU)
+    assert record is not None and len(record.result["history"]) == 1 and record.result["history"][0]["epoch"] == -1
+    assert record.result["metrics"]["top1_last"] == evaluate(task, net, data, "test", teacher.config["numerics"])["top1"]
+    assert all(store.is_done(cell_id) for cell_id in plan.cells)
+
+
+def test_a_declared_accuracy_is_held_against_what_the_weights_do_here(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    saved(built("small_mobile", {"widths": [8, 12]}, seed=3), tmp_path / "big.pth")
+    plan = plan_of(**teacher_as_it_is("weights: big.pth"))
+    train(plan)
+    top1 = store.record(plan.teachers[0].cell.id).result["metrics"]["top1_last"]  # type: ignore[union-attr]
+
+    right = plan_of(objectives="[ce, sp]", **teacher_as_it_is(f"weights: big.pth, declared_top1: {top1 + 0.004}"))
+    assert right.teachers[0].cell.id == plan.teachers[0].cell.id, "what was declared is no science"
+    assert train(right) == 0
+    for off in (0.006, -0.006):
+        wrong = plan_of(objectives="[ce, rkd]", **teacher_as_it_is(f"weights: big.pth, declared_top1: {top1 + off}"))
+        assert train(wrong) == 1
+        blocked = next(row.cell.id for row in wrong.rows if row.objective == "rkd")
+        assert re.search("top-1 .*, and .* was declared for it", watch.state(store, blocked).why)
+        assert "was declared (within 0.50 %)" in watch.below_gate(store, wrong.manifest(), wrong.teachers[0].cell.id)
+
+
+# timm's pretrained weights
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Tensor]:
+    """timm's resnet10t.c3_in1k, read from a file instead of the network."""
+    torch.manual_seed(8)
+    state = timm.create_model("resnet10t", pretrained=False).state_dict()
+    torch.save(state, tmp_path / "hub.pth")
+    known = timm.get_pretrained_cfg
+
+    def local(name: str, *rest: Any, **more: Any) -> Any:
+        config = known(name, *rest, **more)
+        return dataclasses.replace(config, file=str(tmp_path / "hub.pth"), url="", hf_hub_id=None) if "resnet10t" in name else config
+
+    monkeypatch.setattr(timm, "get_pretrained_cfg", local)
+    return state
+
+
+def test_pretrained_weights_are_timms_with_their_own_normalisation_and_a_head_of_ones_own(
+    hub: dict[str, Tensor], plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = plan_of(students="{small: {model: resnet10t, weights: pretrained, head: new}}")
+    config = plan.rows[-1].cell.config["student"]
+    assert config["weights"] == {"from": "timm", "tag": "c3_in1k", "head": "new"}
+    assert config["inputs"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+    named = plan_of(students="{small: {model: resnet10t, weights: 'pretrained:c3_in1k', head: new}}")
+    assert named.rows[-1].cell.id == plan.rows[-1].cell.id
+    net = built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12, seed=1)
+    own = net.head.weight.clone()  # type: ignore[union-attr,operator]
+    start_from(net, config, plan.rows[-1].cell, 12, 3)
+    loaded = net.plain.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in hub.items() if not name.startswith("fc."))
+    assert torch.equal(net.head.weight, own)  # type: ignore[union-attr,arg-type]
+
+
+def test_a_pretrained_net_taken_as_it_is_needs_a_head_that_fits_and_sees_its_own_size(
+    hub: dict[str, Tensor], plan_of: Callable[..., Plan]
+) -> None:
+    plan = plan_of(teachers="{big: {model: resnet10t, weights: pretrained, train: false}}")
+    cell = plan.teachers[0].cell
+    assert cell.config["student"]["inputs"]["size"] == 176
+    with pytest.raises(DataError, match=r"resnet10t\.c3_in1k has 1000 outputs and 12 are needed: say `head: new`"):
+        start_from(built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12), cell.config["student"], cell, 12, 3)
+
+    net = built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 1000)
+    start_from(net, cell.config["student"], cell, 1000, 3)
+    assert same(net.plain.state_dict(), hub)
+
+
+def test_weights_that_cannot_be_downloaded_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, plan_of: Callable[..., Plan]) -> None:
+    cell = plan_of(students="{small: {model: resnet10t, weights: pretrained, head: new}}").rows[-1].cell
+
+    def no_network(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.models.load_pretrained", no_network)
+    with pytest.raises(DataError, match=r"resnet10t\.c3_in1k cannot be loaded \(OSError: no network\).*HF_HOME.*name a file"):
+        start_from(built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12), cell.config["student"], cell, 12, 3)
+
+
+# How inputs are seen
+
+
+def test_a_net_with_its_own_normalisation_and_size_sees_what_it_would_see_by_itself() -> None:
+    net = built("small_mobile", {"widths": [4, 6]}, (3, 8, 8)).eval()
+    pixels = torch.rand(5, 3, 8, 8)
+
+    def normalised(mean: list[float], std: list[float]) -> Tensor:
+        return (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+
+    mine, theirs = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]), ([0.1, 0.2, 0.6], [0.5, 0.25, 0.3])
+    expected = net(normalised(*theirs)).logits
+    net.sees({"mean": theirs[0], "std": theirs[1]}, mine)
+    torch.testing.assert_close(net(normalised(*mine)).logits, expected)
+
+    larger = built("small_mobile", {"widths": [4, 6]}, (3, 8, 8)).eval()
+    larger.sees({"size": 16}, None)
+    assert larger(pixels).last.shape[2:] == (16, 16)
+    with pytest.raises(KdbenchError, match="this dataset does not say how its inputs were normalised"):
+        larger.sees({"mean": [0.0], "std": [1.0]}, None)
+
+
+# What a suite cannot say
+
+
+@pytest.mark.parametrize(
+    ("section", "says", "told"),
+    [
+        ("students", "model: small_mobile, weights: nowhere.pth", r"there is no file .*nowhere\.pth.*or is it `pretrained`"),
+        ("students", "model: small_mobile, weights: pretrained", "only timm's models have pretrained weights, not 'small_mobile'"),
+        ("students", "model: resnet10t, weights: 'pretrained:c9_in1k'", r"no pretrained weights 'resnet10t\.c9_in1k'; it has .*c3_in1k"),
+        ("students", "model: resnet18, stem: small, weights: pretrained", "for the model's own stem"),
+        ("students", "model: small_mobile, head: new", "there are none"),
+        ("students", "model: small_mobile, train: false", "a student is trained; only a teacher can be taken as it is"),
+        ("teachers", "model: small_mobile, train: false, recipe: {lr: 1}", "so it has no recipe"),
+        ("teachers", "model: small_mobile, within: 0.1", "none is declared"),
+        ("students", "model: small_mobile, mean: [0.5]", "`mean` and `std` are said together"),
+        ("students", "model: cifar_resnet1100", "did you mean 'cifar_resnet110'"),
+        ("students", "model: small_mobile, declared_top1: 0.5", "has no option 'declared_top1'"),
+    ],
+)
+def test_what_a_suite_cannot_say_of_a_net(section: str, says: str, told: str, plan_of: Callable[..., Plan]) -> None:
+    with pytest.raises(SuiteError, match=told):
+        plan_of(**{section: f"{{one: {{{says}}}}}"})
+
+
+def test_a_teacher_taken_as_it_is_has_no_seeds(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    saved(built("small_mobile", {"widths": [8, 12]}), tmp_path / "big.pth")
+
+    with pytest.raises(SuiteError, match="the teacher 'big' is taken as it is: there is one of it"):
+        plan_of(teacher_seeds="2", **teacher_as_it_is("weights: big.pth"))
+
+
+def test_a_net_of_another_size_or_normalisation_is_probed_as_it_will_be_seen(plan_of: Callable[..., Plan]) -> None:
+    plain, larger = (
+        probe.probe(plan_of(students=f"{{small: {{model: small_mobile, {says}}}}}"))
+        for says in ("widths: [4, 6]", "widths: [4, 6], size: 16")
+    )
+
+    assert sorted(larger.flop_per_image.values())[-1] > 3 * sorted(plain.flop_per_image.values())[0]
