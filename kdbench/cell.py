@@ -14,6 +14,7 @@ SCHEMA = 1
 NEUTRAL: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("objective", "terms", "*", "pairing"), "matched"),
     (("student", "options", "stem"), "own"),  # timm
+    (("recipe", "class_uniform"), 0),
     (("objective", "terms", "*", "options", "transform"), "none"),  # kd
     (("objective", "terms", "*", "options", "rescale"), "none"),  # sp
     (("objective", "terms", "*", "options", "embedded"), "both"),  # cc

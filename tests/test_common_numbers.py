@@ -84,6 +84,21 @@ def test_an_epoch_visits_every_image_once_and_the_small_last_batch_stays(plan_of
     assert [len(index) for index, _ in dropped.epoch(0)] == [16, 16]
 
 
+def test_a_class_uniform_epoch_visits_every_image_once_in_batches_of_whole_groups() -> None:
+    data = loaded(per_class=7)
+    plan = BatchPlan(data, Streams(1, 2, 3, 4, 5), 12, False, class_uniform=3)
+    labels = data.targets("train").numpy()
+
+    batches = [index for index, _ in plan.epoch(0)]
+    assert sorted(np.concatenate(batches)) == list(range(70))
+    whole = batches[:5]  # 10 classes with two groups of three each, then what is left
+    assert all(sorted(np.unique(labels[index], return_counts=True)[1] % 3) == [0] * len(np.unique(labels[index])) for index in whole)
+    assert sorted(labels[np.concatenate(batches[5:])]) == list(range(10))
+    assert [index.tolist() for index, _ in plan.epoch(1)] != [index.tolist() for index in batches]
+    uniform = BatchPlan(data, plan.streams, 12, False)
+    assert max(np.unique(labels[next(uniform.epoch(0))[0]], return_counts=True)[1]) < 12
+
+
 def test_the_batch_plan_never_changes(plan_of: Callable[..., Plan]) -> None:
     """Typed in once: another order under the same seed would pass for the same cell."""
     plan = BatchPlan(loaded(per_class=1), Streams(order=1, augment=2, init=3, dropout=4, loss=5), 4, False)

@@ -45,7 +45,7 @@ def key(cell: Cell, position: Any = 0, texts: dict[int, str] | None = None) -> t
         return texts[id(value)]
 
     recipe = config["recipe"]
-    shared = [str(recipe[name]) for name in sorted(Recipe.shared)]
+    shared = [str(recipe.get(name, 0)) for name in sorted(Recipe.shared)]  # a cell of an earlier release lacks the later ones
     stream = [text(config[name]) for name in ("task", "dataset", "numerics")]
     plain = [str(config[name]) for name in ("seed", "repeat", "role", "depends")]
     return (*stream, *plain, *shared, str(position))

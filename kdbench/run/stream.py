@@ -21,10 +21,12 @@ class BatchPlan:
     streams: Streams
     batch_size: int
     drop_last: bool
+    class_uniform: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any], data: Data) -> BatchPlan:
-        return cls(data, Streams.of(config), config["recipe"]["batch_size"], config["recipe"]["drop_last"])
+        recipe = config["recipe"]
+        return cls(data, Streams.of(config), recipe["batch_size"], recipe["drop_last"], recipe.get("class_uniform", 0))
 
     @property
     def steps(self) -> int:
@@ -36,7 +38,25 @@ class BatchPlan:
         # Sorting raw draws gives a permutation that no release of NumPy can change.
         draws = np.random.Philox(seed_of(self.streams.order, epoch)).random_raw(self.data.size("train"))
         order = np.argsort(draws, kind="stable")
+        if self.class_uniform:
+            order = order[_by_class(self.data.targets("train").cpu().numpy()[order], self.class_uniform)]
         views = self.data.draw_views(np.random.Generator(np.random.Philox(seed_of(self.streams.augment, epoch))))
         for step in range(self.steps):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield index, views[index]
+
+
+def _by_class(labels: np.ndarray, together: int) -> np.ndarray:
+    """Places in a random order, rearranged so that `together` of a class come one after the other; what is left of each comes last.
+
+    A group stands where its first image stood, so that no further draw is needed.
+    """
+    sorted_by_label = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    within = np.empty(len(labels), dtype=np.int64)
+    within[sorted_by_label] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    group = within // together
+    first = np.full((len(counts), int(group.max(initial=0)) + 1), len(labels))
+    np.minimum.at(first, (labels, group), np.arange(len(labels)))
+    short = (group + 1) * together > counts[labels]
+    return np.lexsort((within, first[labels, group], short))
