@@ -82,13 +82,15 @@ def status(suite: str, results: Path) -> None:
 @main.command()
 @click.argument("suites", nargs=-1)
 @RESULTS
-def report(suites: tuple[str, ...], results: Path) -> None:
+@click.option("--histories", is_flag=True, help="write histories.csv (each epoch and term) and terms.csv, too")
+def report(suites: tuple[str, ...], results: Path, histories: bool) -> None:
     """Tables of SUITES (names or files), or of every suite under the results folder."""
     from kdbench.plan.yaml import suite_name
     from kdbench.report.write import report as write
     from kdbench.store import Store
 
-    if write(Store(results), [suite_name(suite) for suite in suites] or None, sys.stdout).problems:
+    named = [suite_name(suite) for suite in suites] or None
+    if write(Store(results), named, sys.stdout, with_histories=histories).problems:
         sys.exit(1)
 
 

@@ -40,7 +40,7 @@ HEAVY = ("torch", "timm", "torchvision")
 
 DOORS = {
     "timm": {"through_timm.py"},
-    "torchvision": set(),
+    "torchvision": {"_archive.py"},
     "submitit": set(),
 }
 """Each library, and the only files that may import it."""
@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "stats": {"errors", "stats"},
     "report": {"errors", "report", "stats", "store", "record", "cell"},
     "models": {"errors", "losses", "models", "through_timm"},
-    "datasets": {"errors", "datasets"},
+    "datasets": {"errors", "datasets", "through_timm"},
     "recipes": {"errors", "recipes"},
     "tasks": {"errors", "tasks", "losses", "datasets"},
     "plan": {"errors", "plan", "cell", "record", "store", "parts", "losses", "recipes", "through_timm", "stats"},

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.error import HTTPError
 
 from kdbench.errors import DataError
 
@@ -18,9 +19,10 @@ def download_and_extract(url: str, md5: str, folder: Path, holds: str) -> None:
     """
     from torchvision.datasets.utils import download_and_extract_archive
 
-    folder.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{holds}-", dir=folder))
+    work = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{holds}-", dir=folder))
         download_and_extract_archive(url, str(work), md5=md5)
         if not (work / holds).is_dir():
             raise DataError(f"{url} does not hold a folder {holds}")
@@ -28,9 +30,12 @@ def download_and_extract(url: str, md5: str, folder: Path, holds: str) -> None:
     except DataError:
         raise
     except Exception as error:  # the network, the server, the archive or the disk
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         raise DataError(
             f"{url} could not be downloaded ({type(error).__name__}: {error}). Download it where there is a network, and unpack it as "
             f"{(folder / holds).absolute()}"
         ) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work:
+            shutil.rmtree(work, ignore_errors=True)

@@ -17,8 +17,6 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-SPLITS = ("train", "val", "test")
-
 
 class Data:
     """A dataset in hand. `batch` gives what one step of the task eats; a view is an opaque, hashable thing of the dataset's own.
@@ -123,8 +121,9 @@ class Subset:
         for name, there in (("classes", classes), ("per_class", per_class)):
             asked = getattr(subset, name)
             least = 2 if name == "classes" else 1
-            if asked is not None and not least <= asked <= (there or asked):
-                raise ValueError(f"subset.{name} must be between {least} and {there}, not {asked}")
+            if asked is not None and not least <= asked <= (there or max(asked, least)):
+                allowed = f"between {least} and {there}" if there else f"at least {least}"
+                raise ValueError(f"subset.{name} must be {allowed}, not {asked}")
         return subset
 
 
@@ -132,3 +131,21 @@ def checked_share(validation: float) -> float:
     if not 0 <= validation < 1:
         raise ValueError(f"validation is the share that is held out, between 0 and 1, not {validation}")
     return validation
+
+
+def checked_seed(split_seed: int) -> int:
+    if not 0 <= split_seed < 2**63:
+        raise ValueError(f"split_seed must be between 0 and 2^63 - 1, not {split_seed}")
+    return split_seed
+
+
+def left_of(pool: int, validation: float) -> int:
+    """How many of a pool are left to train on when a share of it is held out."""
+    return pool - round(pool * validation)
+
+
+def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], white: float = 255.0) -> Tensor:
+    """Whole-number pixels (n x c x h x w) as a model eats them. This order of operations gives the very bits of the usual to-tensor
+    and normalise."""
+    centre, spread = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
+    return pixels.float().div_(white).sub_(centre).div_(spread)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kdbench.datasets._archive import download_and_extract
-from kdbench.datasets._base import Dataset, Subset, checked_share
+from kdbench.datasets._base import Dataset, Subset, checked_seed, checked_share, left_of
 from kdbench.datasets._memory import ImageData, Images, canonical, fingerprint_of, parted
 from kdbench.errors import DataError
 
@@ -61,7 +61,7 @@ class Cifar(Dataset):
             raise ValueError(f"padding must be between 0 and 31 pixels, not {padding}")
         self.subset = Subset.of(subset, self.all_classes, self.per_class)
         self.validation = checked_share(validation)
-        self.split_seed, self.padding, self.flip = split_seed, padding, flip
+        self.split_seed, self.padding, self.flip = checked_seed(split_seed), padding, flip
 
     @property
     def n_classes(self) -> int:
@@ -69,8 +69,7 @@ class Cifar(Dataset):
 
     @property
     def n_train(self) -> int:
-        pool = self.n_classes * (self.subset.per_class or self.per_class)
-        return pool - round(pool * self.validation)
+        return left_of(self.n_classes * (self.subset.per_class or self.per_class), self.validation)
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -128,7 +127,7 @@ class Cifar(Dataset):
     def _names(self, home: Path) -> list[str]:
         file, key = self.meta
         names = self._raw(home / file).get(key)
-        if not isinstance(names, list) or len(names) != self.all_classes:
+        if not isinstance(names, list) or len(names) != self.all_classes or not all(isinstance(name, str) for name in names):
             there = len(names) if isinstance(names, list) else "none"
             raise DataError(f"{(home / file).absolute()} must name {self.all_classes} classes under '{key}', and names {there}")
         return names
@@ -141,12 +140,12 @@ class Cifar(Dataset):
                 raise DataError(f"{where}: 'data' must be rows of 3072 bytes")
             if not isinstance(labels, list) or len(labels) != len(pixels):
                 raise DataError(f"{where}: '{self.key}' must hold one label an image, {len(pixels)} of them")
+            if strange := [label for label in labels if type(label) is not int or not 0 <= label < self.all_classes]:
+                raise DataError(f"{where}: '{self.key}' holds {strange[0]!r}, and labels are whole numbers below {self.all_classes}")
         whole = torch.from_numpy(np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32))
         labels = torch.as_tensor([label for entry in entries for label in entry[self.key]], dtype=torch.int64)
-        counts = torch.bincount(labels.clamp(0, self.all_classes - 1), minlength=self.all_classes)
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < self.all_classes):
-            raise DataError(f"{where}: labels run from {int(labels.min())} to {int(labels.max())}, and there are {self.all_classes} classes")
-        if absent := [names[place] for place, count in enumerate(counts.tolist()) if not count]:
+        counts = torch.bincount(labels, minlength=self.all_classes).tolist()
+        if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
             raise DataError(f"{where}: no image of the class {', '.join(absent[:5])}{' and others' if len(absent) > 5 else ''}")
         return Images(whole, labels)
 

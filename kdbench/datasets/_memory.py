@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.datasets._base import SPLITS, Data, Subset
+from kdbench.datasets._base import Data, Subset, normalised
 from kdbench.errors import DataError
 
 
@@ -39,7 +39,7 @@ def canonical(images: Images) -> tuple[Images, list[bytes]]:
     return images.take(order), [digests[place] for place in order]
 
 
-def first_per_class(labels: Tensor, per_class: int) -> np.ndarray:
+def first_per_class(labels: Tensor, per_class: int, names: list[str] | None = None) -> np.ndarray:
     """Positions of the first `per_class` images of each class, in canonical order.
 
     Raises:
@@ -49,7 +49,7 @@ def first_per_class(labels: Tensor, per_class: int) -> np.ndarray:
     for label in labels.unique().tolist():
         places = torch.nonzero(labels == label).flatten()
         if len(places) < per_class:
-            raise DataError(f"class {label} has {len(places)} images, and {per_class} were asked for")
+            raise DataError(f"class {names[label] if names else label} has {len(places)} training images, and {per_class} were asked for")
         chosen.append(places[:per_class])
     return torch.cat(chosen).sort().values.numpy()
 
@@ -87,7 +87,7 @@ def fingerprint_of(**digests: list[bytes]) -> str:
     return whole.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ImageData(Data):
     """Images in memory, with the finite views of a padded random crop and, if asked, a flip.
 
@@ -105,7 +105,8 @@ class ImageData(Data):
     padding: int = 0
     flip: bool = False
     white: float = 255.0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = torch.device("cpu")
+    workers: int = 0
 
     @property
     def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -132,11 +133,7 @@ class ImageData(Data):
         pixels = images.pixels[chosen]
         if views is not None and self.n_views > 1:
             pixels = self._seen(pixels, torch.as_tensor(views, device=self.device))
-        channels = (-1, 1, 1)
-        mean = torch.tensor(self.mean, device=self.device).view(channels)
-        std = torch.tensor(self.std, device=self.device).view(channels)
-        # This order of operations gives the very bits of the usual to-tensor and normalise.
-        return pixels.float().div_(self.white).sub_(mean).div_(std), images.labels[chosen]
+        return normalised(pixels, self.mean, self.std, self.white), images.labels[chosen]
 
     def _seen(self, pixels: Tensor, views: Tensor) -> Tensor:
         """Each image in its own view: crops by gathering, so that one call serves the whole batch."""
@@ -155,8 +152,7 @@ class ImageData(Data):
         return padded[images, channels, rows[:, None, :, None], columns[:, None, None, :]]
 
     def to(self, device: torch.device) -> ImageData:
-        def moved(images: Images | None) -> Images | None:
-            return None if images is None else Images(images.pixels.to(device), images.labels.to(device))
+        def moved(images: Images) -> Images:
+            return Images(images.pixels.to(device), images.labels.to(device))
 
-        values = {**self.__dict__, "device": device, **{split: moved(getattr(self, split)) for split in SPLITS}}
-        return ImageData(**values)
+        return replace(self, device=device, train=moved(self.train), val=moved(self.val) if self.val else None, test=moved(self.test))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdbench.datasets._base import Dataset, Subset, checked_share
+from kdbench.datasets._base import Dataset, Subset, checked_seed, checked_share, left_of
 from kdbench.datasets._memory import ImageData, Images, canonical, parted
 
 POOL = 898
@@ -28,16 +28,16 @@ class Digits(Dataset):
             raise ValueError(f"padding must be between 0 and 7 pixels, not {padding}")
         self.per_class = per_class
         self.validation = checked_share(validation)
-        self.split_seed = split_seed
+        self.split_seed = checked_seed(split_seed)
         self.padding = padding
 
     n_classes = 10
     input_shape = (1, 8, 8)
+    normalisation = ((0.3053,), (0.3760,))  # of pixels between 0 and 1, which are 16 shades here
 
     @property
     def n_train(self) -> int:
-        pool = POOL if self.per_class is None else 10 * self.per_class
-        return pool - round(pool * self.validation)
+        return left_of(POOL if self.per_class is None else 10 * self.per_class, self.validation)
 
     def load(self, folder: Path) -> ImageData:
         images, digests = canonical(self.read())
@@ -47,8 +47,8 @@ class Digits(Dataset):
             **parted(pool, test, Subset(per_class=self.per_class), self.validation, self.split_seed),  # type: ignore[arg-type]
             n_classes=10,
             fingerprint=hashlib.sha256(b"".join(digests)).hexdigest()[:16],
-            mean=(0.3053,),
-            std=(0.3760,),
+            mean=self.normalisation[0],
+            std=self.normalisation[1],
             padding=self.padding,
             white=16.0,
         )

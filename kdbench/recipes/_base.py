@@ -13,7 +13,8 @@ class Recipe:
     `milestones` are in epochs (fractions allowed); the learning rate is multiplied by `decay_rate` at each. `weight_decay` falls on
     every parameter, as the literature's recipes have it, unless `decay_norms_and_biases` is false. The small last batch stays unless
     `drop_last`. `class_uniform` draws batches of so many images of each class that they hold (0: of any images), as the samplers of
-    correlation congruence do; every image still comes once an epoch. `clip_grad` is a maximal global norm of the gradient. `evaluate_every` is in epochs; the last epoch always counts.
+    correlation congruence do; every image still comes once an epoch. `clip_grad` is a maximal global norm of the gradient.
+    `evaluate_every` is in epochs; the last epoch always counts.
     """
 
     version: ClassVar[int] = 1

@@ -11,6 +11,7 @@ from kdbench.errors import KdbenchError
 from kdbench.report.accuracy import accuracy
 from kdbench.report.cost import cost
 from kdbench.report.frame import costs, frame, write_frame
+from kdbench.report.history import histories, terms
 from kdbench.report.manifest import Manifest, checked
 from kdbench.report.notes import STATES
 from kdbench.report.table import Table
@@ -30,7 +31,7 @@ class Reported:
     problems: dict[str, str]
 
 
-def report(store: Store, suites: Sequence[str] | None, out: TextIO, width: int | None = None) -> Reported:
+def report(store: Store, suites: Sequence[str] | None, out: TextIO, width: int | None = None, with_histories: bool = False) -> Reported:
     """Write `frame.parquet`, `frame.csv` and `report.md` into the report folder of each suite, and print its tables.
 
     A suite that cannot be reported does not stop the others.
@@ -38,6 +39,7 @@ def report(store: Store, suites: Sequence[str] | None, out: TextIO, width: int |
     Args:
         suites: names of suites; None: every suite that was run under the results folder.
         width: of the printed tables, in characters; None: as the terminal is.
+        with_histories: write `histories.csv` (a row for each epoch and term) and `terms.csv` (what the objectives are made of), too.
 
     Raises:
         StoreError: nothing can be written (disk full, no permission).
@@ -51,18 +53,21 @@ def report(store: Store, suites: Sequence[str] | None, out: TextIO, width: int |
             problems[suite] = str(error)
             out.write(f"{suite}: no report: {error}\n")
             continue
-        folders[suite] = _report_one(store, suite, manifest, out, width)
+        folders[suite] = _report_one(store, suite, manifest, out, width, with_histories)
     if not folders and not problems:
         out.write(f"No suite was run under {store.root}: there is nothing to report.\n")
     return Reported(folders, problems)
 
 
-def _report_one(store: Store, suite: str, manifest: Manifest, out: TextIO, width: int | None) -> Path:
+def _report_one(store: Store, suite: str, manifest: Manifest, out: TextIO, width: int | None, with_histories: bool) -> Path:
     runs = frame(store, manifest)
     tables = report_tables(runs, costs(store, manifest), manifest)
     facts = tuple(fact for fact in (manifest.get("description"), progress(runs)) if fact)
     folder = store.suite_folder(suite) / "report"
     write_frame(store, suite, runs)
+    if with_histories:
+        store.write_text(folder / "terms.csv", terms(store, manifest).to_csv(index=False))
+        store.write_text(folder / "histories.csv", histories(store, manifest).to_csv(index=False, float_format="%.6g"))
     store.write_text(folder / "report.md", markdown(suite, facts, tables))
     terminal(suite, facts, tables, out, width)
     return folder

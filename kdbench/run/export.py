@@ -46,6 +46,8 @@ def load(folder=Path(__file__).parent):
     return net.eval()
 """
 
+IMPORTS = ["import torch", "import torch.nn.functional as F", "from torch import Tensor, nn"]
+
 STANDS_IN = {
     "RefusedError": "class RefusedError(ValueError): ...",
     "Model": "class Model(nn.Module): ...",
@@ -119,7 +121,8 @@ def _net(model: Model, cell: Cell, dataset: Any, outputs: int, about: Mapping[st
     if "inputs" in config:
         seen = ", ".join(f"{key}={value!r}" for key, value in config["inputs"].items())
         body = body.replace("\n\ndef make():", f"\n\n{inspect.getsource(_base.SeenAs).rstrip()}\n\n\ndef make():")
-        body = body.replace("    return net\n", f"    net.register_forward_pre_hook(SeenAs({dataset.normalisation!r}, {seen}))\n    return net\n")
+        hook = f"    net.register_forward_pre_hook(SeenAs({dataset.normalisation!r}, {seen}))"
+        body = body.replace("    return net\n", f"{hook}\n    return net\n")
     return head + body + FOOT
 
 
@@ -127,7 +130,7 @@ def _from_timm(config: Mapping[str, Any], dataset: Any, outputs: int) -> str:
     options = config["options"]
     asked = "".join(f", {name}={options[name]!r}" for name in ("drop_rate", "drop_path_rate") if options[name])
     small = options["stem"] == "small"
-    lines = ["import timm", "import torch", "import torch.nn.functional as F", "from torch import Tensor, nn", "from typing import Any", "", ""]
+    lines = ["from typing import Any", "", "import timm", *IMPORTS, "", ""]
     if small:
         lines += [inspect.getsource(small_stem).rstrip(), "", ""]
     made = f"timm.create_model({options['architecture']!r}, num_classes={outputs}, in_chans={dataset.input_shape[0]}{asked})"
@@ -150,8 +153,9 @@ def _from_its_file(model: Model, config: Mapping[str, Any], dataset: Any, output
             f"it can take {', '.join(STANDS_IN)}"
         )
     stand_ins = "\n\n\n".join(STANDS_IN[name] for name in sorted(set(needed)))
-    header = "from types import SimpleNamespace\n\nimport torch\nimport torch.nn.functional as F\nfrom torch import Tensor, nn\n"
+    header = "\n".join(["from types import SimpleNamespace", "from typing import Any", "", *IMPORTS, ""])
     options = pprint.pformat(config["options"], width=120, sort_dicts=False)
-    make = f"def make():\n    net = {type(model).__name__}(**{options})\n    net.build({tuple(dataset.input_shape)!r}, {outputs})\n    return net\n"
+    built = f"net.build({tuple(dataset.input_shape)!r}, {outputs})"
+    make = f"def make():\n    net = {type(model).__name__}(**{options})\n    {built}\n    return net\n"
     own = "\n".join(lines).strip()
     return f"{header}\n\n{stand_ins}\n\n\n{own}\n\n\n{make}"

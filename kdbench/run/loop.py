@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
@@ -57,18 +58,18 @@ def train(
                 member.begin_epoch()
             keeper.began(member, (epoch, skipped))
         wanted = list(plan.epoch(epoch))[skipped:]
-        batches = plan.data.batches("train", wanted)
-        for step, (index, views) in enumerate(wanted, start=skipped):
-            if stop():
-                for member in live:
-                    keeper.save(member, (epoch, step), must=True)
-                raise StoppedError(f"asked to stop in epoch {epoch + 1} at step {step + 1}: saved there")
-            inputs, targets = next(batches)
-            taps = teacher.taps(inputs, index, views) if teacher else None
-            batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, epoch * plan.steps + step)
-            live = [member for member in live if _survives(keeper, member, _step, member, inputs, targets, batch, taps, step == 0)]
-            if not live:
-                return
+        with closing(plan.data.batches("train", wanted)) as batches:  # what reads ahead ends with the epoch, however that ends
+            for step, (index, views) in enumerate(wanted, start=skipped):
+                if stop():
+                    for member in live:
+                        keeper.save(member, (epoch, step), must=True)
+                    raise StoppedError(f"asked to stop in epoch {epoch + 1} at step {step + 1}: saved there")
+                inputs, targets = next(batches)
+                taps = teacher.taps(inputs, index, views) if teacher else None
+                batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, epoch * plan.steps + step)
+                live = [member for member in live if _survives(keeper, member, _step, member, inputs, targets, batch, taps, step == 0)]
+                if not live:
+                    return
         live = [member for member in live if _survives(keeper, member, _end, member, epoch, plan, keeper)]
         if not live:
             return

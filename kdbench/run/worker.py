@@ -171,6 +171,8 @@ def choose_device(name: str) -> str:
 
 def circumstance(device: Any, beside: int) -> dict[str, Any]:
     """What may differ between two honest runs, kept beside the result."""
+    from importlib.metadata import version
+
     import torch
 
     from kdbench import __version__
@@ -180,6 +182,8 @@ def circumstance(device: Any, beside: int) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        # They decode, resize and crop what is read from files.
+        **{name: version(name) for name in ("timm", "torchvision", "pillow")},
         "kdbench": __version__,
         "code": code_version(),
         "threads": torch.get_num_threads(),
