@@ -7,7 +7,7 @@ its files in another order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,7 +44,7 @@ class Data:
         """(inputs, targets) of these images, on the data's device; as they are when `views` is None."""
         raise NotImplementedError
 
-    def batches(self, split: str, wanted: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> Iterator[tuple[Any, Any]]:
+    def batches(self, split: str, wanted: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> Generator[tuple[Any, Any], None, None]:
         """`batch` of each (index, views), in order. A dataset that reads files may read ahead here."""
         for index, views in wanted:
             yield self.batch(split, index, views)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -51,7 +51,7 @@ class StreamedData(Data):
     def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         return self._placed(split, index, self.readers[split].read(index, views))
 
-    def batches(self, split: str, wanted: Iterable[Wanted]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: str, wanted: Iterable[Wanted]) -> Generator[tuple[Tensor, Tensor], None, None]:
         listed = list(wanted)
         if not (self.workers and listed):
             yield from super().batches(split, listed)
