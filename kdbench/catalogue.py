@@ -25,7 +25,11 @@ def listed(kind: str | None) -> str:
     lines = []
     for one in kinds:
         lines.append(parts.KINDS[one])
-        lines += [f"  {name:<16} {parts.summary(one, name)}" for name in parts.names(one)]
+        stands_for = parts.named(one)
+        wide = max(map(len, [*parts.names(one), *stands_for]), default=0)
+        for name in parts.names(one):
+            lines.append(f"  {name:<{wide}}  {parts.summary(one, name)}")
+            lines += [f"    {called:<{wide}} {options}" for called, (part, options) in stands_for.items() if part == name]
     return "\n".join(lines) + "\n"
 
 
@@ -36,6 +40,7 @@ def shown(name: str, results: Path) -> str:
         PartError: there is neither.
     """
     key = name.partition(":")[0] if ".py" not in name else name
+    key = next((parts.named(kind)[key][0] for kind in parts.KINDS if key in parts.named(kind)), key)
     found = [kind for kind in parts.KINDS if key in parts.names(kind)]
     name = key if found else name
     if not found and ".py:" in name:

@@ -80,7 +80,7 @@ def as_text(suite: Path, results: Path) -> str:
     students = len(plan.rows) - len(plan.teachers)
     lines = [
         f"{said.name}: {len(plan.cells)} cells ({', '.join(f'{count} {name}' for name, count in sorted(counts.items()))})",
-        f"  {len(plan.teachers)} trainings of teachers, {students} of students: {len(said.objectives)} objectives, "
+        f"  {_teachers(plan)}, {students} of students: {len(said.objectives)} objectives, "
         f"{len(said.pairs)} pairs, {said.repeats} repeats, {said.teacher_seeds} of each teacher",
         f"  {len(outlook.bundles)} bundles, {len(left)} of them with something to train",
         _work(outlook, left),
@@ -108,6 +108,12 @@ def power_lines(repeats: int, family: int, baselines: Iterable[str]) -> list[str
     needed = repeats_needed(1.0, ALPHA, max(family, 1))
     lines.append(f"  a difference of one sd would need {repeats_needed(1.0, ALPHA)} repeats alone, {needed} at the first step of Holm")
     return lines
+
+
+def _teachers(plan: Plan) -> str:
+    trained = sum(bool(row.cell.config["recipe"]["epochs"]) for row in plan.teachers)
+    as_they_are = len(plan.teachers) - trained
+    return f"{trained} trainings of teachers{f' ({as_they_are} more are taken as they are)' if as_they_are else ''}"
 
 
 def _work(outlook: Outlook, left: list[Bundle]) -> str:
