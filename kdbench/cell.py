@@ -11,23 +11,25 @@ from typing import Any
 
 SCHEMA = 1
 
-NEUTRAL: tuple[tuple[tuple[str, ...], Any], ...] = (
+NEUTRAL: tuple[tuple[Any, ...], ...] = (
     (("objective", "terms", "*", "pairing"), "matched"),
-    (("student", "options", "stem"), "own"),  # timm
+    (("student", "options", "stem"), "own", "timm"),
     (("recipe", "class_uniform"), 0),
-    (("objective", "terms", "*", "options", "transform"), "none"),  # kd
-    (("objective", "terms", "*", "options", "rescale"), "none"),  # sp
-    (("objective", "terms", "*", "options", "embedded"), "both"),  # cc
-    (("objective", "terms", "*", "options", "squared_distances"), False),  # rkd
-    (("objective", "terms", "*", "options", "mean"), "all"),  # rkd
-    (("objective", "terms", "*", "options", "vertices"), None),  # rkd
-    (("objective", "terms", "*", "options", "eps"), "ours"),  # rkd
-    (("objective", "terms", "*", "options", "kernel"), "linear"),  # cka
-    (("objective", "terms", "*", "options", "form"), "one_minus"),  # cka
-    (("objective", "terms", "*", "options", "official_bugs"), False),  # rcka
+    (("objective", "terms", "*", "options", "transform"), "none", "kd"),
+    (("objective", "terms", "*", "options", "rescale"), "none", "sp"),
+    (("objective", "terms", "*", "options", "embedded"), "both", "cc"),
+    (("objective", "terms", "*", "options", "squared_distances"), False, "rkd"),
+    (("objective", "terms", "*", "options", "mean"), "all", "rkd"),
+    (("objective", "terms", "*", "options", "vertices"), None, "rkd"),
+    (("objective", "terms", "*", "options", "eps"), "ours", "rkd"),
+    (("objective", "terms", "*", "options", "kernel"), "linear", "cka"),
+    (("objective", "terms", "*", "options", "form"), "one_minus", "cka"),
+    (("objective", "terms", "*", "options", "official_bugs"), False, "rcka"),
+    (("objective", "terms", "*", "options", "first_stage"), 0, "rcka"),
 )
 """Fields that were added to the configuration after the first ids, each with the value that stands for the behaviour before it
-existed. While a field has this value it is left out of the hash, so that an older cell keeps its id. `*` is any element."""
+existed. While a field has this value it is left out of the hash, so that an older cell keeps its id. `*` is any element. Where a third
+value stands, it is the part whose option the field is: a user's own part may have one of the same name."""
 
 ID_LENGTH = 12
 
@@ -54,8 +56,8 @@ def canonical(config: Mapping[str, Any], texts: dict[tuple[str, int], str] | Non
 
 def without_neutral(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration without the fields that have their neutral value: what is hashed, and what seeds are drawn from."""
-    for path, neutral in NEUTRAL:
-        config = _without(config, path, neutral)
+    for path, neutral, *part in NEUTRAL:
+        config = _without(config, path, neutral, *part)
     return config
 
 
@@ -114,14 +116,16 @@ class Cell:
         return cls(data["config"], data["gate"], data["sources"], tuple(declared) if declared else None)
 
 
-def _without(node: Any, path: tuple[str, ...], neutral: Any) -> Any:
+def _without(node: Any, path: tuple[str, ...], neutral: Any, part: str | None = None) -> Any:
     head, *rest = path
     if head == "*":
-        return [_without(one, tuple(rest), neutral) for one in node] if isinstance(node, list) else node
+        return [_without(one, tuple(rest), neutral, part) for one in node] if isinstance(node, list) else node
     if not isinstance(node, Mapping) or head not in node:
         return node
+    if head == "options" and part not in (None, node.get("name"), node.get("loss")):
+        return node
     if rest:
-        return {**node, head: _without(node[head], tuple(rest), neutral)}
+        return {**node, head: _without(node[head], tuple(rest), neutral, part)}
     # `is` for None and booleans: 0 == False, and a neutral None must not swallow a zero.
     same = node[head] is neutral if neutral is None or isinstance(neutral, bool) else node[head] == neutral
     return {key: value for key, value in node.items() if key != head} if same else node

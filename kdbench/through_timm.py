@@ -91,22 +91,22 @@ def pretrained_facts(architecture: str) -> dict[str, Any]:
     return {**facts, "outputs": config.num_classes}
 
 
-def load_pretrained(net: nn.Module, architecture: str, tag: str, outputs: int, channels: int) -> None:
-    """Load timm's weights of a tag; another number of outputs keeps the net's own head, another one of channels folds the stem's.
+def pretrained_weights(architecture: str, tag: str, channels: int) -> dict[str, Tensor]:
+    """timm's weights of a tag, whole and under the names of the model as timm makes it now; another number of input channels folds
+    the stem's.
 
     Raises:
         DataError: they cannot be had here.
     """
     import timm
-    from timm.models import load_pretrained as load
 
-    name = architecture.partition(".")[0]
+    name = f"{architecture.partition('.')[0]}{'.' if tag else ''}{tag}"
     try:
-        config = timm.get_pretrained_cfg(f"{name}.{tag}" if tag else name)
-        load(net, pretrained_cfg=config.to_dict(), num_classes=outputs, in_chans=channels)
+        # By timm's own way: many published files need its renaming of keys.
+        return timm.create_model(name, pretrained=True, in_chans=channels).state_dict()
     except Exception as error:  # the network, the hub, the cache, the keys
         raise DataError(
-            f"timm's weights {name}.{tag} cannot be loaded ({type(error).__name__}: {error}). Without a network, fill the cache of "
+            f"timm's weights {name} cannot be loaded ({type(error).__name__}: {error}). Without a network, fill the cache of "
             "Hugging Face's hub (HF_HOME) on a machine that has one, or name a file: `weights: path/to/file.pth`"
         ) from error
 

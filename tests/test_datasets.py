@@ -585,7 +585,7 @@ def test_data_in_memory_takes_a_number_of_workers_and_needs_none(tmp_path: Path)
     data = tiny().load(tmp_path)
     wanted = plan_of_batches(data)
     here = list(data.batches("train", wanted))
-    data.workers = 2
+    data.read_with(2)
     before = children()
 
     assert alike(here, list(data.to(torch.device("cpu")).batches("train", wanted)))

@@ -33,6 +33,18 @@ def test_a_field_at_its_neutral_value_is_as_good_as_absent_and_at_another_it_is_
     assert identify({**later, "student": {**later["student"], "stem": "small"}}) != identify(config)
 
 
+def test_a_users_option_of_the_name_of_a_later_one_of_ours_stays_in_the_id() -> None:
+    def id_of(loss: str, **options: Any) -> str:
+        term = {"loss": loss, "version": "source 0", "options": options, "weight": 1.0, "pairing": "matched"}
+        return identify({"objective": {"task": 1.0, "terms": [term]}, "student": {"name": "own", "options": {"stem": "own"}}})
+
+    assert id_of("cka", kernel="linear") == id_of("cka")
+    assert id_of("mine.py:CKA", kernel="linear") != id_of("mine.py:CKA")
+    net = {"name": "own", "options": {"stem": "own"}}
+    assert identify({"student": net}) != identify({"student": {**net, "options": {}}})
+    assert identify({"student": {**net, "name": "timm"}}) == identify({"student": {"name": "timm", "options": {}}})
+
+
 def test_a_neutral_none_does_not_swallow_zero_or_false(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "NEUTRAL", ((("recipe", "clip"), None),))
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdbench import parts
 from kdbench.errors import KdbenchError
 from kdbench.models._base import Model
+from kdbench.plan.nets import NetFields
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "timm": [
@@ -115,3 +116,8 @@ def test_drop_path_drops_whole_branches_of_an_image_in_training_only() -> None:
 def test_what_a_model_cannot_be_is_told(name: str, options: dict[str, Any], told: str) -> None:
     with pytest.raises(KdbenchError, match=told):
         built(name, options)
+
+
+@pytest.mark.parametrize("name", parts.names("model"))
+def test_no_option_of_a_model_has_the_name_of_a_key_of_a_suite(name: str) -> None:
+    assert not set(parts.load("model", name).known()) & set(NetFields.model_fields)

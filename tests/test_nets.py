@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +102,14 @@ def test_a_new_head_is_drawn_and_the_rest_is_the_checkpoints(plan_of: Callable[.
     assert same({k: v for k, v in ours.items() if "classifier" not in k}, {k: v for k, v in theirs.items() if "classifier" not in k})
 
 
+def test_a_new_head_is_refused_by_a_model_that_does_not_say_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("small_mobile", {"widths": [4, 6]})
+    monkeypatch.setattr(type(model), "head", None)
+
+    with pytest.raises(DataError, match="SmallMobile does not say which of its layers is the head"):
+        fit(model, model.state_dict(), "x.pth", new_head=True)
+
+
 @pytest.mark.parametrize(
     "as_saved",
     [
@@ -112,16 +120,17 @@ def test_a_new_head_is_drawn_and_the_rest_is_the_checkpoints(plan_of: Callable[.
             "best_acc": np.float64(74.31),
             "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
         },
+        lambda state: {"opt": argparse.Namespace(lr=0.1), "model": state},
         lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}, "acc": np.float32(0.7)},
         lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
     ],
-    ids=["bare", "as RepDistiller saves", "of a parallel run", "of an old PyTorch"],
+    ids=["bare", "as RepDistiller saves", "with its options", "of a parallel run", "of an old PyTorch"],
 )
 def test_weights_are_found_in_what_training_scripts_save(as_saved: Callable[[Any], Any], tmp_path: Path) -> None:
     model, other = built("cifar_resnet", {}), built("cifar_resnet", {}, seed=1)
     torch.save(as_saved(model.state_dict()), tmp_path / "x.pth")
 
-    fit(other, read_weights(tmp_path / "x.pth"), tmp_path / "x.pth", new_head=False)
+    fit(other, read_weights(tmp_path / "x.pth"), "x.pth", new_head=False)
     assert same(other.state_dict(), model.state_dict())
 
 
@@ -129,7 +138,7 @@ def test_safetensors_are_read_too(tmp_path: Path) -> None:
     model, other = built("cifar_resnet", {}), built("cifar_resnet", {}, seed=1)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "x.safetensors")
 
-    fit(other, read_weights(tmp_path / "x.safetensors"), tmp_path / "x.safetensors", new_head=False)
+    fit(other, read_weights(tmp_path / "x.safetensors"), "x.safetensors", new_head=False)
     assert same(other.state_dict(), model.state_dict())
 
 
@@ -138,7 +147,7 @@ def test_the_keys_of_repdistillers_resnet50_are_those_of_timms_under_other_names
     theirs = {name.replace(".downsample.", ".shortcut."): value for name, value in model.plain.state_dict().items()}
     theirs = {re.sub("^fc", "linear", name): value for name, value in theirs.items()}
 
-    fit(other, theirs, tmp_path / "x.pth", new_head=False)
+    fit(other, theirs, "x.pth", new_head=False)
     assert same(other.state_dict(), model.state_dict())
 
 
@@ -151,7 +160,7 @@ class Evil:
     ("content", "told"),
     [
         (b"", "is damaged or no checkpoint"),
-        ({"model": Evil()}, "is damaged or no checkpoint"),
+        ({"model": Evil()}, r"holds a \S*print beside its weights, and nothing is run that a checkpoint asks for"),
         ({"model": {"conv": [1, 2]}}, "holds no state dictionary"),
         ({}, "holds no state dictionary"),
     ],
@@ -171,7 +180,7 @@ def test_keys_that_do_not_match_are_named(tmp_path: Path) -> None:
 
     def refused(weights: dict[str, Tensor]) -> str:
         with pytest.raises(DataError) as caught:
-            fit(model, weights, tmp_path / "x.pth", new_head=False)
+            fit(model, weights, "x.pth", new_head=False)
         return str(caught.value)
 
     state = model.state_dict()
@@ -234,33 +243,36 @@ def test_a_declared_accuracy_is_held_against_what_the_weights_do_here(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Tensor]:
-    """timm's resnet10t.c3_in1k, read from a file instead of the network."""
+    """timm's resnet10t.c3_in1k, read by timm from a file instead of the network."""
     torch.manual_seed(8)
-    state = timm.create_model("resnet10t", pretrained=False).state_dict()
+    make = timm.create_model
+    state = make("resnet10t", pretrained=False).state_dict()
     torch.save(state, tmp_path / "hub.pth")
-    known = timm.get_pretrained_cfg
 
-    def local(name: str, *rest: Any, **more: Any) -> Any:
-        config = known(name, *rest, **more)
-        return dataclasses.replace(config, file=str(tmp_path / "hub.pth"), url="", hf_hub_id=None) if "resnet10t" in name else config
+    def local(name: str, pretrained: bool = False, **more: Any) -> Any:
+        overlay = {"file": str(tmp_path / "hub.pth"), "url": "", "hf_hub_id": None} if pretrained else None
+        return make(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **more)
 
-    monkeypatch.setattr(timm, "get_pretrained_cfg", local)
+    monkeypatch.setattr(timm, "create_model", local)
     return state
 
 
 def test_pretrained_weights_are_timms_with_their_own_normalisation_and_a_head_of_ones_own(
     hub: dict[str, Tensor], plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:
-    plan = plan_of(students="{small: {model: resnet10t, weights: pretrained, head: new}}")
+    colour = {"dataset": "cifar10"}
+    plan = plan_of(students="{small: {model: resnet10t, weights: pretrained, head: new}}", **colour)
     config = plan.rows[-1].cell.config["student"]
     assert config["weights"] == {"from": "timm", "tag": "c3_in1k", "head": "new"}
     assert config["inputs"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    probe.probe(plan)
 
-    named = plan_of(students="{small: {model: resnet10t, weights: 'pretrained:c3_in1k', head: new}}")
-    assert named.rows[-1].cell.id == plan.rows[-1].cell.id
+    for says in ("resnet10t, weights: 'pretrained:c3_in1k'", "resnet10t.c3_in1k, weights: pretrained"):
+        same_again = plan_of(students=f"{{small: {{model: {says}, head: new}}}}", **colour)
+        assert same_again.rows[-1].cell.id == plan.rows[-1].cell.id
     net = built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12, seed=1)
     own = net.head.weight.clone()  # type: ignore[union-attr,operator]
-    start_from(net, config, plan.rows[-1].cell, 12, 3)
+    start_from(net, config, plan.rows[-1].cell, 3)
     loaded = net.plain.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in hub.items() if not name.startswith("fc."))
     assert torch.equal(net.head.weight, own)  # type: ignore[union-attr,arg-type]
@@ -269,26 +281,30 @@ def test_pretrained_weights_are_timms_with_their_own_normalisation_and_a_head_of
 def test_a_pretrained_net_taken_as_it_is_needs_a_head_that_fits_and_sees_its_own_size(
     hub: dict[str, Tensor], plan_of: Callable[..., Plan]
 ) -> None:
-    plan = plan_of(teachers="{big: {model: resnet10t, weights: pretrained, train: false}}")
+    plan = plan_of(dataset="cifar10", teachers="{big: {model: resnet10t, weights: pretrained, train: false}}")
     cell = plan.teachers[0].cell
     assert cell.config["student"]["inputs"]["size"] == 176
-    with pytest.raises(DataError, match=r"resnet10t\.c3_in1k has 1000 outputs and 12 are needed: say `head: new`"):
-        start_from(built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12), cell.config["student"], cell, 12, 3)
+    with pytest.raises(SuiteError, match="its weights have 1000 outputs, and 10 are needed: say `head: new`, and train it"):
+        probe.probe(plan)
+    with pytest.raises(DataError, match=r"resnet10t\.c3_in1k does not fit the model.*`head: new`"):
+        start_from(built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12), cell.config["student"], cell, 3)
 
     net = built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 1000)
-    start_from(net, cell.config["student"], cell, 1000, 3)
+    start_from(net, cell.config["student"], cell, 3)
     assert same(net.plain.state_dict(), hub)
+    assert "big is taken as it is, with the weights of timm's c3_in1k" in plan.manifest()["assumed"]
 
 
 def test_weights_that_cannot_be_downloaded_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, plan_of: Callable[..., Plan]) -> None:
-    cell = plan_of(students="{small: {model: resnet10t, weights: pretrained, head: new}}").rows[-1].cell
+    cell = plan_of(dataset="cifar10", students="{small: {model: resnet10t, weights: pretrained, head: new}}").rows[-1].cell
+    net = built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12)
 
     def no_network(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr("timm.models.load_pretrained", no_network)
+    monkeypatch.setattr(timm, "create_model", no_network)
     with pytest.raises(DataError, match=r"resnet10t\.c3_in1k cannot be loaded \(OSError: no network\).*HF_HOME.*name a file"):
-        start_from(built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12), cell.config["student"], cell, 12, 3)
+        start_from(net, cell.config["student"], cell, 3)
 
 
 # How inputs are seen
@@ -311,6 +327,8 @@ def test_a_net_with_its_own_normalisation_and_size_sees_what_it_would_see_by_its
     assert larger(pixels).last.shape[2:] == (16, 16)
     with pytest.raises(KdbenchError, match="this dataset does not say how its inputs were normalised"):
         larger.sees({"mean": [0.0], "std": [1.0]}, None)
+    with pytest.raises(KdbenchError, match="its own normalisation is of 3 channels, and the dataset's images have 1"):
+        larger.sees({"mean": [0.0] * 3, "std": [1.0] * 3}, ([0.5], [0.5]))
 
 
 # What a suite cannot say
@@ -329,6 +347,7 @@ def test_a_net_with_its_own_normalisation_and_size_sees_what_it_would_see_by_its
         ("teachers", "model: small_mobile, within: 0.1", "none is declared"),
         ("students", "model: small_mobile, mean: [0.5]", "`mean` and `std` are said together"),
         ("students", "model: cifar_resnet1100", "did you mean 'cifar_resnet110'"),
+        ("students", "model: cifar_resnet56, depth: 20", "'cifar_resnet56' is the cifar_resnet with depth 56: for another say"),
         ("students", "model: small_mobile, declared_top1: 0.5", "has no option 'declared_top1'"),
     ],
 )
@@ -347,7 +366,7 @@ def test_a_teacher_taken_as_it_is_has_no_seeds(plan_of: Callable[..., Plan], tmp
 def test_a_net_of_another_size_or_normalisation_is_probed_as_it_will_be_seen(plan_of: Callable[..., Plan]) -> None:
     plain, larger = (
         probe.probe(plan_of(students=f"{{small: {{model: small_mobile, {says}}}}}"))
-        for says in ("widths: [4, 6]", "widths: [4, 6], size: 16")
+        for says in ("widths: [4, 6]", "widths: [4, 6], input_size: 16")
     )
 
     assert sorted(larger.flop_per_image.values())[-1] > 3 * sorted(plain.flop_per_image.values())[0]

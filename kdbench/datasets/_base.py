@@ -19,15 +19,13 @@ from torch import Tensor
 
 
 class Data:
-    """A dataset in hand. `batch` gives what one step of the task eats; a view is an opaque, hashable thing of the dataset's own.
-
-    `workers` may be set to a number of processes that read ahead, where reading is slow: circumstance, never science.
-    """
+    """A dataset in hand. `batch` gives what one step of the task eats; a view is an opaque, hashable thing of the dataset's own."""
 
     n_classes: int
     input_shape: tuple[int, ...]
     fingerprint: str
-    workers: int = 0
+    from_files: bool = False
+    """Whether images are read while training: by readers that keep ahead of it, where there are any."""
 
     def size(self, split: str) -> int:
         """How many images the split has; 0 when there is none (a validation split that nobody asked for)."""
@@ -48,6 +46,9 @@ class Data:
         """`batch` of each (index, views), in order. A dataset that reads files may read ahead here."""
         for index, views in wanted:
             yield self.batch(split, index, views)
+
+    def read_with(self, processes: int) -> None:
+        """Have so many processes read ahead from now on, where reading is slow: circumstance, never science."""
 
     def to(self, device: torch.device) -> Data:
         raise NotImplementedError
@@ -95,7 +96,7 @@ class Dataset:
         Raises:
             DataError: it cannot be downloaded.
         """
-        raise NotImplementedError
+        raise DataError(f"{type(self).__name__} is not offered for download: its description says where it comes from (`kdbench show`)")
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,12 @@ class Subset:
             ValueError: it asks for more, or for nothing.
         """
         subset = given if isinstance(given, Subset) else cls(**(given or {}))
+        if given is not None and subset == cls():
+            raise ValueError("subset names neither `classes` nor `per_class`: leave it out")
         for name, there in (("classes", classes), ("per_class", per_class)):
             asked = getattr(subset, name)
+            if asked is not None and asked == there:
+                raise ValueError(f"subset.{name} {asked} is all there is: leave it out")
             least = 2 if name == "classes" else 1
             if asked is not None and not least <= asked <= (there or max(asked, least)):
                 allowed = f"between {least} and {there}" if there else f"at least {least}"

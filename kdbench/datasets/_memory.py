@@ -106,7 +106,6 @@ class ImageData(Data):
     flip: bool = False
     white: float = 255.0
     device: torch.device = torch.device("cpu")
-    workers: int = 0
 
     @property
     def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]

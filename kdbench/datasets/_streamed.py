@@ -34,6 +34,7 @@ class StreamedData(Data):
     plain: Callable[[Image.Image], Tensor]
     device: torch.device = torch.device("cpu")
     workers: int = 0
+    from_files: bool = True
 
     def __post_init__(self) -> None:
         self.labels = {split: torch.as_tensor(files.labels, device=self.device) for split, files in self.files.items()}
@@ -59,6 +60,9 @@ class StreamedData(Data):
         with closing(read_ahead(self.readers[split], listed, self.workers, self.device.type == "cuda")) as ahead:
             for (index, _), pixels in zip(listed, ahead, strict=True):
                 yield self._placed(split, index, pixels)
+
+    def read_with(self, processes: int) -> None:
+        self.workers = processes
 
     def to(self, device: torch.device) -> StreamedData:
         return replace(self, device=device)

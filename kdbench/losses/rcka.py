@@ -21,6 +21,7 @@ class RCKA(Loss):
                                   ours: the columns as well;
     feature_form="gram_of_gram":  F is first replaced by its Gram matrix with rows of norm 1 (as in SP);
     negated:                      C = -CKA, the same gradient;
+    first_stage=1:                with `tap="stages"`, without the stem (or whatever stage the model counts first);
     official_bugs:                inter, if it has a weight, gets that of intra.
     A part of weight 0 is not computed.
 
@@ -47,6 +48,7 @@ class RCKA(Loss):
                 "gram_norm": "row_half",
                 "feature_form": "gram_of_gram",
                 "tap": "stages",
+                "first_stage": 1,
                 "negated": True,
             },
         ),
@@ -58,7 +60,15 @@ class RCKA(Loss):
         "fcka": Preset(
             "github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class CKASP_bmvc, there said to be Saha et al.'s): features alone",
             weight=1.0,
-            options={"intra": 0.0, "inter": 0.0, "centred": False, "feature_form": "gram_of_gram", "tap": "stages", "negated": True},
+            options={
+                "intra": 0.0,
+                "inter": 0.0,
+                "centred": False,
+                "feature_form": "gram_of_gram",
+                "tap": "stages",
+                "first_stage": 1,
+                "negated": True,
+            },
         ),
     }
 
@@ -74,8 +84,11 @@ class RCKA(Loss):
         tap: Literal["last", "pooled", "stages"] = "last",
         negated: bool = False,
         official_bugs: bool = False,
+        first_stage: int = 0,
     ):
         super().__init__()
+        if first_stage < 0 or (first_stage and tap != "stages"):
+            raise ValueError("first_stage is the place (from 0) of the first stage that counts, with the tap 'stages'")
         if not (intra or inter and not official_bugs or feature):
             raise ValueError("of intra, inter and feature at least one has a weight")
         self.intra = intra
@@ -87,6 +100,7 @@ class RCKA(Loss):
         self.tap = tap
         self.negated = negated
         self.official_bugs = official_bugs
+        self.first_stage = first_stage
 
     @property
     def variant(self) -> str:
@@ -114,6 +128,8 @@ class RCKA(Loss):
         return frozenset(laws)
 
     def refuses(self, pair: Pair) -> str | None:
+        if self.feature and self.tap == "stages" and self.first_stage >= len(pair.student.stages):
+            return f"no stage is left after the first {self.first_stage}: the student has {len(pair.student.stages)}"
         return unmatched(pair, self.tap) if self.feature else None
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
@@ -125,7 +141,8 @@ class RCKA(Loss):
             if self._inter:
                 parts["inter"] = self._inter * self._unlike(student.logits.T, teacher.logits.T)
         if self.feature:
-            pairs = zip(matrices(student, self.tap), matrices(teacher, self.tap), strict=True)
+            sides = (matrices(side, self.tap)[self.first_stage :] for side in (student, teacher))
+            pairs = zip(*sides, strict=True)
             parts["feature"] = self.feature * torch.stack([self._features(x, y).to(x.dtype) for x, y in pairs]).sum()
         return parts
 

@@ -54,6 +54,9 @@ class Model(nn.Module):
         """
         if "mean" in inputs and normalisation is None:
             raise RefusedError("it has a normalisation of its own, and this dataset does not say how its inputs were normalised")
+        if "mean" in inputs and normalisation is not None and len(inputs["mean"]) != len(normalisation[0]):
+            told = f"its own normalisation is of {len(inputs['mean'])} channels, and the dataset's images have {len(normalisation[0])}"
+            raise RefusedError(f"{told}: say `mean` and `std` for these")
         self.register_forward_pre_hook(SeenAs(normalisation, inputs.get("mean"), inputs.get("std"), inputs.get("size")))
 
     @property

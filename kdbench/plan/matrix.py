@@ -73,7 +73,7 @@ class Plan:
             "description": suite.description,
             "metrics": [metric.to_json() for metric in task.metrics],
             "baselines": suite.baselines,
-            "assumed": suite.assumed,
+            "assumed": [*suite.assumed, *_begun_from_weights(suite)],
             "repeats": suite.repeats,
             "teacher_seeds": suite.teacher_seeds,
             "alpha": ALPHA,
@@ -104,6 +104,17 @@ class Plan:
             },
             "profiles": [],
         }
+
+
+def _begun_from_weights(suite: Suite) -> Iterator[str]:
+    """What a reader must know of nets that do not begin at random."""
+    held_out = suite.dataset["options"].get("validation")
+    for name, net in {**suite.students, **suite.teachers}.items():
+        if weights := net.model.get("weights"):
+            whose = f"timm's {weights['tag']}" if weights["from"] == "timm" else f"a checkpoint (SHA-256 {weights['digest']}...)"
+            how = "begins with" if net.recipe["epochs"] else "is taken as it is, with"
+            leak = ", whose makers may have seen the images that are held out for validation" if held_out else ""
+            yield f"{name} {how} the weights of {whose}{leak}"
 
 
 def expand(suite: Suite) -> Plan:

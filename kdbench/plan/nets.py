@@ -37,7 +37,7 @@ class NetFields(BaseModel):
     weights: str | None = None
     head: Annotated[str, Field(pattern="^(kept|new)$")] = "kept"
     train: bool = True
-    size: Annotated[int, Field(ge=1)] | None = None
+    input_size: Annotated[int, Field(ge=1)] | None = None
     mean: Channels | None = None
     std: Channels | None = None
     within: Fraction = WITHIN
@@ -67,8 +67,10 @@ class NetReader:
         reserved = {*NetFields.model_fields, *self.keys.values()}
         fields = self.reading.checked(where, NetFields, {key: value for key, value in says.items() if key in NetFields.model_fields})
         options = {key: value for key, value in says.items() if key not in reserved}
-        model, options = self._named(fields.model if fields and fields.model else name, options)
+        model, options = self._named(where, fields.model if fields and fields.model else name, options)
         part = self.reading.load(where, "model", model)
+        if part and (both := sorted(set(part.known()) & reserved)):
+            self.reading.wrong(where, f"the model '{model}' has options that mean something else in a suite: rename {', '.join(both)}")
         resolved = part and self.reading.resolved(where, part, options, reserved)
         if resolved and model == "timm":
             self._timm_name((*where, "model"), resolved["architecture"])
@@ -84,11 +86,13 @@ class NetReader:
             self.reading.wrong((*where, "within"), "it says how far the declared metric may be off, and none is declared")
         return Net(name, config, recipe, self.gate if least is None else least, None if declared is None else (declared, fields.within))
 
-    def _named(self, model: str, options: Json) -> tuple[str, Json]:
+    def _named(self, where: Where, model: str, options: Json) -> tuple[str, Json]:
         """(part, options) of what a suite calls a model: a part, a net of the literature, or a name of timm's."""
         if model in parts.named("model"):
             part, meant = parts.named("model")[model]
-            return part, {**meant, **options}
+            for key in sorted(set(meant) & set(options)):
+                self.reading.wrong((*where, key), f"'{model}' is the {part} with {key} {meant[key]}: for another say `model: {part}`")
+            return part, {**options, **meant}
         if model not in parts.names("model") and ":" not in model:
             return "timm", {"architecture": model, **options}
         return model, options
@@ -136,7 +140,7 @@ class NetReader:
     def _start(self, where: Where, fields: NetFields, config: Json) -> Json:
         """`weights` and `inputs` of a configuration, each only when there is something to say."""
         found: Json = {}
-        size, mean, std = fields.size, fields.mean, fields.std
+        size, mean, std = fields.input_size, fields.mean, fields.std
         if fields.weights is None and "head" in fields.model_fields_set:
             self.reading.wrong((*where, "head"), "it says what becomes of the head of `weights`, and there are none")
         if fields.weights is not None and fields.weights.partition(":")[0] == "pretrained":
@@ -144,6 +148,8 @@ class NetReader:
             if facts is None:
                 return {}
             found["weights"] = {"from": "timm", "tag": facts["tag"], "head": fields.head}
+            options = config["options"]  # the tag stands there, and need not stand in the name as well
+            found["options"] = {**options, "architecture": options["architecture"].partition(".")[0]}
             mean, std = mean or facts["mean"], std or facts["std"]
             # What is taken as it is sees images of the size that it was made for; what is trained sees the dataset's.
             size = size or (None if fields.train else facts["size"])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdbench.losses._base import Pair, Taps
 
 PROBE_IMAGES = 4
+MANY = 10**6
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,16 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
     return Probed(taps, model, parameters, counter.get_total_flops() / PROBE_IMAGES)
 
 
+def _outputs_of_weights(model: Mapping[str, Any]) -> int | None:
+    """How many outputs timm's weights have that a net is to keep whole; None where there are none."""
+    from kdbench.through_timm import pretrained_facts
+
+    weights = model.get("weights")
+    if not weights or weights["from"] != "timm" or weights["head"] != "kept":
+        return None
+    return pretrained_facts(f"{model['options']['architecture']}{'.' if weights['tag'] else ''}{weights['tag']}")["outputs"]
+
+
 def _shapes_only() -> Any:
     """A context in which norms and rectifiers give back what they get: they change no shape and hold no matrix product, and on the
     meta device torch takes them apart in Python, which is most of the time of a probe."""
@@ -102,14 +113,17 @@ def probe(plan: Plan) -> Probes:
                     models[model_key(net.model)] = probe_model(net.model, dataset, outputs, suite.sources)
                 except KdbenchError as error:
                     mistakes.append(f"{suite.source.at((section, name))}: {section}.{name}: {error}")
+            if (there := _outputs_of_weights(net.model)) not in (None, outputs):
+                told = f"its weights have {there} outputs, and {outputs} are needed: say `head: new`, and train it"
+                mistakes.append(f"{suite.source.at((section, name))}: {section}.{name}: {told}")
             if net.recipe["drop_last"] and dataset.n_train is not None and dataset.n_train < net.recipe["batch_size"]:
                 told = f"{dataset.n_train} training images make no batch of {net.recipe['batch_size']}, and drop_last drops the rest"
                 mistakes.append(f"{suite.source.at(('recipe',))}: {section}.{name}: {told}")
     if mistakes:
         raise SuiteError(mistakes)
     with torch.device("meta"):
-        # How many images a folder holds is not known before it is read; no loss refuses a pair for that.
-        labels = torch.empty(dataset.n_train or PROBE_IMAGES, dtype=torch.int64)
+        # How many images a folder holds is not known before it is read: many, so that no loss refuses for want of them.
+        labels = torch.empty(dataset.n_train or MANY, dtype=torch.int64)
         refusals: dict[str, str | None] = {}
         for student, teacher, name in plan.compared:
             objective = suite.objectives[name]

@@ -66,7 +66,10 @@ def as_json(suite: Path, results: Path) -> str:
 
     told = {
         "cells": [row(one) for one in plan.rows],
-        "bundles": [{"cells": one.ids, "teacher": one.teacher, "tflop": outlook.work(one)} for one in outlook.bundles],
+        "bundles": [
+            {"cells": one.ids, "teacher": one.teacher, "tflop": None if outlook.probes.n_train is None else outlook.work(one)}
+            for one in outlook.bundles
+        ],
         "teachers": [{**row(one), "gate": plan.suite.teachers[one.student].gate} for one in plan.teachers],
     }
     return json.dumps(told, indent=1)

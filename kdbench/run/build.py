@@ -47,7 +47,7 @@ def make_student(cell: Cell, data: Data, task: Task, device: torch.device) -> nn
     """The student with its initial weights: drawn on the CPU whatever the device, so that every machine starts from the same."""
     torch.manual_seed(Streams.of(cell.config).init)
     model = make_model(cell.config["student"], cell, data, task)
-    start_from(model, cell.config["student"], cell, task.outputs(make_dataset(cell)), data.input_shape[0])
+    start_from(model, cell.config["student"], cell, data.input_shape[0])
     return laid_out(model, cell.config["numerics"], device)
 
 

@@ -130,7 +130,7 @@ def _teacher(
     if record is not None and record.outcome == "finished":
         model.load_state_dict(load_weights(store, record))
     elif row.cell.config["recipe"]["epochs"]:
-        told(f"teacher {row.student}: not trained yet; its first weights stand in for it")
+        told(f"teacher {row.student}: there is no trained one; its first weights stand in for it")
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         usual = [norm.momentum for norm in norms]
         for norm in norms:
@@ -168,9 +168,10 @@ def _try(
     found.weights_mib = _held(member) / MIB
     began = member.sums.get("")
     found.loss = finite_or_none(float(began[0]) / member.seen) if began is not None else None
+    first_bad = member.went_bad(0)
     found.ragged_s = _timed(device, lambda: member.step(ragged.inputs, ragged.targets, ragged.batch, ragged.taps, first=True))
     found.ratios = dict(member.gradients)
-    if (bad := member.went_bad(1)) != NEVER:
+    if (bad := first_bad if first_bad != NEVER else member.went_bad(1)) != NEVER:
         found.wrong.append(f"a number that is not finite came at step {bad + 1} ({'the ragged batch' if bad else 'a whole batch'})")
     for name, ratio in found.ratios.items():
         if not ratio >= SILENT:
@@ -252,6 +253,7 @@ def _said(error: Exception) -> str:
 
 
 def bundle_mib(found: list[Checked]) -> float:
-    """Memory of the largest bundle that one process would train: all weights, and what one step at a time keeps; without teacher."""
+    """Memory of the largest bundle that one process would train: all weights, and what one step at a time keeps; without teacher. An
+    upper bound: weights that the backward pass needs are counted in both."""
     each = sorted((one.weights_mib or 0.0 for one in found), reverse=True)[:SIDE_BY_SIDE]
     return sum(each) + max((one.kept_mib or 0.0 for one in found), default=0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,7 @@ def measure(store: Store, cell: Cell, data_folder: Path, device: torch.device) -
     """The profile of a cell's setting: milliseconds as median and quartiles, images a second, peak memory, what the loss adds."""
     settle(cell.config["numerics"], device)
     task, data = make_task(cell), load_data(cell, data_folder, device)
+    data.read_with(os.cpu_count() or 1)
     teacher = teacher_cell = provider = None
     if cell.depends:
         teacher, teacher_cell = load_teacher(store, cell.depends["teacher"], cell, data, task, device)
@@ -142,7 +144,8 @@ class _Step:
         return self.teacher.taps(self.inputs, self.index, self.views) if self.teacher else None
 
     def _whole(self) -> None:
-        inputs, targets = self._data()
+        # Readers keep ahead of training: what one image after the other would take is no part of a step.
+        inputs, targets = (self.inputs, self.targets) if self.plan.data.from_files else self._data()
         self.member.step(inputs, targets, self.batch, self._teacher())
 
     def _student(self) -> None:

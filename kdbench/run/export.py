@@ -18,6 +18,7 @@ from kdbench.cell import Cell
 from kdbench.errors import KdbenchError
 from kdbench.models import _base
 from kdbench.models._base import Model
+from kdbench.models.timm import Timm
 from kdbench.record import Record
 from kdbench.run.build import make_dataset, make_task
 from kdbench.run.teacher import load_weights
@@ -47,6 +48,8 @@ def load(folder=Path(__file__).parent):
 """
 
 IMPORTS = ["import torch", "import torch.nn.functional as F", "from torch import Tensor, nn"]
+
+MADE = "    return net  # as kdbench made it"
 
 STANDS_IN = {
     "RefusedError": "class RefusedError(ValueError): ...",
@@ -117,24 +120,23 @@ def _net(model: Model, cell: Cell, dataset: Any, outputs: int, about: Mapping[st
         inputs=inputs,
         metrics=", ".join(f"{name} {value:.6g}" for name, value in about["metrics"].items() if value is not None),
     )
-    body = _from_timm(config, dataset, outputs) if config["name"] == "timm" else _from_its_file(model, config, dataset, outputs)
+    body = _from_timm(model, dataset, outputs) if isinstance(model, Timm) else _from_its_file(model, config, dataset, outputs)
     if "inputs" in config:
         seen = ", ".join(f"{key}={value!r}" for key, value in config["inputs"].items())
         body = body.replace("\n\ndef make():", f"\n\n{inspect.getsource(_base.SeenAs).rstrip()}\n\n\ndef make():")
         hook = f"    net.register_forward_pre_hook(SeenAs({dataset.normalisation!r}, {seen}))"
-        body = body.replace("    return net\n", f"{hook}\n    return net\n")
+        body = body.replace(MADE, f"{hook}\n{MADE}")
     return head + body + FOOT
 
 
-def _from_timm(config: Mapping[str, Any], dataset: Any, outputs: int) -> str:
-    options = config["options"]
-    asked = "".join(f", {name}={options[name]!r}" for name in ("drop_rate", "drop_path_rate") if options[name])
-    small = options["stem"] == "small"
+def _from_timm(model: Timm, dataset: Any, outputs: int) -> str:
+    asked = "".join(f", {name}={getattr(model, name)!r}" for name in ("drop_rate", "drop_path_rate") if getattr(model, name))
+    small = model.stem == "small"
     lines = ["from typing import Any", "", "import timm", *IMPORTS, "", ""]
     if small:
         lines += [inspect.getsource(small_stem).rstrip(), "", ""]
-    made = f"timm.create_model({options['architecture']!r}, num_classes={outputs}, in_chans={dataset.input_shape[0]}{asked})"
-    lines += ["def make():", f"    net = {made}", *(["    small_stem(net)"] if small else []), "    return net", ""]
+    made = f"timm.create_model({model.architecture!r}, num_classes={outputs}, in_chans={dataset.input_shape[0]}{asked})"
+    lines += ["def make():", f"    net = {made}", *(["    small_stem(net)"] if small else []), MADE, ""]
     return "\n".join(lines)
 
 
@@ -156,6 +158,6 @@ def _from_its_file(model: Model, config: Mapping[str, Any], dataset: Any, output
     header = "\n".join(["from types import SimpleNamespace", "from typing import Any", "", *IMPORTS, ""])
     options = pprint.pformat(config["options"], width=120, sort_dicts=False)
     built = f"net.build({tuple(dataset.input_shape)!r}, {outputs})"
-    make = f"def make():\n    net = {type(model).__name__}(**{options})\n    {built}\n    return net\n"
+    make = f"def make():\n    net = {type(model).__name__}(**{options})\n    {built}\n{MADE}\n"
     own = "\n".join(lines).strip()
     return f"{header}\n\n{stand_ins}\n\n\n{own}\n\n\n{make}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +15,13 @@ from kdbench.cell import Cell
 from kdbench.errors import DataError
 from kdbench.models._base import Model
 from kdbench.plan.nets import digest_of_file
-from kdbench.through_timm import load_pretrained, pretrained_facts
+from kdbench.through_timm import pretrained_weights
 
 WRAPPED = ("model", "state_dict", "model_state_dict", "net", "state_dict_ema")
 """Where training scripts keep the weights within what they save."""
 
 
-def start_from(model: Model, config: Mapping[str, Any], cell: Cell, outputs: int, channels: int) -> None:
+def start_from(model: Model, config: Mapping[str, Any], cell: Cell, channels: int) -> None:
     """Load the weights that a configuration names; nothing where it names none.
 
     Raises:
@@ -31,16 +32,13 @@ def start_from(model: Model, config: Mapping[str, Any], cell: Cell, outputs: int
         return
     if spec["from"] == "timm":
         architecture = config["options"]["architecture"]
-        there = pretrained_facts(f"{architecture.partition('.')[0]}.{spec['tag']}" if spec["tag"] else architecture)["outputs"]
-        if spec["head"] == "kept" and there != outputs:
-            raise DataError(f"timm's {architecture}.{spec['tag']} has {there} outputs and {outputs} are needed: say `head: new`")
-        # A number that is not the checkpoint's makes timm leave the head alone.
-        load_pretrained(model.plain, architecture, spec["tag"], outputs if spec["head"] == "kept" else there + 1, channels)
+        weights = pretrained_weights(architecture, spec["tag"], channels)
+        fit(model, weights, f"timm's {architecture}.{spec['tag']}", new_head=spec["head"] == "new")
         return
     path = Path(cell.sources[f"weights {spec['digest']}"])
     if not path.is_file() or digest_of_file(path) != spec["digest"]:
         raise DataError(f"{path} is {'not there any more' if not path.is_file() else 'another file than when the suite was planned'}")
-    fit(model, read_weights(path), path, new_head=spec["head"] == "new")
+    fit(model, read_weights(path), str(path), new_head=spec["head"] == "new")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -55,10 +53,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             held: Any = load_file(path)
         else:
-            # Scripts keep an accuracy beside the weights, as a scalar of NumPy's.
-            with torch.serialization.safe_globals(_numpy_scalars()):
+            # Scripts keep an accuracy beside the weights, as a scalar of NumPy's, and their options.
+            with torch.serialization.safe_globals([*_numpy_scalars(), argparse.Namespace]):
                 held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
+        if refused := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
+            raise DataError(
+                f"{path} holds a {refused[1]} beside its weights, and nothing is run that a checkpoint asks for: save its weights alone, "
+                "`torch.save(torch.load(path, weights_only=False)['model'], other)`, if you trust it"
+            ) from error
         raise DataError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from error
     for key in WRAPPED:
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
@@ -68,17 +71,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {re.sub("^(module\\.)+", "", name): value for name, value in held.items()}
 
 
-def fit(model: Model, weights: Mapping[str, Tensor], path: Path, new_head: bool) -> None:
+def fit(model: Model, weights: Mapping[str, Tensor], whose: str, new_head: bool) -> None:
     """Load weights whose every key is one of the model's, and the other way round; published layouts are renamed first.
 
     Raises:
-        DataError: with the keys and shapes that do not match.
+        DataError: with the keys and shapes that do not match; or a new head is asked of a model that has none.
     """
     net = model.plain
     own = net.state_dict()
     if not set(own) & set(weights) or set(weights) - set(own):
         weights = {_renamed(name, model.released_layout): value for name, value in weights.items()}
     dropped = _of_head(model) if new_head else set()
+    if new_head and not dropped:
+        raise DataError(f"{whose}: `head: new` was asked, and {type(model).__name__} does not say which of its layers is the head")
     # Checkpoints of before PyTorch 0.4.1 do not count batches.
     absent = sorted(name for name in set(own) - set(weights) - dropped if not name.endswith("num_batches_tracked"))
     unknown = sorted(set(weights) - set(own))
@@ -89,7 +94,7 @@ def fit(model: Model, weights: Mapping[str, Tensor], path: Path, new_head: bool)
         shapes = [f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}" for name in other]
         told += [f"{len(other)} of another shape ({_few(shapes)})"] if other else []
         advice = "; `head: new` would draw the head anew" if other and not absent and set(other) <= _of_head(model) else ""
-        raise DataError(f"{path} does not fit the model: of its keys {', '.join(told)}{advice}")
+        raise DataError(f"{whose} does not fit the model: of its keys {', '.join(told)}{advice}")
     net.load_state_dict({name: value for name, value in weights.items() if name not in dropped}, strict=False)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdbench.datasets._base import Data
+from kdbench.errors import DataError
 from kdbench.run.draws import Streams, seed_of
 
 
@@ -26,6 +27,9 @@ class BatchPlan:
     @classmethod
     def of(cls, config: Mapping[str, Any], data: Data) -> BatchPlan:
         recipe = config["recipe"]
+        if recipe["drop_last"] and data.size("train") < recipe["batch_size"]:
+            told = f"{data.size('train')} training images make no batch of {recipe['batch_size']}, and drop_last drops the rest"
+            raise DataError(f"{told}: nothing would be trained")
         return cls(data, Streams.of(config), recipe["batch_size"], recipe["drop_last"], recipe.get("class_uniform", 0))
 
     @property

@@ -7,6 +7,7 @@ moment: whatever it was told to do can be told again.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import signal
@@ -135,7 +136,7 @@ def _train_bundle(
     device = torch.device(choose_device(device_name))
     settle(first.config["numerics"], device)
     task, data = make_task(first), load_data(first, data_folder, device)
-    data.workers = readers
+    data.read_with(readers)
     teacher = teacher_cell = provider = None
     if bundle.teacher:
         teacher, teacher_cell = load_teacher(store, bundle.teacher, first, data, task, device)
@@ -171,8 +172,6 @@ def choose_device(name: str) -> str:
 
 def circumstance(device: Any, beside: int) -> dict[str, Any]:
     """What may differ between two honest runs, kept beside the result."""
-    from importlib.metadata import version
-
     import torch
 
     from kdbench import __version__
@@ -183,12 +182,20 @@ def circumstance(device: Any, beside: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         # They decode, resize and crop what is read from files.
-        **{name: version(name) for name in ("timm", "torchvision", "pillow")},
+        **{name: installed(name) for name in ("timm", "torchvision", "pillow")},
         "kdbench": __version__,
         "code": code_version(),
         "threads": torch.get_num_threads(),
         "side_by_side": beside,
     }
+
+
+def installed(package: str) -> str | None:
+    """The version of a package; None where another stands in for it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:

@@ -93,7 +93,7 @@ def rcka(loss: Any, s: Taps, t: Taps) -> float:
     x, y = slow.rows(s.logits), slow.rows(t.logits)
     inter = loss.intra if loss.official_bugs else loss.inter
     total = loss.intra * unlike(x, y) + (inter * unlike(slow.transposed(x), slow.transposed(y)) if loss.inter else 0)
-    pairs = zip(stages(s, loss.tap), stages(t, loss.tap), strict=True)
+    pairs = list(zip(stages(s, loss.tap), stages(t, loss.tap), strict=True))[loss.first_stage :]
     return total + loss.feature * sum(unlike(features(a), features(b)) for a, b in pairs)
 
 

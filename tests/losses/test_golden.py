@@ -188,7 +188,8 @@ def rcka_as_released(loss: Any, s: Taps, t: Taps) -> float:
 
     x, y = slow.rows(s.logits), slow.rows(t.logits)
     logits = 15 * likeness(x, y) + 15 * likeness(slow.transposed(x), slow.transposed(y))
-    return -logits - sum(likeness(similarity(a), similarity(b)) for a, b in zip(s.stages, t.stages, strict=True))
+    counted = zip(s.stages[1:], t.stages[1:], strict=True)  # there, features[1:]: the first is the stem
+    return -logits - sum(likeness(similarity(a), similarity(b)) for a, b in counted)
 
 
 SLOW: dict[tuple[str, str], Any] = {
