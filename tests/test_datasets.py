@@ -1042,3 +1042,18 @@ def test_a_downloaded_cifar_is_read_before_it_is_called_good(served: tuple[Path,
     wrong = type("Wrong", (near,), {"content": "0" * 16})
     with pytest.raises(DataError, match="does not hold Small CIFAR's images"):
         wrong().download(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("subset", "told"),
+    [
+        ({}, "names neither"),
+        ({"classes": 100}, "subset.classes 100 is all there is: leave it out"),
+        ({"classes": 20, "per_class": 500}, "subset.per_class 500 is all there is"),
+        ({"classes": 1}, "subset.classes must be between 2 and 100, not 1"),
+        ({"per_class": 501}, "subset.per_class must be between 1 and 500, not 501"),
+    ],
+)
+def test_a_subset_has_one_way_to_be_said(subset: dict[str, int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Cifar100(subset=subset)  # type: ignore[arg-type]

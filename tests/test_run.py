@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from kdbench.cli import main
 from kdbench.plan.matrix import Plan
 from kdbench.run import local, watch
+from kdbench.run.failure import STOPPED
 from kdbench.store import Store
 
 MINE = '''
@@ -374,3 +375,35 @@ def test_a_damaged_manifest_is_written_anew(plan_of: Callable[..., Plan], store:
     (store.suite_folder("tiny") / "manifest.json").write_text("{")
 
     assert local.prepare(plan, store) == store.manifest("tiny")
+
+
+def test_a_worker_told_to_stops_after_so_many_steps_and_goes_on_from_there(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    plan = plan_of(objectives="[ce]", repeats="1")
+    ids = [row.cell.id for row in plan.rows if row.role == "student"]
+    train(plan, [])
+    command = [sys.executable, "-m", "kdbench.run.worker", str(store.root), *ids, "--device", "cpu", "--data", str(tmp_path)]
+
+    stopped = subprocess.run([*command, "--steps", "4"], capture_output=True, text=True, check=False)
+    assert stopped.returncode == STOPPED, stopped.stderr
+    assert "asked to stop in epoch 2 at step 2: saved there" in stopped.stdout + stopped.stderr
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert all(store.is_done(cell_id) for cell_id in ids)
+    assert [line["epoch"] for line in store.epochs_seen(ids[0])] == [0, 1, 1, 2]
+
+
+def test_a_dataset_that_nobody_offers_is_not_downloaded() -> None:
+    result = kdbench("download", "digits")
+
+    assert result.exit_code == 2
+    assert "Digits is not offered for download" in result.stderr
+
+
+def test_a_recipe_that_would_train_nothing_is_refused(plan_of: Callable[..., Plan], train: Callable[..., int], store: Store) -> None:
+    plan = plan_of(objectives="[ce]", repeats="1", recipe="{name: short, epochs: 1, batch_size: 64, milestones: [], drop_last: true}")
+    cell_id = plan.rows[-1].cell.id
+
+    assert train(plan, [cell_id]) == 1
+    failure = store.failure(cell_id)
+    assert failure is not None and "40 training images make no batch of 64, and drop_last drops the rest" in failure["message"]

@@ -17,6 +17,8 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
+from kdbench.errors import DataError
+
 
 class Data:
     """A dataset in hand. `batch` gives what one step of the task eats; a view is an opaque, hashable thing of the dataset's own."""
