@@ -29,8 +29,14 @@ def listed(kind: str | None) -> str:
         wide = max(map(len, [*parts.names(one), *stands_for]), default=0)
         for name in parts.names(one):
             lines.append(f"  {name:<{wide}}  {parts.summary(one, name)}")
-            lines += [f"    {called:<{wide}} {options}" for called, (part, options) in stands_for.items() if part == name]
+            lines += [
+                f"    {called:<{wide}} {part} with {_said(options)}" for called, (part, options) in stands_for.items() if part == name
+            ]
     return "\n".join(lines) + "\n"
+
+
+def _said(options: dict[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items())
 
 
 def shown(name: str, results: Path) -> str:

@@ -88,7 +88,7 @@ def test_every_kind_of_net_reloads_without_kdbench_and_gives_its_recorded_top1_e
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
-    plan = plan_of(students=NETS, objectives="[ce]", repeats="1", recipe="{name: short, epochs: 2, batch_input_size: 16, milestones: [1]}")
+    plan = plan_of(students=NETS, objectives="[ce]", repeats="1", recipe="{name: short, epochs: 2, batch_size: 16, milestones: [1]}")
     ids = [row.cell.id for row in plan.rows if row.role == "student"]
     assert train(plan, ids) == 0
     data = load_data(plan.rows[-1].cell, tmp_path, torch.device("cpu"))
@@ -115,7 +115,7 @@ def test_timm_itself_loads_the_weights_of_its_own_nets(
     import timm
 
     plan = plan_of(
-        students="[resnet10t]", objectives="[ce]", repeats="1", recipe="{name: short, epochs: 1, batch_input_size: 16, milestones: []}"
+        students="[resnet10t]", objectives="[ce]", repeats="1", recipe="{name: short, epochs: 1, batch_size: 16, milestones: []}"
     )
     cell_id = plan.rows[-1].cell.id
     train(plan, [cell_id])

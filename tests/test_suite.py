@@ -179,7 +179,7 @@ def test_a_timm_name_is_a_model(plan_of: Callable[..., Plan]) -> None:
     assert plan.suite.students["resnet18"].model == {
         "name": "timm",
         "version": 1,
-        "options": {"architecture": "resnet18", "drop_rate": 0.0, "drop_path_rate": 0.0},
+        "options": {"architecture": "resnet18", "drop_rate": 0.0, "drop_path_rate": 0.0, "stem": "own"},
     }
     probe.probe(plan)
 

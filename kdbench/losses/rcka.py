@@ -128,9 +128,10 @@ class RCKA(Loss):
         return frozenset(laws)
 
     def refuses(self, pair: Pair) -> str | None:
-        if self.feature and self.tap == "stages" and self.first_stage >= len(pair.student.stages):
+        why = unmatched(pair, self.tap) if self.feature else None
+        if why is None and self.feature and self.tap == "stages" and self.first_stage >= len(pair.student.stages):
             return f"no stage is left after the first {self.first_stage}: the student has {len(pair.student.stages)}"
-        return unmatched(pair, self.tap) if self.feature else None
+        return why
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
         parts = {}
