@@ -293,6 +293,13 @@ def test_a_pretrained_net_taken_as_it_is_needs_a_head_that_fits_and_sees_its_own
     start_from(net, cell.config["student"], cell, 3)
     assert same(net.plain.state_dict(), hub)
     assert "big is taken as it is, with the weights of timm's c3_in1k" in plan.manifest()["assumed"]
+    both = plan_of(
+        dataset="{name: cifar10, validation: 0.1}",
+        students="{net: {model: resnet10t, weights: pretrained, head: new}}",
+        teachers="{net: {model: small_mobile}}",
+    )
+    leak = "whose makers may have seen the images that are held out for validation"
+    assert both.manifest()["assumed"] == [f"net begins with the weights of timm's c3_in1k, {leak}"]
 
 
 def test_weights_that_cannot_be_downloaded_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, plan_of: Callable[..., Plan]) -> None:

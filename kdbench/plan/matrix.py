@@ -109,7 +109,7 @@ class Plan:
 def _begun_from_weights(suite: Suite) -> Iterator[str]:
     """What a reader must know of nets that do not begin at random."""
     held_out = suite.dataset["options"].get("validation")
-    for name, net in {**suite.students, **suite.teachers}.items():
+    for name, net in [*suite.students.items(), *suite.teachers.items()]:
         if weights := net.model.get("weights"):
             whose = f"timm's {weights['tag']}" if weights["from"] == "timm" else f"a checkpoint (SHA-256 {weights['digest']}...)"
             how = "begins with" if net.recipe["epochs"] else "is taken as it is, with"

@@ -47,8 +47,8 @@ class NetReader:
     """Resolves the nets of one section; its mistakes go where the reading's go. `metric` is the task's primary one where the nets
     are teachers, `gate` what the suite asks of each of them."""
 
-    def __init__(self, reading: Reading, dataset: Json | None, recipe: Json | None, metric: str | None = None, gate: float | None = None):
-        self.reading, self.dataset, self.recipe, self.gate = reading, dataset, recipe, gate
+    def __init__(self, reading: Reading, recipe: Json | None, metric: str | None = None, gate: float | None = None):
+        self.reading, self.recipe, self.gate = reading, recipe, gate
         self.keys = {"min": f"min_{metric}", "declared": f"declared_{metric}"} if metric else {}
 
     def read(self, section: str, says: Named | None) -> dict[str, Net]:

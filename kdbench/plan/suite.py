@@ -43,8 +43,8 @@ class _SuiteReading(Reading):
         dataset = self.part_with_options(("dataset",), "dataset", says["dataset"])
         recipe = self._recipe(("recipe",), says["recipe"])
         metric = task.make.primary().name if task else None
-        students = NetReader(self, dataset, recipe).read("students", says["students"])
-        teachers = NetReader(self, dataset, recipe, metric, gate).read("teachers", says["teachers"])
+        students = NetReader(self, recipe).read("students", says["students"])
+        teachers = NetReader(self, recipe, metric, gate).read("teachers", says["teachers"])
         objectives = ObjectiveReader(self).read(says["objectives"], says["+kd"], task)
         pairs = self._pairs(says["pairs"], students, teachers)
         exclude = self._excludes(says["exclude"], students, teachers, objectives)
