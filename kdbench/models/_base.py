@@ -6,7 +6,7 @@ that a plan can build it on the meta device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -86,6 +86,19 @@ class SeenAs:
         if self.size is not None and tuple(inputs.shape[2:]) != (self.size, self.size):
             inputs = F.interpolate(inputs, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
         return (inputs,)
+
+
+def staged(before: Tensor, layers: Iterable[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """(maps after their ReLU, the same maps before it) of the stem and of each layer, whose blocks give what comes before theirs."""
+    stages, preact = [F.relu(before)], [before]
+    for layer in layers:
+        hidden = stages[-1]
+        for block in layer:
+            before = block(hidden)
+            hidden = F.relu(before)
+        stages.append(hidden)
+        preact.append(before)
+    return stages, preact
 
 
 def kaiming(model: nn.Module) -> None:

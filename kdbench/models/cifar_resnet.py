@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
-from kdbench.models._base import Model, kaiming
+from kdbench.models._base import Model, kaiming, staged
 
 
 class CifarResnet(Model):
@@ -64,15 +64,7 @@ class CifarResnet(Model):
         return self.fc
 
     def forward(self, inputs: Tensor) -> Taps:
-        before = self.bn1(self.conv1(inputs))
-        stages, preact = [F.relu(before)], [before]
-        for layer in (self.layer1, self.layer2, self.layer3):
-            hidden = stages[-1]
-            for block in layer:
-                before = block(hidden)
-                hidden = F.relu(before)
-            stages.append(hidden)
-            preact.append(before)
+        stages, preact = staged(self.bn1(self.conv1(inputs)), (self.layer1, self.layer2, self.layer3))
         pooled = stages[-1].mean((2, 3))
         logits = self.fc(F.dropout(pooled, self.dropout, self.training) if self.dropout else pooled)
         return Taps(logits=logits, pooled=pooled, last=stages[-1], stages=tuple(stages), preact=tuple(preact))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
-from kdbench.models._base import Model
+from kdbench.models._base import Model, staged
 
 GROUPS = 3
 STAGES = ((240, 4), (480, 8), (960, 4))
@@ -47,15 +47,7 @@ class CifarShufflenetv1(Model):
         return self.linear
 
     def forward(self, inputs: Tensor) -> Taps:
-        before = self.bn1(self.conv1(inputs))
-        stages, preact = [F.relu(before)], [before]
-        for layer in (self.layer1, self.layer2, self.layer3):
-            hidden = stages[-1]
-            for unit in layer:
-                before = unit(hidden)
-                hidden = F.relu(before)
-            stages.append(hidden)
-            preact.append(before)
+        stages, preact = staged(self.bn1(self.conv1(inputs)), (self.layer1, self.layer2, self.layer3))
         pooled = stages[-1].mean((2, 3))
         return Taps(logits=self.linear(pooled), pooled=pooled, last=stages[-1], stages=tuple(stages), preact=tuple(preact))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
-from kdbench.models._base import Model
+from kdbench.models._base import Model, staged
 
 WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024), 2.0: (224, 488, 976, 2048)}
 """Channels of the three stages and of the last convolution, by size."""
@@ -54,16 +54,8 @@ class CifarShufflenetv2(Model):
         return self.linear
 
     def forward(self, inputs: Tensor) -> Taps:
-        before = self.bn1(self.conv1(inputs))
-        stages, preact = [F.relu(before)], [before]
-        for layer in (self.layer1, self.layer2, self.layer3):
-            hidden = stages[-1]
-            for unit in layer:
-                before = unit(hidden)
-                hidden = F.relu(before)
-            stages.append(hidden)
-            preact.append(before)
-        last = F.relu(self.bn2(self.conv2(hidden)))
+        stages, preact = staged(self.bn1(self.conv1(inputs)), (self.layer1, self.layer2, self.layer3))
+        last = F.relu(self.bn2(self.conv2(stages[-1])))
         pooled = last.mean((2, 3))
         return Taps(logits=self.linear(pooled), pooled=pooled, last=last, stages=tuple(stages), preact=tuple(preact))
 

@@ -55,7 +55,7 @@ STANDS_IN = {
     "RefusedError": "class RefusedError(ValueError): ...",
     "Model": "class Model(nn.Module): ...",
     "Taps": "class Taps(SimpleNamespace): ...",
-    "kaiming": inspect.getsource(_base.kaiming).rstrip(),
+    **{name: inspect.getsource(getattr(_base, name)).rstrip() for name in ("kaiming", "staged")},
 }
 """What a model's file may ask of the house, as it stands in an exported file."""
 
