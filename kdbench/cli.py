@@ -61,22 +61,65 @@ def plan(suite: Path, results: Path, as_json: bool) -> None:
 @DEVICE
 @click.option("--jobs", type=click.IntRange(1), default=None, help="processes at a time  [default: the cores; with CUDA, the GPUs]")
 @click.option("--checkpoint-every", type=click.FloatRange(0), default=None, metavar="SECONDS", help="at most so often  [default: 30]")
-@click.option("--profile/--no-profile", "costs", default=True, show_default=True, help="measure costs after training")
-def run(suite: Path, results: Path, data: Path, device: str, jobs: int | None, checkpoint_every: float | None, costs: bool) -> None:
+@click.option("--profile/--no-profile", "costs", default=True, show_default=True, help="measure costs after training (not with --on)")
+@click.option("--on", type=click.Path(path_type=Path), metavar="CLUSTER", help="submit to SLURM, as this file of slurm/ says, and return")
+@click.option("--wait", is_flag=True, help="with --on: follow the jobs, try again what may be, and print the tables")
+@click.option("--dry-run", "dry", is_flag=True, help="with --on: say what would be submitted")
+@click.pass_context
+def run(
+    context: click.Context,
+    suite: Path,
+    results: Path,
+    data: Path,
+    device: str,
+    jobs: int | None,
+    checkpoint_every: float | None,
+    costs: bool,
+    on: Path | None,
+    wait: bool,
+    dry: bool,
+) -> None:
     """Train what SUITE wants and is not there yet, then print its tables. Safe to repeat, to interrupt and to run twice."""
-    from kdbench.run import verb
+    if on is None:
+        if wait or dry:
+            raise click.UsageError("--wait and --dry-run go with --on")
+        from kdbench.run import verb
 
-    sys.exit(verb.run(suite, results, data, device, jobs, checkpoint_every, costs))
+        sys.exit(verb.run(suite, results, data, device, jobs, checkpoint_every, costs))
+    said = [name for name in ("device", "jobs") if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+    if said:
+        raise click.UsageError(f"--{said[0]} is for this machine; with --on, the cluster file says what a job gets")
+    from kdbench.slurm import verb as cluster_verb
+
+    sys.exit(cluster_verb.run(suite, on, results, data, checkpoint_every, wait, dry))
 
 
 @main.command()
 @click.argument("suite")
 @RESULTS
-def status(suite: str, results: Path) -> None:
-    """Each state's count, what is running and how far it is, and why anything is missing. SUITE is a name or a file."""
+@click.option("--why", is_flag=True, help="only what is missing and why, on one page; exit status 1 if anything is")
+def status(suite: str, results: Path, why: bool) -> None:
+    """Each cell's state, what is running, where and how far it is, and why anything is missing. SUITE is a name or a file."""
     from kdbench.run import status as told
 
-    click.echo(told.text(results, suite), nl=False)
+    if not why:
+        click.echo(told.text(results, suite), nl=False)
+        return
+    page = told.why(results, suite)
+    click.echo(page or "nothing is missing")
+    sys.exit(1 if page else 0)
+
+
+@main.command()
+@click.argument("suite")
+@click.argument("cell", required=False)
+@RESULTS
+def cancel(suite: str, cell: str | None, results: Path) -> None:
+    """Cancel the SLURM jobs of SUITE, or of one CELL of it (the start of an id). What was saved stays."""
+    from kdbench.slurm import verb as cluster_verb
+
+    count = cluster_verb.cancel(results, suite, cell)
+    click.echo(f"{count} job{'s' * (count != 1)} cancelled" if count else "there is no job of it to cancel")
 
 
 @main.command()

@@ -8,6 +8,7 @@ KdbenchError
 │   ├── DamagedError    a file that is there but cannot be trusted (truncated, altered)
 │   └── ClaimError      another worker has this cell
 ├── DataError           a dataset is missing, truncated, mislabelled, or not the one that was asked
+├── ClusterError        SLURM is not there, does not answer, or refuses
 ├── GateError           a teacher is not good enough, or not the one that its record describes
 └── StoppedError        asked to stop: everything needed to go on is on disk
 """
@@ -46,6 +47,9 @@ class ClaimError(StoreError): ...
 
 
 class DataError(KdbenchError): ...
+
+
+class ClusterError(KdbenchError): ...
 
 
 class GateError(KdbenchError): ...

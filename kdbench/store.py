@@ -8,9 +8,10 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,9 @@ class Store:
             return text, None
 
     def _living(self, holder: dict[str, Any], path: Path, beat: float) -> dict[str, Any] | None:
+        job, mine = holder.get("job"), slurm_job()
+        if job and mine and job["id"] == mine["id"] and job["restart"] < mine["restart"]:
+            return None  # this very job, before SLURM started it again, perhaps on another host
         if holder["host"] == socket.gethostname():
             return holder if _process_lives(holder["pid"], holder["started"]) else None
         return holder if self._now(path.parent) - beat < STALE_S else None
@@ -243,15 +247,36 @@ class Store:
     def is_alive(self, cell_id: str) -> bool:
         return self.claim_holder(cell_id) is not None
 
-    @contextmanager
-    def claim(self, cell_id: str) -> Iterator[None]:
+    def claim(self, cell_id: str) -> AbstractContextManager[None]:
         """Hold a cell for this process, with a heartbeat, until the block ends.
 
         Raises:
             ClaimError: another live worker has it.
         """
-        path = self.file(cell_id, "claim.json")
-        token = self._take(path, cell_id)
+        return self._held(self.file(cell_id, "claim.json"), f"cell {cell_id} is being trained")
+
+    @contextmanager
+    def submitting(self, patience_s: float = 300.0) -> Iterator[None]:
+        """Hold the right to submit jobs for these results, waiting for whoever has it.
+
+        Raises:
+            ClaimError: somebody had it all the time.
+        """
+        end = time.monotonic() + patience_s
+        with ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self._held(self.root / "submitting.json", "jobs for these results are being submitted"))
+                    break
+                except ClaimError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.2)
+            yield
+
+    @contextmanager
+    def _held(self, path: Path, what: str) -> Iterator[None]:
+        token = self._take(path, what)
         stop = threading.Event()
 
         def beat() -> None:
@@ -269,9 +294,9 @@ class Store:
             if (self._json(path, damaged_is_none=True) or {}).get("token") == token:
                 path.unlink(missing_ok=True)
 
-    def _take(self, path: Path, cell_id: str) -> str:
-        token = uuid.uuid4().hex
-        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _process_started(os.getpid()), "token": token})
+    def _take(self, path: Path, what: str) -> str:
+        token, pid = uuid.uuid4().hex, os.getpid()
+        mine = json.dumps({"host": socket.gethostname(), "pid": pid, "started": _process_started(pid), "job": slurm_job(), "token": token})
         prepared = path.with_name(f".claim.{token}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,9 +308,9 @@ class Store:
                 except FileExistsError:
                     text, holder = self._judged(path)
                     if holder is not None:
-                        raise ClaimError(f"cell {cell_id} is being trained by process {holder['pid']} on {holder['host']}") from None
+                        raise ClaimError(f"{what} by process {holder['pid']} on {holder['host']}") from None
                     self._bury(path, text)
-            raise ClaimError(f"cell {cell_id}: its claim changes hands too often to be taken")
+            raise ClaimError(f"{path} changes hands too often to be taken")
         except OSError as error:
             raise _explained(error, path) from error
         finally:
@@ -310,6 +335,10 @@ class Store:
         finally:
             probe.unlink(missing_ok=True)
 
+    def json(self, path: Path) -> Any:
+        """What a small file of ours holds; None when it is not there or damaged."""
+        return self._json(path, damaged_is_none=True)
+
     def _json(self, path: Path, damaged_is_none: bool = False) -> Any:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -327,6 +356,13 @@ def _explained(error: OSError, path: Path) -> StoreError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoreError(f"{path} cannot be written ({error.strerror}): choose another folder with --results, or make it writable")
     return StoreError(f"{path} cannot be written: {error}")
+
+
+def slurm_job() -> dict[str, Any] | None:
+    """The SLURM job that this process is part of, and how often SLURM has started it again; None outside one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    return {"id": os.environ["SLURM_JOB_ID"], "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 
 
 def _process_started(pid: int) -> float | None:

@@ -24,6 +24,7 @@ WITHOUT_TORCH = sorted(
             "kdbench.parts",
             "kdbench.cli",
             "kdbench.catalogue",
+            "kdbench.through_submitit",
         ),
         *(
             "kdbench.run.local",
@@ -33,7 +34,7 @@ WITHOUT_TORCH = sorted(
             "kdbench.run.status",
             "kdbench.run.draws",
         ),
-        *(f"kdbench.{room}.{path.stem}" for room in ("plan", "report", "stats") for path in (HOUSE / room).glob("*.py")),
+        *(f"kdbench.{room}.{path.stem}" for room in ("plan", "report", "stats", "slurm") for path in (HOUSE / room).glob("*.py")),
     ]
 )
 HEAVY = ("torch", "timm", "torchvision")
@@ -41,7 +42,7 @@ HEAVY = ("torch", "timm", "torchvision")
 DOORS = {
     "timm": {"through_timm.py"},
     "torchvision": {"_archive.py"},
-    "submitit": set(),
+    "submitit": {"through_submitit.py"},
 }
 """Each library, and the only files that may import it."""
 

@@ -21,7 +21,7 @@ Where = tuple[str | int, ...]
 class Source:
     """One YAML file: `data` in plain Python values, and the line of each."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, wanted: str = "a suite is a mapping (name: ..., dataset: ..., ...)"):
         """Raises SuiteError when the file is missing, is no YAML, holds a key twice, or is not a mapping."""
         self.path = path
         try:
@@ -38,7 +38,7 @@ class Source:
             problem = (error.problem or error.context or str(error)).splitlines()[0]
             raise SuiteError([f"{path}:{mark.line + 1 if mark else 1}: {problem}"]) from error
         if not isinstance(self._tree, CommentedMap):
-            raise SuiteError([f"{path}:1: a suite is a mapping (name: ..., dataset: ..., ...), and this is {_kind(self._tree)}"])
+            raise SuiteError([f"{path}:1: {wanted}, and this is {_kind(self._tree)}"])
         self.data: dict[str, Any] = _plain(self._tree)
         endless = [
             f"{self.at(where)}: {'.'.join(map(str, where))}: {value} is no number to compute with" for where, value in _endless(self.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections import deque
@@ -9,18 +10,25 @@ from collections.abc import Iterable
 from typing import Any
 
 from kdbench.errors import DataError, GateError, PartError, RefusedError, StoreError
-from kdbench.store import Store
+from kdbench.store import Store, slurm_job
 
 CLASSES = {
     "blocked": "its teacher is not there or not good enough",
+    "cancelled": "its job was cancelled",
     "data": "the dataset is missing or wrong",
     "device memory": "the device ran out of memory",
     "disk": "the results folder could not be written, or holds a damaged file",
     "host memory": "the machine ran out of memory",
     "import": "a part could not be found or imported",
     "killed": "the process was killed from outside",
-    "refused": "a loss cannot serve this pair",
+    "lost": "SLURM does not know its job any more, and it left no result",
+    "no progress": "its time limit is too short for a single epoch",
+    "node failure": "the node failed",
+    "preempted": "its job made room for another and was not put back into the queue",
     "raised": "a part raised an error",
+    "refused": "a loss cannot serve this pair",
+    "stopped": "it was stopped and could not be put back into the queue",
+    "time limit": "its time was up; it had come further since it began",
 }
 """Every class of failure, and what it means."""
 
@@ -57,6 +65,11 @@ def stopped() -> dict[str, Any]:
     return _failure("killed", "the training process was asked to stop from outside; it saved, and the next run goes on from there", "", ())
 
 
+def ended(kind: str, message: str, lines: Iterable[str], node: str, job: str) -> dict[str, Any]:
+    """The failure of a SLURM job, told by whoever looks at it from outside."""
+    return {**_failure(kind, message, "", deque(lines, maxlen=LAST_LINES)), "node": node, "job": job}
+
+
 def blocked(message: str) -> dict[str, Any]:
     return _failure("blocked", message, "", ())
 
@@ -87,4 +100,6 @@ def put(store: Store, cell_id: str, failure: dict[str, Any]) -> None:
 
 def _failure(kind: str, message: str, traceback: str, lines: Iterable[str]) -> dict[str, Any]:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-    return {"class": kind, "message": message, "traceback": traceback, "last_lines": list(lines), "at_utc": at}
+    found = {"class": kind, "message": message, "traceback": traceback, "last_lines": list(lines), "at_utc": at}
+    job = slurm_job()
+    return {**found, "node": socket.gethostname(), **({"job": job["id"]} if job else {})}

@@ -128,7 +128,7 @@ def _ready(store: Store, manifest: Mapping[str, Any], pending: list[Cell]) -> tu
         # The teacher first, once: ten thousand cells may wait for it, and the disk may be far away.
         teacher = cell.depends.get("teacher")
         if teacher is not None and teacher not in unable:
-            unable[teacher] = _unable(store, manifest, teacher, teacher in mine)
+            unable[teacher] = why_unable(store, manifest, teacher, teacher in mine)
             there[teacher] = store.is_done(teacher)
         if teacher is not None and not unable[teacher] and not there[teacher]:
             waiting.append(cell)
@@ -143,7 +143,7 @@ def _ready(store: Store, manifest: Mapping[str, Any], pending: list[Cell]) -> tu
     return ready, waiting
 
 
-def _unable(store: Store, manifest: Mapping[str, Any], teacher: str, pending: bool) -> str | None:
+def why_unable(store: Store, manifest: Mapping[str, Any], teacher: str, pending: bool) -> str | None:
     """Why a teacher will not serve; None while it may, or when it does."""
     now = watch.state(store, teacher)
     if now.name == "finished":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from kdbench.report.manifest import Manifest
 from kdbench.run.failure import CLASSES
 from kdbench.store import Store
 
-STATES = ("finished", "diverged", "running", "failed", "blocked", "damaged", "waiting")
+STATES = ("finished", "diverged", "running", "queued", "failed", "blocked", "damaged", "waiting")
 DONE = ("finished", "diverged")
 
 
@@ -58,14 +58,18 @@ def below_gate(store: Store, manifest: Mapping[str, Any], teacher_id: str) -> st
     return shortfall(cast(Manifest, manifest), teacher_id, record.result["metrics"])
 
 
-def why_missing(store: Store, manifest: Mapping[str, Any]) -> str:
+def why_missing(store: Store, manifest: Mapping[str, Any], alive: Collection[str] = ()) -> str:
     """One page: every cell that has no record, or has one that is no result, and why; empty when nothing is missing.
+
+    `alive` are cells in jobs of a cluster: they are on their way.
 
     Cells that fail alike stand together, with the end of the first one's traceback and log.
     """
     told: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in manifest["cells"]:
         now = state(store, row["id"])
+        if row["id"] in alive and now.name not in DONE:
+            continue
         if now.name != "finished":
             told.setdefault((now.name, now.why), []).append(row)
         elif row["role"] == "teacher" and (why := below_gate(store, manifest, row["id"])):
@@ -81,7 +85,8 @@ def why_missing(store: Store, manifest: Mapping[str, Any]) -> str:
             lines.append(f"    and {len(rows) - 6} more")
         failure = store.failure(rows[0]["id"]) if name == "failed" else None
         if failure:
-            lines.append(f"      ({CLASSES.get(failure['class'], failure['class'])})")
+            where = ", ".join(f"{key} {failure[key]}" for key in ("job", "node") if failure.get(key))
+            lines.append(f"      ({CLASSES.get(failure['class'], failure['class'])}{'; ' + where if where else ''})")
             shown = failure["traceback"].strip().splitlines()[-6:] or failure["last_lines"][-6:]
             lines += [f"      | {line}" for line in shown]
     return "\n".join(lines) + "\n"

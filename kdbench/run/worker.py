@@ -24,7 +24,10 @@ from kdbench.errors import ClaimError, StoppedError
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
 from kdbench.run import failure
 from kdbench.run.failure import STOPPED
-from kdbench.store import Store
+from kdbench.store import Store, slurm_job
+
+SNAPSHOT_OF = "snapshot_of"
+"""In the folder of a copied code: the file that says of which version it is."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader.add_argument("--readers", type=int, default=1, metavar="N", help="processes that read ahead, for data in files")
     reader.add_argument("--steps", type=int, default=None, metavar="N", help="stop after so many steps, as if asked to")
     asked = reader.parse_args(arguments)
-    stop = _Stop(asked.steps)
+    stop = Stop(asked.steps)
     return work(
         Store(asked.results), asked.cells, asked.data, asked.device, asked.checkpoint_every, asked.side_by_side, stop, asked.readers
     )
 
 
-class _Stop:
+class Stop:
     """Set by SIGTERM, SIGUSR2 and SIGINT (which a terminal sends to all of its processes), or after so many steps; the loop looks at
     it at each step."""
 
@@ -187,6 +190,7 @@ def circumstance(device: Any, beside: int) -> dict[str, Any]:
         "code": code_version(),
         "threads": torch.get_num_threads(),
         "side_by_side": beside,
+        "job": slurm_job(),
     }
 
 
@@ -211,6 +215,8 @@ def code_version() -> str:
     import subprocess
 
     here = Path(__file__).parents[2]
+    if (here / SNAPSHOT_OF).exists():  # a copy that was made for a SLURM job
+        return (here / SNAPSHOT_OF).read_text().strip()
     if not (here / ".git").exists():
         return "installed"
     told = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
