@@ -13,6 +13,7 @@
 #   --cpus N           CPUs that the node pretends to have [as many as there are]
 #   --gpus N           GPUs that it pretends to have: granted and counted, they compute nothing [2]
 #   --memory-mb N      memory it grants in all [what the machine has]; a job that takes more than it asked for is killed
+#   --grace-s N        seconds between the preemption of a job of main and its end [0]
 #   --accounting KIND  none (sacct refuses, as on many clusters) or slurmdbd (needs slurmdbd and mariadb-server) [none]
 #   --set KEY=VALUE    any line of slurm.conf, as often as needed
 #
@@ -22,7 +23,7 @@ set -euo pipefail
 
 verb=${1:-help}
 shift || true
-folder=${KDBENCH_SLURM:-/tmp/kdbench-slurm} port=16820 cpus=$(nproc) gpus=2 accounting=none clean=no
+folder=${KDBENCH_SLURM:-/tmp/kdbench-slurm} port=16820 cpus=$(nproc) gpus=2 grace_s=0 accounting=none clean=no
 memory_mb=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024))
 sets=()
 while (($#)); do
@@ -31,6 +32,7 @@ while (($#)); do
     --port) port=$2; shift 2 ;;
     --cpus) cpus=$2; shift 2 ;;
     --gpus) gpus=$2; shift 2 ;;
+    --grace-s) grace_s=$2; shift 2 ;;
     --memory-mb) memory_mb=$2; shift 2 ;;
     --accounting) accounting=$2; shift 2 ;;
     --set) sets+=("$2"); shift 2 ;;
@@ -66,8 +68,8 @@ configure() {
     [ClusterName]=single [SlurmctldHost]="$host(127.0.0.1)" [SlurmctldPort]=$port [SlurmdPort]=$((port + 1))
     [SlurmUser]=$me [SlurmdUser]=$me
     [AuthType]=auth/munge [CredType]=cred/munge
-    # A requeued job may not start again before its credential expires: 120 s unless told.
-    [AuthInfo]="socket=$folder/munge/socket,cred_expire=4"
+    # A requeued job may not start again before its credential expires: 120 s unless told, and 5 is the least that is heard.
+    [AuthInfo]="socket=$folder/munge/socket,cred_expire=5"
     [StateSaveLocation]=$folder/state [SlurmdSpoolDir]=$folder/spool
     [SlurmctldPidFile]=$folder/slurmctld.pid [SlurmdPidFile]=$folder/slurmd.pid
     [SlurmctldLogFile]=$folder/log/slurmctld.log [SlurmdLogFile]=$folder/log/slurmd.log
@@ -94,7 +96,7 @@ configure() {
   {
     for key in "${!conf[@]}"; do [ -z "${conf[$key]}" ] || echo "$key=${conf[$key]}"; done | sort
     echo "NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory_mb $gres State=UNKNOWN"
-    echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1"
+    echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=$grace_s"
     echo "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF"
   } > "$SLURM_CONF"
 }

@@ -60,6 +60,10 @@ class Launched:
     def jobs(self) -> int:
         return sum(len(note.elements) for note in self.notes)
 
+    @property
+    def cells(self) -> list[str]:
+        return [cell_id for note, index in elements_of(self.notes) for cell_id in note.cells(index)]
+
 
 # Out of memory: alone, then a bigger request
 
@@ -88,7 +92,8 @@ def jobs(
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         asked = json.dumps(cluster.request_of(rows[cell.id], rungs.get(cell.id, 0)), sort_keys=True)
-        groups.setdefault((asked, cell.id if cell.id in rungs else ""), []).append(cell)
+        # A teacher is alone, too: students of the small one do not wait for the large one.
+        groups.setdefault((asked, cell.id if cell.id in rungs or cell.role == "teacher" else ""), []).append(cell)
     made: list[tuple[str, str, Bundle, float]] = []
     for (asked, alone), some in groups.items():
         made += [(asked, alone, bundle, work(bundle)) for bundle in bundles(some, side_by_side=cluster.side_by_side)]

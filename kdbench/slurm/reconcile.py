@@ -196,8 +196,8 @@ def _class(store: Store, ledger: Ledger, note: Note, index: int, seen: Seen | No
         return "lost"
     if last == "stopped":
         return "stopped"
-    own = [found["class"] for one in note.cells(index) if (found := store.failure(one))]
-    return own[0] if own else "killed"
+    own = [store.failure(one) for one in note.cells(index) if not store.is_done(one)]
+    return own[0]["class"] if own[0] and all(own) else "killed"
 
 
 def _brought_an_epoch(store: Store, said: Sequence[Json], cells: Sequence[str]) -> bool:

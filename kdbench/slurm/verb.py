@@ -45,8 +45,11 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
             now, launched = follower.once(dry)
             done = sum(store.is_done(cell_id) for cell_id in plan.cells)
             alive = sum(cell_id in now.alive for cell_id in plan.cells)
-            waiting = f", {len(launched.deferred)} wait for room: run again" if launched.deferred else ""
-            told(f"{plan.suite.name}: {done} of {len(plan.cells)} cells done, {alive} in jobs, {launched.jobs} jobs submitted{waiting}")
+            waiting = f", {len(launched.deferred)} wait for room in the queue: run again" if launched.deferred else ""
+            told(
+                f"{plan.suite.name}: {done} of {len(plan.cells)} cells done, {alive} were in jobs already, "
+                f"{len(launched.cells)} submitted now in {launched.jobs} jobs{waiting}"
+            )
             if dry:
                 return 0
             if launched.notes or launched.deferred or alive:
@@ -113,10 +116,13 @@ def cancel(results: Path, suite: str, cell: str | None) -> int:
 
 
 def look(store: Store) -> Standing | None:
-    """What the queue says at this moment, without writing anything; None when nothing of these results was ever submitted and open."""
+    """What the queue says at this moment; ends that nobody has seen yet are written down. None when no job of these results is open."""
     if not any(note.open() for note in Ledger(store).notes()):
         return None
+    scheduler = Scheduler()
     try:
-        return standing(store, Scheduler(), write=False)
-    except KdbenchError as error:
-        return Standing(False, str(error))
+        with store.submitting(patience_s=1.0):
+            return standing(store, scheduler, scheduler.limits().cluster)
+    except KdbenchError as error:  # somebody submits, the folder is somebody else's, or SLURM is silent: then it is only looked at
+        now = standing(store, scheduler, write=False)
+        return now if now.answered else Standing(False, now.why or str(error), alive=now.alive)

@@ -1,0 +1,127 @@
+"""Cluster files: submitit's words and ours, and what is wrong told with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdbench.errors import SuiteError
+from kdbench.slurm.cluster import read
+
+SHIPPED = sorted((Path(__file__).parents[2] / "slurm").glob("*.yaml"))
+ROW = {"role": "student", "student": "resnet18", "teacher": "resnet50", "objective": "kd"}
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_file_that_ships_is_right_and_its_request_is_one_that_submitit_takes(path: Path, tmp_path: Path) -> None:
+    from submitit import SlurmExecutor
+    from submitit.auto.auto import AutoExecutor
+
+    request = read(path).request_of(ROW)
+
+    class Anywhere(SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 2
+
+    executor = AutoExecutor(tmp_path, cluster="debug")
+    executor.cluster, executor._executor = "slurm", Anywhere(tmp_path)
+    executor.update_parameters(**request)
+    assert executor._executor.parameters["time"] == request["timeout_min"]
+
+
+def test_there_is_one_for_any_cluster_for_two_gpus_and_for_none() -> None:
+    assert [path.stem for path in SHIPPED] == ["a100", "cpu", "default", "h100", "single_node"]
+    assert {path.stem: read(path).device for path in SHIPPED} == {
+        "a100": "cuda",
+        "cpu": "cpu",
+        "default": "cuda",
+        "h100": "cuda",
+        "single_node": "cpu",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("timout_min: 3", ":1: timout_min: neither submitit nor kdbench has such a word; did you mean 'timeout_min'?"),
+        ("mem_gb: 3", ":1: a cluster file needs 'timeout_min'"),
+        ("timeout_min: 5\nmem_gb: lots", ":2: mem_gb: 'lots'"),
+        ("timeout_min: 0", "smallest limit is 1 minute"),
+        ("timeout_min: 5\ngpus_per_node: 4", ":2: gpus_per_node: at most 1"),
+        ("timeout_min: 5\nslurm_use_srun: false", ":2: slurm_use_srun: without srun"),
+        ("timeout_min: 5\nslurm_dependency: afterok:1", ":2: slurm_dependency: this is kdbench's own"),
+        ("timeout_min: 5\nslurm_time: 10:30", ":2: slurm_time: say 'timeout_min'"),
+        ("timeout_min: 5\nslurm_additional_parameters: {signal: USR1@30}", "slurm_additional_parameters.signal: this is kdbench's own"),
+        ("timeout_min: 5\nretry: {lots: 3}", ":2: retry.lots: no class of failure that is tried again"),
+        ("timeout_min: 5\nretry:\n  killed: -1", ":3: retry.killed"),
+        ("timeout_min: 5\noverrides:\n  - {mem_gb: 3}", ":3: overrides.0: it says not of what"),
+        ("timeout_min: 5\noverrides:\n  - {teacher: big}", ":3: overrides.0: it changes nothing"),
+        ("timeout_min: 5\nbigger:\n  - {mem: 3}", ":3: bigger.0.mem: neither submitit nor kdbench"),
+        ("timeout_min: 5\nstudents_side_by_side: 0", ":2: students_side_by_side"),
+        ("- a list", "a cluster file is a mapping"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(SuiteError) as caught:
+        read(written(tmp_path, text))
+
+    assert told in "\n".join(caught.value.mistakes)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError) as caught:
+        read(written(tmp_path, "timout_min: 5\nmem_gb: x\nretry: {y: 1}"))
+
+    assert len(caught.value.mistakes) == 4
+
+
+def test_an_override_holds_for_the_cells_that_it_names_and_the_later_one_wins(tmp_path: Path) -> None:
+    text = """
+    timeout_min: 100
+    mem_gb: 8
+    overrides:
+      - {student: "resnet*", mem_gb: 16}
+      - {role: teacher, timeout_min: 500}
+      - {student: resnet18, objective: kd, mem_gb: 24}
+    """
+    cluster = read(written(tmp_path, text))
+
+    def asked(**changed: str | None) -> tuple[int, float]:
+        request = cluster.request_of({**ROW, **changed})
+        return request["timeout_min"], request["mem_gb"]
+
+    assert asked() == (100, 24)
+    assert asked(objective="sp") == (100, 16)
+    assert asked(student="vgg8") == (100, 8)
+    assert asked(role="teacher", student="resnet50", teacher=None, objective="teacher") == (500, 16)
+
+
+def test_the_ladder_of_bigger_requests_ends_at_its_last_rung_and_memory_is_asked_for_in_one_way(tmp_path: Path) -> None:
+    text = "timeout_min: 5\nslurm_mem_per_cpu: 4G\nbigger:\n  - {mem_gb: 16}\n  - {slurm_mem: 64G, slurm_constraint: fat}\n"
+    cluster = read(written(tmp_path, text))
+
+    def memory(rung: int) -> dict[str, object]:
+        return {word: value for word, value in cluster.request_of(ROW, rung).items() if "mem" in word}
+
+    assert [memory(rung) for rung in range(4)] == [
+        {"slurm_mem_per_cpu": "4G"},
+        {"mem_gb": 16.0},
+        {"slurm_mem": "64G"},
+        {"slurm_mem": "64G"},
+    ]
+
+
+def test_a_short_limit_leaves_most_of_its_time_to_training(tmp_path: Path) -> None:
+    def delay(text: str) -> int:
+        return read(written(tmp_path, text)).request_of(ROW)["slurm_signal_delay_s"]
+
+    assert [delay(f"timeout_min: {minutes}") for minutes in (1, 4, 6, 600)] == [15, 60, 90, 90]
+    assert delay("timeout_min: 600\nslurm_signal_delay_s: 300\noverrides: [{student: '*', timeout_min: 1}]") == 300

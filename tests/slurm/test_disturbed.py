@@ -1,0 +1,149 @@
+"""Jobs that are cancelled, killed, preempted or out of time: the same command again, and the table is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from kdbench.slurm.ledger import Ledger
+from tests.slurm.conftest import SCRIPT, STEPS, SUITE, Lab
+
+pytestmark = pytest.mark.slurm
+
+
+def trained_once(lab: Lab) -> bool:
+    return lab.steps == dict.fromkeys(range(STEPS), 1)
+
+
+def running(lab: Lab) -> str:
+    (job,) = [job for job, state in lab.jobs().items() if state == "RUNNING"]
+    return job
+
+
+def test_a_cancelled_job_goes_on_where_it_was_at_the_next_run(lab: Lab) -> None:
+    lab.submit()
+    lab.in_training()
+    lab.slurm("scancel", running(lab))
+    lab.until_quiet()
+    told = lab.kdbench("status", "disturbed", "--why", status=1)
+    assert "cancelled: job" in told and "what was saved stays" in told
+
+    assert "1 submitted now in 1 jobs" in lab.submit()
+    lab.until_quiet()
+    assert trained_once(lab)
+    lab.equals_undisturbed()
+    assert [note.ended["0"]["class"] for note in lab.notes()[:2]] == ["done", "cancelled"]
+
+
+@pytest.mark.cluster("--cpus", "1")
+def test_an_element_of_an_array_that_is_cancelled_while_it_waits_is_missed_and_submitted_again(lab: Lab) -> None:
+    lab.write(suite=SUITE.replace("repeats: 1", "repeats: 3"))
+    lab.submit()
+    lab.in_training(1)
+    waiting = max(job for job, state in lab.jobs().items() if state == "PENDING")
+    lab.slurm("scancel", waiting)
+    assert waiting not in lab.jobs()
+    lab.until_quiet()
+
+    assert "1 submitted now in 1 jobs" in lab.submit()
+    lab.until_quiet()
+    assert [note.ended["2"]["class"] for note in lab.notes() if "2" in note.ended] == ["lost"]
+    lab.equals_undisturbed()
+
+
+def test_a_killed_process_costs_at_most_what_came_after_its_last_checkpoint(lab: Lab) -> None:
+    lab.submit("--checkpoint-every", "0")
+    lab.in_training(7)
+    (student,) = lab.cells("student")
+    holder = lab.store.claim_holder(student)
+    assert holder is not None
+    os.kill(holder["pid"], signal.SIGKILL)
+    lab.until_quiet()
+
+    told = lab.submit("--wait", "--checkpoint-every", "0")
+    assert "1 job, 1 cell" in told
+    assert all(count == 1 for step, count in lab.steps.items() if step < 6) and sum(lab.steps.values()) <= STEPS + 3
+    lab.equals_undisturbed()
+
+
+@pytest.mark.parametrize(
+    "warned",
+    [
+        pytest.param(False, marks=pytest.mark.cluster("--cpus", "2"), id="with SIGTERM alone"),
+        pytest.param(
+            True,
+            marks=pytest.mark.cluster("--cpus", "2", "--grace-s", "20", "--set", "SlurmctldParameters=preempt_send_user_signal"),
+            id="with preempt_send_user_signal",
+        ),
+    ],
+)
+def test_a_preempted_job_saves_waits_its_turn_and_goes_on_by_itself(lab: Lab, warned: bool) -> None:
+    lab.submit()
+    lab.in_training()
+    job = running(lab)
+    lab.slurm("sbatch", "-p", "urgent", "-n", "2", "--mem", "100", "-o", "/dev/null", "--wrap", "sleep 2")
+    lab.until(lambda: lab.jobs().get(job) == "PENDING", "the preempted job's return to the queue")
+    lab.until_quiet()
+
+    assert trained_once(lab)
+    (note,) = [note for note in lab.notes() if note.job == job]
+    assert [one["event"] for one in Ledger(lab.store).said(note, 0)] == ["began", "requeued" if warned else "ending", "began", "ended"]
+    lab.equals_undisturbed()
+
+
+def test_where_requeue_is_forbidden_a_job_submits_another_in_its_place(lab: Lab) -> None:
+    lab.write(cluster=lab.cluster + "slurm_additional_parameters: {no-requeue: true}\n")
+    lab.submit()
+    lab.in_training()
+    job = running(lab)
+    lab.slurm("scancel", "--signal=USR2", job)
+    lab.until(lambda: len(lab.notes()) == 3, "a submission in its place")
+    lab.until_quiet()
+
+    assert trained_once(lab)
+    lab.equals_undisturbed()
+    lab.submit()
+    assert [note.ended["0"]["class"] for note in lab.notes()] == ["done"] * 3
+
+
+def test_the_controller_may_go_and_come_back_while_jobs_run_and_are_waited_for(lab: Lab) -> None:
+    run = lab.begin("run", "disturbed.yaml", "--on", "cluster.yaml", "--wait")
+    lab.in_training()
+    subprocess.run([str(SCRIPT), "pause"], env=lab.environment, check=True, timeout=60)
+    lab.until(lambda: "SLURM does not answer" in lab.kdbench("status", "disturbed"), "status without a controller", 60)
+    subprocess.run(
+        [str(SCRIPT), "resume"],
+        env=lab.environment,
+        check=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    told, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, told + lab.logs()
+    assert len(lab.notes()) == 2 and trained_once(lab)
+    lab.equals_undisturbed()
+
+
+def test_a_limit_of_one_minute_is_met_again_and_again_until_the_training_is_done(lab: Lab) -> None:
+    lab.write(suite=SUITE.replace("epochs: 5", "epochs: 40"), pause_s=1.0, cluster=lab.cluster.replace("timeout_min: 10", "timeout_min: 1"))
+    lab.submit("--wait")
+
+    assert lab.steps == dict.fromkeys(range(120), 1)
+    (student,) = lab.cells("student")
+    record = lab.store.record(student)
+    assert record is not None and record.circumstance["job"]["restart"] >= 2
+    lab.equals_undisturbed()
+
+
+def test_a_limit_that_brings_no_new_epoch_is_a_clear_failure_and_not_an_endless_loop(lab: Lab) -> None:
+    lab.write(pause_s=40.0, cluster=lab.cluster.replace("timeout_min: 10", "timeout_min: 1"))
+    told = lab.submit("--wait", status=1)
+
+    assert "the limit of 1 min brought no new epoch: ask for more time (timeout_min)" in told
+    assert len(lab.notes()) == 2

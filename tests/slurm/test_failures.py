@@ -1,0 +1,87 @@
+"""What fails is told by class, node and last words; the rest finishes, and the exit status says that something is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.slurm.conftest import SUITE, Lab
+
+pytestmark = pytest.mark.slurm
+
+FAILING = SUITE.replace(
+    "repeats: 1",
+    """  kd:
+  raises: {loss: "parts.py:Raises", weight: 1}
+  diverges: {loss: "parts.py:Diverges", weight: 1}
+  eats: {loss: "parts.py:Eats", weight: 1}
+repeats: 1""",
+)
+
+
+def test_losses_that_raise_diverge_or_eat_their_memory_leave_the_others_alone_and_are_told_apart(lab: Lab) -> None:
+    lab.write(suite=FAILING, pause_s=0.0, cluster=lab.cluster + "bigger:\n  - {mem_gb: 2}\n")
+    told = lab.submit("--wait", status=1)
+    page = lab.kdbench("status", "disturbed", "--why", status=1)
+
+    assert "3 of 6 cells are no result" in page
+    assert "1 diverged: the first number that is not finite came at step 3" in page
+    assert "raised: RuntimeError: no such luck" in page and "parts.py" in page
+    assert "host memory: job" in page and "tried alone 2 times, at last with mem_gb 2" in page and "never made smaller" in page
+    # In company, alone, alone with more: and each time the others went on.
+    eater = next(row["id"] for row in lab.store.manifest("disturbed")["cells"] if row["objective"] == "eats")
+    tries = [
+        (note.request["mem_gb"], len(note.cells(index)))
+        for note in lab.notes()
+        for index in range(len(note.elements))
+        if eater in note.cells(index)
+    ]
+    assert tries == [(1.5, 4), (1.5, 1), (2.0, 1)]
+    assert "node" in page and page in told
+    # The exit status is the tables' concern, too: an undisturbed run lacks the same results.
+    done = [cell_id for cell_id in lab.cells() if lab.store.is_done(cell_id)]
+    assert len(done) == 4
+
+
+def test_a_teacher_below_its_gate_blocks_its_students_with_its_name_and_no_job_is_wasted_on_them_again(lab: Lab) -> None:
+    lab.write(suite=SUITE.replace("min_top1: 0.0", "min_top1: 0.99"), pause_s=0.0)
+    told = lab.submit("--wait", status=1)
+    (teacher,) = lab.cells("teacher")
+
+    page = lab.kdbench("status", "disturbed", "--why", status=1)
+    assert f"blocked by teacher {teacher}" in page and "0.99" in page
+    assert "submitted" in told and len(lab.notes()) == 2
+    lab.submit("--wait", status=1)
+    assert len(lab.notes()) == 2
+
+
+def test_a_student_whose_teacher_is_still_alive_submits_itself_behind_it(lab: Lab) -> None:
+    lab.submit()
+    teacher, student = (note for note in lab.notes())
+    lab.until(lambda: lab.jobs().get(str(teacher.job)) == "RUNNING", "the teacher's job")
+    # Not to be waited for any more, the student's job begins beside its teacher's.
+    lab.slurm("scontrol", "hold", str(student.job))
+    lab.slurm("scontrol", "update", f"jobid={student.job}", "dependency=")
+    lab.slurm("scontrol", "suspend", str(teacher.job))
+    lab.slurm("scontrol", "release", str(student.job))
+    lab.until(lambda: len(lab.notes()) == 3, "a submission behind the teacher")
+    lab.slurm("scontrol", "resume", str(teacher.job))
+    lab.until_quiet()
+
+    assert lab.notes()[2].after == [str(teacher.job)]
+    lab.equals_undisturbed()
+
+
+def test_cancelling_one_cell_of_a_job_lets_its_neighbours_go_on(lab: Lab) -> None:
+    lab.write(suite=SUITE.replace("repeats: 1", '  second: {loss: "parts.py:Slow", weight: 0.2}\nrepeats: 1'))
+    lab.submit()
+    lab.in_training()
+    first, second = lab.cells("student")
+    assert "1 job cancelled" in lab.kdbench("cancel", "disturbed", first)
+    lab.until(lambda: lab.store.is_done(second), "the neighbour's result")
+    lab.until_quiet()
+
+    assert not lab.store.is_done(first)
+    assert "cancelled by `kdbench cancel`" in lab.kdbench("status", "disturbed", "--why", status=1)
+    lab.submit("--wait")
+    lab.equals_undisturbed()
+    assert "there is no job" in lab.kdbench("cancel", "disturbed")

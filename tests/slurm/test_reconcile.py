@@ -1,0 +1,216 @@
+"""Our notes, the disk and the queue: what is alive, what has ended and why, what is lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kdbench.plan.matrix import Plan
+from kdbench.run import local
+from kdbench.slurm.ledger import Ledger
+from kdbench.slurm.reconcile import standing
+from kdbench.slurm.scheduler import Seen, Sight
+from kdbench.store import Store
+from tests.slurm.stand_in import StandIn, noted
+
+
+@pytest.fixture
+def ids(plan_of: Callable[..., Plan], store: Store) -> list[str]:
+    plan = plan_of()
+    local.prepare(plan, store)
+    return list(plan.cells)
+
+
+def say_in_journal(store: Store, note: object, index: int, *events: dict) -> None:
+    for event in events:
+        store.append_line(Ledger(store).journal(note, index), event)  # type: ignore[arg-type]
+
+
+def test_cells_of_waiting_and_running_jobs_are_alive_and_nothing_is_written_of_them(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]], [[ids[1]], [ids[2]]])
+    now = standing(store, StandIn().sees(note, "RUNNING", "PENDING"))
+
+    assert {cell_id: place.job for cell_id, place in now.alive.items()} == {ids[0]: "12_0", ids[1]: "12_1", ids[2]: "12_1"}
+    assert Ledger(store).notes()[0].ended == {}
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("CANCELLED", "cancelled"),
+        ("NODE_FAIL", "node failure"),
+        ("BOOT_FAIL", "node failure"),
+        ("OUT_OF_MEMORY", "host memory"),
+        ("PREEMPTED", "preempted"),
+        ("FAILED", "killed"),
+        ("TIMEOUT", "no progress"),
+    ],
+)
+def test_a_job_that_ended_without_its_cell_is_a_failure_of_its_class_with_its_node(
+    store: Store, ids: list[str], state: str, kind: str
+) -> None:
+    note = noted(store, [[ids[0]]])
+    now = standing(store, StandIn().sees(note, state))
+
+    assert now.alive == {}
+    failure = store.failure(ids[0])
+    assert failure and (failure["class"], failure["node"], failure["job"]) == (kind, "node7", "12")
+    ended = Ledger(store).notes()[0].ended["0"]
+    assert (ended["class"], ended["state"], ended["cells"]) == (kind, state, {ids[0]: kind})
+
+
+def test_an_end_is_written_down_once(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]])
+    standing(store, StandIn().sees(note, "CANCELLED"))
+    store.clear_failure(ids[0])
+    standing(store, StandIn().sees(note, "NODE_FAIL"))
+
+    assert store.failure(ids[0]) is None
+
+
+def test_a_time_out_after_a_new_epoch_is_none_without_progress(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]])
+    progress = store.file(ids[0], "progress.jsonl")
+    for epoch in (0, 1, 2):
+        store.append_line(progress, {"epoch": epoch, "step": 0, "of": 9})
+    say_in_journal(store, note, 0, {"event": "began", "lines": {ids[0]: 2}})
+    standing(store, StandIn().sees(note, "TIMEOUT"))
+    assert store.failure(ids[0])["class"] == "no progress"  # type: ignore[index]
+
+    store.clear_failure(ids[0])
+    again = noted(store, [[ids[0]]], job="13")
+    say_in_journal(store, again, 0, {"event": "began", "lines": {ids[0]: 1}})
+    standing(store, StandIn().sees(again, "TIMEOUT"))
+    assert store.failure(ids[0])["class"] == "time limit"  # type: ignore[index]
+
+
+def test_what_the_job_said_of_itself_is_not_overwritten(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0], ids[1]]])
+    store.put_failure(ids[0], {"class": "raised", "message": "mine", "traceback": "", "last_lines": []})
+    standing(store, StandIn().sees(note, "FAILED"))
+
+    assert store.failure(ids[0])["message"] == "mine"  # type: ignore[index]
+    assert Ledger(store).notes()[0].ended["0"]["cells"] == {ids[0]: "raised", ids[1]: "killed"}
+
+
+def test_a_job_that_nobody_knows_is_lost_after_its_grace_time_and_not_before(store: Store, ids: list[str]) -> None:
+    noted(store, [[ids[0]]], [[ids[1]]], at=time.time() - 30)
+    absent = StandIn()
+
+    early = standing(store, absent)
+    assert set(early.alive) == set(ids[:2]) and "SLURM does not know it; given up in" in early.alive[ids[0]].why
+    assert standing(store, absent, lost_after_s=20).alive == {}
+    assert store.failure(ids[0])["class"] == "lost"  # type: ignore[index]
+
+
+def test_a_sign_of_life_on_disk_puts_the_grace_time_off(store: Store, ids: list[str]) -> None:
+    noted(store, [[ids[0]]], at=time.time() - 1000)
+    store.append_line(store.file(ids[0], "progress.jsonl"), {"epoch": 0, "step": 0, "of": 9})
+
+    assert ids[0] in standing(store, StandIn()).alive
+
+
+def test_nothing_is_lost_while_slurm_does_not_answer(store: Store, ids: list[str]) -> None:
+    noted(store, [[ids[0]]], at=1.0)
+    silent = StandIn(sight=Sight(False, {}, "no controller"))
+
+    assert "SLURM does not answer: no controller" in standing(store, silent).alive[ids[0]].why
+
+
+def test_jobs_of_another_cluster_are_not_judged_here(store: Store, ids: list[str]) -> None:
+    noted(store, [[ids[0]]], at=1.0, slurm="elsewhere")
+
+    assert "another cluster, elsewhere" in standing(store, StandIn(), cluster="big").alive[ids[0]].why
+
+
+def test_a_job_number_that_was_given_twice_is_told_by_the_name(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]], at=1.0)
+
+    assert standing(store, StandIn().sees(note, "RUNNING", name="kdbench-other-1")).alive == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0 cgroup.", "host memory"),
+        ("slurmstepd-vm: error: StepId=12.0 exceeded memory limit (617840640 > 524288000), being killed", "host memory"),
+        ("slurmstepd: error: *** JOB 12 ON node7 CANCELLED AT 2026-11-21T18:17:36 DUE TO PREEMPTION ***", "preempted"),
+        ("slurmstepd: error: *** JOB 12 ON node7 CANCELLED AT 2026-11-21T18:17:36 DUE TO TIME LIMIT ***", "no progress"),
+        ("slurmstepd: error: *** JOB 12 ON node7 CANCELLED AT 2026-11-21T18:17:36 ***", "cancelled"),
+        ("loss 0.3, nothing to see", "lost"),
+    ],
+)
+def test_a_job_that_slurm_forgot_is_told_by_the_last_words_in_its_log(store: Store, ids: list[str], line: str, kind: str) -> None:
+    note = noted(store, [[ids[0]]], at=1.0)
+    (Ledger(store).folder(note) / "12_0_log.err").write_text(f"something before\n{line}\n")
+    standing(store, StandIn())
+
+    failure = store.failure(ids[0])
+    assert failure and failure["class"] == kind and failure["last_lines"][-1] == line
+
+
+def test_a_submission_without_its_number_is_found_by_its_name_and_its_payload_put_in_place(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]], [[ids[1]]], job=None)
+    seen = {f"31_{index}": Seen(f"31_{index}", note.name, "PENDING") for index in range(2)}
+    now = standing(store, StandIn(sight=Sight(True, seen)))
+
+    assert {place.job for place in now.alive.values()} == {"31_0", "31_1"}
+    assert Ledger(store).notes()[0].job == "31"
+    assert sorted(path.name for path in Ledger(store).folder(note).glob("*.pkl")) == ["31_0_submitted.pkl", "31_1_submitted.pkl"]
+
+
+def test_a_submission_that_never_reached_slurm_leaves_nothing(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]], job=None)
+    folder = Ledger(store).folder(note)
+    assert standing(store, StandIn(sight=Sight(False))).alive == {} and folder.exists()
+    assert standing(store, StandIn()).alive == {} and not folder.exists()
+
+
+def test_a_look_without_the_right_to_write_changes_nothing(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]])
+    standing(store, StandIn().sees(note, "CANCELLED"), write=False)
+
+    assert store.failure(ids[0]) is None and Ledger(store).notes()[0].ended == {}
+
+
+def test_a_job_that_ended_while_its_process_is_about_to_save_is_still_alive(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]])
+    with store.claim(ids[0]):
+        assert ids[0] in standing(store, StandIn().sees(note, "CANCELLED")).alive
+    assert standing(store, StandIn().sees(note, "CANCELLED")).alive == {}
+
+
+def test_a_claim_left_on_another_host_by_this_job_before_slurm_restarted_it_is_dead(
+    store: Store, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setattr("socket.gethostname", lambda: "node1")
+    with store.claim(ids[0]):
+        monkeypatch.setattr("socket.gethostname", lambda: "node2")
+        assert store.is_alive(ids[0])
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        assert not store.is_alive(ids[0])
+        monkeypatch.setenv("SLURM_JOB_ID", "13")
+        assert store.is_alive(ids[0])
+
+
+def test_the_right_to_submit_is_one_process_at_a_time_and_outlives_no_process(store: Store) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, os; from kdbench.store import Store\nheld = Store(sys.argv[1]).submitting(); held.__enter__(); print('held', flush=True); input(); os._exit(9)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(store.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert other.stdout and other.stdout.readline() == "held\n"
+    from kdbench.errors import ClaimError
+
+    with pytest.raises(ClaimError, match="jobs for these results are being submitted by process"), store.submitting(patience_s=0.3):
+        pass
+    other.communicate("\n")
+    with store.submitting(patience_s=0.3):
+        assert (store.root / "submitting.json").exists()
+    assert not (store.root / "submitting.json").exists()
