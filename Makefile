@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all test-slurm lint clean
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/python -m kdbench run suites/quickstart.yaml
@@ -14,7 +14,11 @@ test: $(VENV)/dev.stamp lint
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/dev.stamp lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or slurm or not slow"
+
+# Each test starts a SLURM of its own on this machine, if one is installed (README, "Try it on a real SLURM").
+test-slurm: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m slurm --durations 10
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -142,8 +142,15 @@ def report(suites: tuple[str, ...], results: Path, histories: bool) -> None:
 @RESULTS
 @DATA
 @DEVICE
-def profile(suite: Path, results: Path, data: Path, device: str) -> None:
+@click.option("--on", type=click.Path(path_type=Path), metavar="CLUSTER", help="in one SLURM job, as this file of slurm/ says")
+def profile(suite: Path, results: Path, data: Path, device: str, on: Path | None) -> None:
     """Measure what each objective of SUITE costs on this machine, one after another. The suite must have been run."""
+    if on is not None:
+        from kdbench.slurm import verb as cluster_verb
+
+        job = cluster_verb.profile(suite, on, results, data)
+        click.echo(f"submitted {job}: costs are measured there; `kdbench report` prints them when it has ended")
+        return
     from kdbench.run import verb
 
     sys.exit(verb.profile(suite, results, data, device))

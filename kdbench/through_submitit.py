@@ -15,6 +15,9 @@ from kdbench.errors import ClusterError
 REPLACED = {"slurm_time": "timeout_min", "slurm_job_name": "name", "slurm_nodes": "nodes", "slurm_ntasks_per_node": "tasks_per_node"}
 """SLURM's own spelling of words that submitit has for every kind of cluster."""
 
+BEGINS = "Starting with JobEnvironment"
+"""In the first line of a job's log, each time that SLURM starts it."""
+
 
 def words() -> dict[str, Any]:
     """The words that submitit's AutoExecutor takes for SLURM, each with its type."""
@@ -46,7 +49,8 @@ def submit(folder: Path, request: Mapping[str, Any], function: Callable[..., Any
         raise ClusterError("there is no SLURM here: sbatch and srun are not on the PATH")
     with _outside_any_job():
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
-        executor.update_parameters(**request)
+        # One log, in its order: what SLURM says of an end stands behind what the job said.
+        executor.update_parameters(**{**request, "stderr_to_stdout": True})
         try:
             return [job.job_id for job in executor.map_array(function, *zip(*payloads, strict=True))]
         except submitit.core.utils.FailedJobError as error:

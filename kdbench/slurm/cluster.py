@@ -46,6 +46,7 @@ _ONE = {
 }
 _KEPT = {
     "name": "a job is named after its suite, so that it is found again",
+    "stderr_to_stdout": "a job has one log",
     "slurm_dependency": "a student's job waits for its teacher's",
 }
 _KEPT_PARAMETERS = ("array", "chdir", "dependency", "error", "job-name", "open-mode", "output", "signal", "time")

@@ -59,7 +59,7 @@ class Follower:
         limits = self.scheduler.limits()
         if dry:
             now = standing(self.store, self.scheduler, limits.cluster, self.cluster.lost_after_s, write=False)
-            self._tell_jobs(self._jobs(self._wanted(now), now))
+            self._tell_jobs(self._jobs(self._wanted(now), now, dry))
             return now, Launched()
         with self.store.submitting():
             now = standing(self.store, self.scheduler, limits.cluster, self.cluster.lost_after_s)
@@ -158,7 +158,7 @@ class Follower:
             self.told(f"{len(launched.deferred)} cells wait for room in the queue: {launched.why}")
         return launched
 
-    def _jobs(self, wanted: list[Cell], now: Standing) -> list[Job]:
+    def _jobs(self, wanted: list[Cell], now: Standing, dry: bool = False) -> list[Job]:
         """Jobs for these cells; those whose teacher is no good are told so, and left out."""
         mine = {cell.id for cell in wanted}
         unable: dict[str, str | None] = {}
@@ -168,7 +168,8 @@ class Follower:
             if teacher is not None and teacher not in unable:
                 unable[teacher] = local.why_unable(self.store, self.manifest, teacher, teacher in mine or teacher in now.alive)
             if teacher is not None and (why := unable[teacher]):
-                failure.put(self.store, cell.id, failure.blocked(f"blocked by teacher {teacher}: {why}"))
+                if not dry:
+                    failure.put(self.store, cell.id, failure.blocked(f"blocked by teacher {teacher}: {why}"))
             else:
                 able.append(cell)
         return launch.jobs(able, self.rows, self.cluster, self.work, launch.ladder(now.notes))

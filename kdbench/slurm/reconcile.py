@@ -13,7 +13,7 @@ from kdbench.run.failure import LAST_LINES, STOPPED
 from kdbench.slurm.ledger import Json, Ledger, Note
 from kdbench.slurm.scheduler import Scheduler, Seen, Sight
 from kdbench.store import Store
-from kdbench.through_submitit import discard, output, put_payload
+from kdbench.through_submitit import BEGINS, discard, output, put_payload
 
 SETTLE_S = 3.0
 """A submitter that was killed may leave an sbatch behind that still speaks with the controller."""
@@ -33,7 +33,7 @@ _BY_LOG = (
     (r"CANCELLED AT \S+ DUE TO TIME LIMIT", "time limit"),
     (r"CANCELLED AT \S+ DUE TO PREEMPTION", "preempted"),
     (r"CANCELLED AT \S+ DUE TO NODE FAILURE", "node failure"),
-    (r"CANCELLED AT ", "cancelled"),
+    (r"CANCELLED AT \S+ \*\*\*", "cancelled"),
 )
 """How SLURM's own lines in a job's log tell why it ended: a controller forgets a job after minutes, and many clusters keep no books."""
 
@@ -138,8 +138,8 @@ def _judge(
         return
     told = _by_log(ledger.folder(note), job)
     if seen is None:
-        why = _not_yet_lost(ledger, note, index, sight, cluster, lost_after_s)
-        if why and told is None:
+        why = _not_yet_lost(ledger, note, index, sight, cluster, 0.0 if told else lost_after_s)
+        if why:
             found.alive |= dict.fromkeys(undone, Place(note, index, None, why))
             return
     elif any(store.is_alive(cell_id) for cell_id in undone):  # its process is still about to save
@@ -165,19 +165,21 @@ def _not_yet_lost(ledger: Ledger, note: Note, index: int, sight: Sight, cluster:
 
 
 def _by_log(folder: Path, job: str) -> str | None:
-    """The class of an end that SLURM wrote into the job's log, if its last words are of one."""
+    """The class of an end that SLURM wrote into the job's log since the job last began."""
     lines = [line for line in _log(folder, job) if "slurmstepd" in line or "srun: error" in line]
-    return next((kind for pattern, kind in _BY_LOG if any(re.search(pattern, line, re.IGNORECASE) for line in lines[-4:])), None)
+    return next((kind for pattern, kind in _BY_LOG if any(re.search(pattern, line, re.IGNORECASE) for line in lines)), None)
 
 
 def _log(folder: Path, job: str) -> list[str]:
+    """The end of a job's log, as far as it is of its last beginning."""
     found: list[str] = []
     for path in output(folder, job):
         if path.exists():
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - 20_000))
                 found += file.read().decode(errors="replace").splitlines()
-    return found
+    begun = max((place for place, line in enumerate(found) if BEGINS in line), default=0)
+    return found[begun:]
 
 
 def _class(store: Store, ledger: Ledger, note: Note, index: int, seen: Seen | None, told: str | None) -> str:

@@ -19,10 +19,11 @@ from kdbench.run import failure, local, watch
 from kdbench.slurm import cluster as clusters
 from kdbench.slurm import launch
 from kdbench.slurm.follow import Follower
-from kdbench.slurm.ledger import Json, Ledger
+from kdbench.slurm.ledger import PREFIX, Json, Ledger
 from kdbench.slurm.reconcile import Standing, standing
 from kdbench.slurm.scheduler import Scheduler
 from kdbench.store import Store
+from kdbench.through_submitit import submit
 
 
 def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: float | None, wait: bool, dry: bool) -> int:
@@ -65,6 +66,28 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
     if missing:
         told(missing)
     return 1 if missing else 0
+
+
+def profile(suite: Path, on: Path, results: Path, data: Path) -> str:
+    """Submit one job that measures the costs of a suite, after its jobs that are still there. Returns the job's number."""
+    from kdbench.run.verb import profile as measure
+
+    cluster, store = clusters.read(on), Store(results)
+    name = suite_name(str(suite))
+    ids = {row["id"] for row in store.manifest(name)["cells"]}
+    scheduler = Scheduler()
+    scheduler.limits()
+    now = standing(store, scheduler, write=False)
+    after = sorted({place.job for cell_id, place in now.alive.items() if cell_id in ids and place.seen})
+    request = {
+        **cluster.request,
+        "name": f"{PREFIX}-{name}-profile",
+        "slurm_setup": [*cluster.request.get("slurm_setup", ()), launch.THREADS],
+    }
+    if after:
+        request["slurm_dependency"] = "afterany:" + ":".join(after)
+    payload = (suite.resolve(), results.resolve(), data.resolve(), cluster.device)
+    return submit(store.suite_folder(name).resolve() / "jobs" / "profile", request, measure, [payload])[0]
 
 
 def _settings(cluster: clusters.Cluster, data: Path, checkpoint_every_s: float | None) -> Json:

@@ -152,6 +152,23 @@ def test_a_job_that_slurm_forgot_is_told_by_the_last_words_in_its_log(store: Sto
     assert failure and failure["class"] == kind and failure["last_lines"][-1] == line
 
 
+def test_why_an_earlier_start_of_a_job_ended_is_not_why_its_last_did(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]], at=1.0)
+    preempted = "slurmstepd: error: *** JOB 12 ON node7 CANCELLED AT 2026-11-21T18:17:36 DUE TO PREEMPTION ***"
+    begins = "submitit INFO - Starting with JobEnvironment(job_id=12)"
+    (Ledger(store).folder(note) / "12_0_log.out").write_text(f"{begins}\n{preempted}\n{begins}\nKilled\n")
+    standing(store, StandIn().sees(note, "FAILED"))
+
+    assert store.failure(ids[0])["class"] == "killed"  # type: ignore[index]
+
+
+def test_a_log_does_not_end_a_job_while_slurm_is_silent(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0]]], at=1.0)
+    (Ledger(store).folder(note) / "12_0_log.out").write_text("slurmstepd: error: *** JOB 12 ON a CANCELLED AT x DUE TO PREEMPTION ***\n")
+
+    assert ids[0] in standing(store, StandIn(sight=Sight(False, {}, "no controller"))).alive
+
+
 def test_a_submission_without_its_number_is_found_by_its_name_and_its_payload_put_in_place(store: Store, ids: list[str]) -> None:
     note = noted(store, [[ids[0]]], [[ids[1]]], job=None)
     seen = {f"31_{index}": Seen(f"31_{index}", note.name, "PENDING") for index in range(2)}
