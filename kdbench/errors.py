@@ -8,7 +8,9 @@ KdbenchError
 │   ├── DamagedError    a file that is there but cannot be trusted (truncated, altered)
 │   └── ClaimError      another worker has this cell
 ├── DataError           a dataset is missing, truncated, mislabelled, or not the one that was asked
-├── ClusterError        SLURM is not there, does not answer, or refuses
+├── ClusterError        SLURM is not there, or does not answer
+│   ├── RequestError    it refuses what a job asks for
+│   └── FullError       it takes no more jobs of this user, or none in so large an array
 ├── GateError           a teacher is not good enough, or not the one that its record describes
 └── StoppedError        asked to stop: everything needed to go on is on disk
 """
@@ -50,6 +52,12 @@ class DataError(KdbenchError): ...
 
 
 class ClusterError(KdbenchError): ...
+
+
+class RequestError(ClusterError): ...
+
+
+class FullError(ClusterError): ...
 
 
 class GateError(KdbenchError): ...

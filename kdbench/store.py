@@ -24,6 +24,8 @@ STALE_S = 120.0
 """A claim whose holder cannot be asked (another host) is given up when its heartbeat is this old."""
 
 DIGEST_BYTES = 32
+CLOCK_S = 30.0
+"""How long the file system's clock is trusted to go with this host's."""
 
 
 class Store:
@@ -31,6 +33,7 @@ class Store:
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
+        self._clock = (float("-inf"), 0.0)
 
     # Where things lie
 
@@ -327,13 +330,21 @@ class Store:
             grave.unlink()
 
     def _now(self, folder: Path) -> float:
-        """The time by the file system's own clock: hosts that share a disk need not agree on the time."""
-        probe = folder / f".clock-{uuid.uuid4().hex}"
-        try:
-            probe.touch()
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
+        """The time by the file system's own clock: hosts that share a disk need not agree on the time.
+
+        Asked for now and then; where nothing can be written, this host's clock must do.
+        """
+        asked, ahead_s = self._clock
+        if time.monotonic() - asked > CLOCK_S:
+            probe = folder / f".clock-{uuid.uuid4().hex}"
+            try:
+                probe.touch()
+                ahead_s = probe.stat().st_mtime - time.time()
+                probe.unlink(missing_ok=True)
+            except OSError:
+                ahead_s = 0.0
+            self._clock = (time.monotonic(), ahead_s)
+        return time.time() + ahead_s
 
     def json(self, path: Path) -> Any:
         """What a small file of ours holds; None when it is not there or damaged."""
@@ -359,10 +370,13 @@ def _explained(error: OSError, path: Path) -> StoreError:
 
 
 def slurm_job() -> dict[str, Any] | None:
-    """The SLURM job that this process is part of, and how often SLURM has started it again; None outside one."""
+    """The SLURM job (`12`, or an array's element, `12_3`) that this process is part of, and how often SLURM has started it again;
+    None outside one."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
-    return {"id": os.environ["SLURM_JOB_ID"], "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{array}_{index}" if array and index else os.environ["SLURM_JOB_ID"]
+    return {"id": name, "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 
 
 def _process_started(pid: int) -> float | None:

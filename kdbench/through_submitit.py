@@ -10,11 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kdbench.errors import ClusterError
+from kdbench.errors import ClusterError, FullError, RequestError
 
 REPLACED = {"slurm_time": "timeout_min", "slurm_job_name": "name", "slurm_nodes": "nodes", "slurm_ntasks_per_node": "tasks_per_node"}
 """SLURM's own spelling of words that submitit has for every kind of cluster."""
 
+_FULL = ("SubmitJob", "temporarily unable to accept", "MaxJobCount", "Invalid job array specification")
+"""In refusals that are of how many jobs there are: `QOSMaxSubmitJobPerUserLimit`, `AssocGrpSubmitJobsLimit`, ..."""
+_SILENT = ("timed out", "Unable to contact", "Connection refused", "Zero Bytes were transmitted", "Communication connection failure")
+"""In errors after which a job may be there all the same."""
 BEGINS = "Starting with JobEnvironment"
 """In the first line of a job's log, each time that SLURM starts it."""
 
@@ -41,7 +45,9 @@ def submit(folder: Path, request: Mapping[str, Any], function: Callable[..., Any
     """Submit one job for each payload, as one array; returns their ids (`12`, or `12_0`, `12_1`, ... for several).
 
     Raises:
-        ClusterError: there is no SLURM here, or it refuses; nothing was submitted then.
+        FullError: SLURM takes no more jobs, or none in so large an array; nothing was submitted.
+        RequestError: it refuses what is asked for; nothing was submitted.
+        ClusterError: it is not there, or did not answer in time: whether it took the jobs is not known.
     """
     import submitit
 
@@ -54,7 +60,18 @@ def submit(folder: Path, request: Mapping[str, Any], function: Callable[..., Any
         try:
             return [job.job_id for job in executor.map_array(function, *zip(*payloads, strict=True))]
         except submitit.core.utils.FailedJobError as error:
-            raise ClusterError(f"SLURM refuses the job: {str(error).strip().splitlines()[-1]}") from error
+            raise _refusal(str(error)) from error
+
+
+def _refusal(text: str) -> ClusterError:
+    """What sbatch's words mean."""
+    said = [line.partition("sbatch: error: ")[2] for line in text.splitlines() if "sbatch: error: " in line] or text.strip().splitlines()[
+        -1:
+    ]
+    why = "; ".join(said) or "sbatch gave no reason"
+    if any(word in why for word in _SILENT):
+        return ClusterError(f"SLURM did not answer: {why}")
+    return FullError(why) if any(word in why for word in _FULL) else RequestError(f"SLURM refuses the job: {why}")
 
 
 def put_payload(folder: Path, job: str, function: Callable[..., Any], payload: tuple[Any, ...], timeout_min: int) -> bool:
@@ -91,7 +108,11 @@ def _outside_any_job() -> Iterator[None]:
     """An environment without the variables of the job that submits, if one does; where SLURM is configured stays known."""
     from submitit.helpers import clean_env
 
-    configured = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    # How SLURM is reached, and what its user always asks for, stays.
+    kept = {name: value for name, value in os.environ.items() if name in ("SLURM_CONF", "SLURM_JWT") or name.startswith("SBATCH_")}
     with clean_env():
-        os.environ.update(configured)
+        os.environ.update(kept)
         yield

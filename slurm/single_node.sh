@@ -40,7 +40,8 @@ while (($#)); do
     *) echo "single_node.sh: '$1' is no option of it; see the head of the file" >&2; exit 2 ;;
   esac
 done
-host=$(hostname -s)
+# Named localhost, SLURM binds to it, whatever the machine's own name resolves to.
+host=localhost
 me=$(id -un)
 export PATH=/usr/sbin:/sbin:$PATH SLURM_CONF=$folder/slurm.conf
 
@@ -66,6 +67,7 @@ configure() {
   case $(slurmctld -V | awk '{print $2}') in 22.*) ;; 23.*) echo IgnoreSystemd=yes > "$folder/cgroup.conf" ;; *) echo CgroupPlugin=disabled > "$folder/cgroup.conf" ;; esac
   declare -A conf=(
     [ClusterName]=single [SlurmctldHost]="$host(127.0.0.1)" [SlurmctldPort]=$port [SlurmdPort]=$((port + 1))
+    [CommunicationParameters]=NoCtldInAddrAny,NoInAddrAny
     [SlurmUser]=$me [SlurmdUser]=$me
     [AuthType]=auth/munge [CredType]=cred/munge
     # A requeued job may not start again before its credential expires: 120 s unless told, and 5 is the least that is heard.
@@ -167,9 +169,12 @@ start() {
 }
 
 end() { # end PIDFILE: that very process, by its id, and wait for it
-  local pid
+  local pid name
   [ -s "$1" ] || return 0
   pid=$(cat "$1")
+  name=$(basename "$1" .pid)
+  # A number in a file that outlived its daemon may be another process's by now.
+  [ "$(cat "/proc/$pid/comm" 2> /dev/null)" = "$name" ] || return 0
   kill "$pid" 2> /dev/null || return 0
   until_true 100 ended "$pid" || kill -9 "$pid" 2> /dev/null || true
 }

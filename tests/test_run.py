@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from kdbench.cli import main
 from kdbench.plan.matrix import Plan
 from kdbench.run import local, watch
-from kdbench.run.failure import STOPPED
+from kdbench.run.failure import STOPPED, classify
 from kdbench.store import Store
 
 MINE = '''
@@ -407,3 +407,19 @@ def test_a_recipe_that_would_train_nothing_is_refused(plan_of: Callable[..., Pla
     assert train(plan, [cell_id]) == 1
     failure = store.failure(cell_id)
     assert failure is not None and "40 training images make no batch of 64, and drop_last drops the rest" in failure["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "host memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "host memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "host memory"),
+        (RuntimeError("CUDA error: out of memory"), "device memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "device memory"),
+        (RuntimeError("no such luck"), "raised"),
+        (ModuleNotFoundError("No module named 'theirs'"), "import"),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, kind: str) -> None:
+    assert classify(error) == kind

@@ -22,6 +22,8 @@ CLASSES = {
     "import": "a part could not be found or imported",
     "killed": "the process was killed from outside",
     "lost": "SLURM does not know its job any more, and it left no result",
+    "not begun": "its job ended before it could begin",
+    "not granted": "SLURM refuses what is asked for it",
     "no progress": "its time limit is too short for a single epoch",
     "node failure": "the node failed",
     "preempted": "its job made room for another and was not put back into the queue",
@@ -34,6 +36,10 @@ CLASSES = {
 
 CROWDED = ("device memory", "host memory")
 """Failures that a bundle may owe to its size: its students are tried again one by one."""
+
+_DEVICE_FULL = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_HOST_FULL = ("can't allocate memory", "is killed by signal: Killed")
+"""How torch's CPU allocator says it, and its loader of a process that the machine killed."""
 
 STOPPED = 75
 """Exit status of a worker that was asked to stop and has saved: try again (EX_TEMPFAIL)."""
@@ -83,9 +89,10 @@ def classify(error: BaseException) -> str:
         ((PartError, ImportError), "import"),
         (MemoryError, "host memory"),
     )
-    if type(error).__name__ == "OutOfMemoryError":
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in _DEVICE_FULL):
         return "device memory"
-    if "can't allocate memory" in str(error):  # how torch's CPU allocator says it
+    if any(words in text for words in _HOST_FULL):
         return "host memory"
     return next((name for kinds, name in by_type if isinstance(error, kinds)), "raised")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdbench.plan.yaml import suite_name
 from kdbench.run import watch
-from kdbench.slurm.reconcile import Place
+from kdbench.slurm.reconcile import Place, Standing
 from kdbench.slurm.verb import look
 from kdbench.store import Store
 
@@ -35,7 +35,7 @@ def text(results: Path, suite: str) -> str:
         lines.append(f"  {row['id']}  {watch.title(row)}: {states[row['id']][1]}")
     if len(waiting) > SHOWN:
         lines.append(f"  and {len(waiting) - SHOWN} more in the queue")
-    page = watch.why_missing(store, manifest, frozenset(alive))
+    page = watch.why_missing(store, manifest, _on_their_way(store, queue))
     return "\n".join(lines) + "\n" + (f"\n{page}" if page else "")
 
 
@@ -43,12 +43,17 @@ def why(results: Path, suite: str) -> str:
     """One page: what is missing and why; empty when nothing is. What is in a job at this moment is no failure yet."""
     store = Store(results)
     queue = look(store)
-    return watch.why_missing(store, store.manifest(suite_name(suite)), frozenset(queue.alive if queue else ()))
+    return watch.why_missing(store, store.manifest(suite_name(suite)), _on_their_way(store, queue))
+
+
+def _on_their_way(store: Store, queue: Standing | None) -> frozenset[str]:
+    """Cells in jobs, but for those that have failed already while their job goes on with others."""
+    return frozenset(cell_id for cell_id in (queue.alive if queue else ()) if store.failure(cell_id) is None)
 
 
 def _state(now: watch.State, place: Place | None) -> tuple[watch.State, str]:
     """A cell's state from the disk, and what the queue adds to it."""
-    if now.name in watch.DONE or place is None:
+    if now.name in (*watch.DONE, "failed", "blocked") or place is None:
         return now, ""
     seen = place.seen
     if seen is None:

@@ -30,6 +30,9 @@ SNAPSHOT_OF = "snapshot_of"
 """In the folder of a copied code: the file that says of which version it is."""
 
 
+_UNTRACKED = ("git", "ls-files", "--others", "--exclude-standard", "--")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     reader = argparse.ArgumentParser(prog="kdbench.run.worker", description=__doc__)
     reader.add_argument("results", type=Path)
@@ -98,6 +101,8 @@ def work(
                 failure.put(store, cell_id, failure.describe(error, traceback.format_exc()))
         positions = {cell_id: state["position"] for cell_id, state in saved.items() if state}
         for bundle in bundles(cells, positions, side_by_side):
+            if getattr(stop, "asked", False):  # before data and teacher are loaded for nothing
+                return STOPPED
             try:
                 if not _train_bundle(store, bundle, saved, data_folder, device, every_s, stop, readers):
                     status = 1
@@ -219,8 +224,13 @@ def code_version() -> str:
         return (here / SNAPSHOT_OF).read_text().strip()
     if not (here / ".git").exists():
         return "installed"
-    told = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
-    return told.stdout.strip() or "unknown"
+    try:
+        told = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+        new = subprocess.run([*_UNTRACKED, str(here / "kdbench")], cwd=here, capture_output=True, text=True)
+    except OSError:  # a node without git
+        return "unknown"
+    version = told.stdout.strip() or "unknown"
+    return f"{version}-dirty" if new.stdout.strip() and not version.endswith("-dirty") else version
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -51,6 +52,8 @@ _KEPT = {
 }
 _KEPT_PARAMETERS = ("array", "chdir", "dependency", "error", "job-name", "open-mode", "output", "signal", "time")
 _MEMORY = ("mem_gb", "slurm_mem", "slurm_mem_per_cpu", "slurm_mem_per_gpu")
+_KIND = ("slurm_partition", "slurm_constraint", "slurm_nodelist", "slurm_gres", "gpus_per_node", "slurm_mem_per_cpu", "slurm_mem_per_gpu")
+"""Words that say what kind of place is asked for."""
 _GPUS = ("gpus_per_node", "slurm_gpus_per_task", "slurm_num_gpus", "slurm_gres")
 
 
@@ -65,23 +68,56 @@ class Cluster:
     retry: dict[str, int]
     side_by_side: int
     bundles_per_job: int
-    device: str
-    readers: int
+    device: str | None
+    readers: int | None
     checkpoint_every_s: float | None
     snapshot: bool
     lost_after_s: float
 
-    def request_of(self, row: Row, rung: int = 0) -> Json:
-        """What is asked of SLURM for one cell, on a rung of the ladder of bigger requests (0: none of them)."""
+    def request_of(self, row: Row, failed: Sequence[Json] = ()) -> Json:
+        """What is asked of SLURM for one cell: the first request of the file's ladder (what it asks for, then `bigger`) that is no
+        smaller than any that `failed` for want of memory; its last one when there is none left."""
         asked = dict(self.request)
         for patterns, changed in self.overrides:
             if all(fnmatchcase(str(row[place] or ""), pattern) for place, pattern in patterns.items()):
                 asked = _changed(asked, changed)
-        if rung and self.bigger:
-            asked = _changed(asked, self.bigger[min(rung, len(self.bigger)) - 1])
+        rungs = [asked, *(_changed(asked, bigger) for bigger in self.bigger)]
+        found = dict(next((rung for rung in rungs if not any(_no_larger(rung, one) for one in failed)), rungs[-1]))
         # A quarter of a short limit, for loading alone takes seconds; submitit's 90 s would leave nothing of a limit of one minute.
-        asked.setdefault("slurm_signal_delay_s", min(int(defaults()["slurm_signal_delay_s"]), asked["timeout_min"] * 15))
-        return asked
+        found.setdefault("slurm_signal_delay_s", min(int(defaults()["slurm_signal_delay_s"]), found["timeout_min"] * 15))
+        return found
+
+    def is_spent(self, row: Row, failed: Sequence[Json]) -> bool:
+        """Whether every request of the ladder is no larger than one that failed."""
+        last = self.request_of(row, failed)
+        return any(_no_larger(last, one) for one in failed)
+
+    def device_of(self, request: Json) -> str:
+        """The device of a job that asks for this: said, or `cuda` exactly where a GPU is asked for."""
+        more = request.get("slurm_additional_parameters") or {}
+        gpu = any(request.get(word) for word in _GPUS) or any("gpu" in f"{key}={value}" for key, value in more.items())
+        return self.device or ("cuda" if gpu else "cpu")
+
+    def readers_of(self, request: Json) -> int:
+        """How many processes read ahead: said, or all cores but the one that trains."""
+        return max(1, (request.get("cpus_per_task") or 1) - 1) if self.readers is None else self.readers
+
+
+def memory_gb(request: Json) -> float | None:
+    """The memory that a request asks for a job, in GB; None where it does not say."""
+    if "mem_gb" in request:
+        return float(request["mem_gb"])
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", str(request.get("slurm_mem", "")))
+    return int(found[1]) * {"K": 2**-20, "M": 2**-10, "": 2**-10, "G": 1.0, "T": 1024.0}[found[2]] if found else None
+
+
+def _no_larger(asked: Json, failed: Json) -> bool:
+    """Whether a request asks for the same kind of place as one that failed, and for no more memory."""
+    mine, its = ({word: value for word, value in one.items() if word in _KIND} for one in (asked, failed))
+    if mine != its:
+        return False
+    least, most = memory_gb(asked), memory_gb(failed)
+    return least <= most if least is not None and most is not None else least is most is None
 
 
 def _changed(asked: Json, changed: Json) -> Json:
@@ -112,7 +148,6 @@ class _ClusterReading(Reading):
         bigger = [self._request(("bigger", place), one) for place, one in enumerate(ours["bigger"] or [])]
         if self.mistakes:
             raise SuiteError(self.mistakes)
-        with_gpu = any(request.get(word) for word in _GPUS)
         return Cluster(
             name=str(self.source.path),
             request=request,
@@ -121,8 +156,8 @@ class _ClusterReading(Reading):
             retry=retry,
             side_by_side=ours["students_side_by_side"],
             bundles_per_job=ours["bundles_per_job"],
-            device=ours["device"] or ("cuda" if with_gpu else "cpu"),
-            readers=max(1, request.get("cpus_per_task", 1) - 1) if ours["readers"] is None else ours["readers"],
+            device=ours["device"],
+            readers=ours["readers"],
             checkpoint_every_s=ours["checkpoint_every_s"],
             snapshot=ours["snapshot"],
             lost_after_s=ours["lost_after_s"],
@@ -139,7 +174,8 @@ class _ClusterReading(Reading):
             elif word not in self.words:
                 self.wrong(here, f"neither submitit nor kdbench has such a word{nearest(str(word), [*self.words, *OURS])}")
             else:
-                found[word] = self.checked(here, self.words[word], value)
+                checked = self.checked(here, self.words[word], value)
+                found[word] = list(value) if word == "slurm_srun_args" and isinstance(value, list) else checked
                 self._sensible(here, word, value)
         return found
 

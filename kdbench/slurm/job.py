@@ -39,11 +39,11 @@ class Job:
         self.store, self.ids, self.index, self.stop = store, list(ids), index, stop
         self.ledger, self.scheduler = Ledger(store), scheduler or Scheduler()
         suite, _, token = name.partition("/")
-        found = [note for note in self.ledger.notes(suite) if note.token == token]
-        if not found:
+        found = self.ledger.note(suite, token)
+        if found is None:
             raise KdbenchError(f"there is no submission {name} under {store.root}: its folder was removed while the job waited")
-        self.note: Note = found[0]
-        self.lines = {cell_id: len(store.epochs_seen(cell_id)) for cell_id in self.ids}
+        self.note: Note = found
+        self.lines = {cell_id: len(store.epochs_seen(cell_id)) for cell_id in self.ids if not store.is_done(cell_id)}
 
     def say(self, event: str, **more: Any) -> None:
         self.store.append_line(self.ledger.journal(self.note, self.index), {"event": event, "at": round(time.time(), 3), **more})
@@ -52,12 +52,14 @@ class Job:
         here = slurm_job() or {}
         gpus = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_GPUS_ON_NODE")
         self.say("began", node=socket.gethostname(), job=here.get("id"), restart=here.get("restart"), gpus=gpus, lines=self.lines)
-        ready = self._ready([cell_id for cell_id in self.ids if not self.store.is_done(cell_id)])
+        ready = self._ready(list(self.lines))
         status = self._work(ready)
         if status == STOPPED:
             return self._put_back()
         held = self._await_stale(ready)
-        if held and not self.stop.asked:
+        if held and self.stop.asked:
+            return self._put_back()
+        if held:
             status |= self._work(held)
             if status == STOPPED:
                 return self._put_back()
@@ -110,7 +112,8 @@ class Job:
             return
         try:
             # A teacher that is trained outside SLURM has no job to wait behind.
-            moved = launch.again(self.store, self.note, self.index, cells, after=[place.job] if place else [], later=place is None)
+            live = place is not None and place.seen is not None and place.seen.is_live
+            moved = launch.again(self.store, self.note, self.index, cells, after=[place.job] if live and place else [], later=not live)
             self.say("moved", to=moved.job, cells=list(cells), why=f"its teacher {teacher} is still being trained")
         except KdbenchError as error:
             self._block(teacher, cells, f"{why}, and no job could be put behind it: {error}")
@@ -124,26 +127,26 @@ class Job:
 
     def _put_back(self) -> int:
         """Everything is saved: back into the queue, unless SLURM ends the job itself or another try would not come further."""
-        here = slurm_job() or {"id": ""}
-        detail = self.scheduler.detail(here["id"])
+        job = self.note.job_of(self.index)  # and not SLURM_JOB_ID: an array's last element has the number of the array
+        detail = self.scheduler.detail(job)
         state = detail.get("JobState", "")
         if state not in ("RUNNING", ""):
             # Cancelled, or preempted and about to be queued again: what SLURM has begun is not ours to change.
             self.say("ending", state=state)
             raise SystemExit(STOPPED)
         timed_out = self._time_is_up(detail)
-        if timed_out and not any(new_epoch(self.store, cell_id, self.lines[cell_id]) for cell_id in self.ids):
-            self._no_progress(here["id"])
+        if timed_out and not any(new_epoch(self.store, cell_id, lines) for cell_id, lines in self.lines.items()):
+            self._no_progress(job)
             return 1
         cause = "time limit" if timed_out else "asked to make room"
         self.say("requeued", cause=cause)
-        refused = self.scheduler.requeue(here["id"])
+        refused = self.scheduler.requeue(job)
         if not refused:
             raise SystemExit(STOPPED)
         failure.note(f"SLURM does not put this job back into the queue ({refused}): it submits another in its place")
         try:
             undone = [cell_id for cell_id in self.ids if not self.store.is_done(cell_id)]
-            moved = launch.again(self.store, self.note, self.index, undone, after=[self.note.job_of(self.index)])
+            moved = launch.again(self.store, self.note, self.index, undone, after=[job])
             self.say("moved", to=moved.job, cells=undone, why=f"{cause}; requeue was refused: {refused}")
         except KdbenchError as error:
             failure.note(str(error))

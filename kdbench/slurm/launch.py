@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.cell import Cell
-from kdbench.errors import ClusterError
+from kdbench.errors import FullError, RequestError
 from kdbench.plan.bundle import Bundle, bundles
+from kdbench.run import failure
 from kdbench.run.failure import CROWDED
 from kdbench.run.worker import SNAPSHOT_OF, code_version
 from kdbench.slurm.cluster import Cluster, Row
@@ -26,9 +27,9 @@ from kdbench.store import Store
 from kdbench.through_submitit import discard, submit
 
 THREADS = "export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1"
-LATER = "now+60"
-_FULL = ("submit limit", "submitjob", "temporarily unable to accept", "maxjobcount", "jobs limit")
-"""What SLURM's refusals say when it is the number of jobs that it refuses."""
+"""One core a process, as on a single machine."""
+CORES = 'case $(srun --version) in *" 22.05"* | *" 23.02"*) export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK ;; esac'
+"""The srun of these releases does not hand on how many cores the job has."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ class Job:
 
 @dataclass
 class Launched:
-    """`notes` were submitted; `deferred` cells wait for room in the queue, and `why` says which."""
+    """`notes` were submitted; `deferred` cells wait for room in the queue, and `why` says which; `refused` are told why beside
+    them; `full`: SLURM itself would take no more."""
 
     notes: list[Note] = field(default_factory=list)
     deferred: list[str] = field(default_factory=list)
     why: str = ""
+    refused: list[str] = field(default_factory=list)
+    full: bool = False
 
     @property
     def jobs(self) -> int:
@@ -68,13 +72,14 @@ class Launched:
 # Out of memory: alone, then a bigger request
 
 
-def ladder(notes: Sequence[Note]) -> dict[str, int]:
-    """For each cell that ran out of memory in company: 0. Alone: how often. A cell that never did has no entry."""
-    found: dict[str, int] = {}
+def ladder(notes: Sequence[Note], cluster: Cluster) -> dict[str, list[Json]]:
+    """For each cell that ran out of memory: what it had asked for when it did so alone. A cell that never did has no entry."""
+    found: dict[str, list[Json]] = {}
     for note, index in elements_of(notes):
+        alone = len(note.cells(index)) == 1
         for cell_id, kind in note.ended.get(str(index), {}).get("cells", {}).items():
-            if kind in CROWDED:
-                found[cell_id] = found.get(cell_id, 0) + (len(note.cells(index)) == 1)
+            if kind in CROWDED and (alone or note.cluster == cluster.name):
+                found.setdefault(cell_id, []).extend([note.request] if alone else [])
     return found
 
 
@@ -86,14 +91,14 @@ def memory(request: Mapping[str, Any]) -> str:
 
 
 def jobs(
-    cells: Iterable[Cell], rows: Mapping[str, Row], cluster: Cluster, work: Callable[[Bundle], float], rungs: Mapping[str, int]
+    cells: Iterable[Cell], rows: Mapping[str, Row], cluster: Cluster, work: Callable[[Bundle], float], failed: Mapping[str, Sequence[Json]]
 ) -> list[Job]:
     """Bundles of cells that ask for the same, short ones packed, the longest job first."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        asked = json.dumps(cluster.request_of(rows[cell.id], rungs.get(cell.id, 0)), sort_keys=True)
+        asked = json.dumps(cluster.request_of(rows[cell.id], failed.get(cell.id, ())), sort_keys=True)
         # A teacher is alone, too: students of the small one do not wait for the large one.
-        groups.setdefault((asked, cell.id if cell.id in rungs or cell.role == "teacher" else ""), []).append(cell)
+        groups.setdefault((asked, cell.id if cell.id in failed or cell.role == "teacher" else ""), []).append(cell)
     made: list[tuple[str, str, Bundle, float]] = []
     for (asked, alone), some in groups.items():
         made += [(asked, alone, bundle, work(bundle)) for bundle in bundles(some, side_by_side=cluster.side_by_side)]
@@ -128,14 +133,15 @@ class Launcher:
     now: Standing
 
     def launch(self, wanted: Sequence[Job]) -> Launched:
-        """Teachers first; a student's job waits for its teacher's, whichever way that ends.
+        """Teachers first; a student's job waits for its teacher's, whichever way that ends. What SLURM refuses is a failure of its
+        cells, and the rest goes on.
 
         Raises:
-            ClusterError: SLURM refuses for another reason than the number of jobs. What was submitted before stays.
+            ClusterError: SLURM does not answer any more. What was submitted before stays.
         """
         self.done = Launched()
         self.code, exports = self._code()
-        self.places = {cell_id: place.job for cell_id, place in self.now.alive.items()}
+        self.places = {cell_id: place.job for cell_id, place in self.now.alive.items() if place.seen and place.seen.is_live}
         self.room = max(0, self.limits.jobs - self.now.queued) if self.limits.jobs is not None else None
         for role in ("teacher", "student"):
             groups: dict[tuple[str, str], list[Job]] = {}
@@ -146,6 +152,9 @@ class Launcher:
                 if teacher is not None and teacher in self.done.deferred:
                     self.done.deferred += job.ids
                     continue
+                if teacher is not None and teacher in self.done.refused:
+                    self._fail([job], failure.blocked(f"blocked by teacher {teacher}: SLURM refuses what is asked for it"))
+                    continue
                 waits = teacher is not None and teacher in self.places and not self.store.is_done(teacher)
                 after = self.places[teacher] if teacher is not None and waits else ""
                 groups.setdefault((json.dumps(job.request, sort_keys=True), after), []).append(job)
@@ -154,7 +163,7 @@ class Launcher:
         return self.done
 
     def _arrays(self, some: list[Job], request: Json, after: list[str], exports: list[str]) -> None:
-        request["slurm_setup"] = [*request.get("slurm_setup", ()), THREADS, *exports]
+        request["slurm_setup"] = [*request.get("slurm_setup", ()), THREADS, *exports, *([CORES] if "cpus_per_task" in request else [])]
         if self.cluster.snapshot:
             request["slurm_additional_parameters"] = {**request.get("slurm_additional_parameters", {}), "chdir": self.code["snapshot"]}
         size = self.limits.array
@@ -166,13 +175,16 @@ class Launcher:
             chunk = some[:at_once]
             try:
                 note = self._submit(chunk, request, after)
-            except ClusterError as error:
-                if not any(word in str(error).lower() for word in _FULL):
-                    raise
+            except FullError as error:
                 size, self.done.why = at_once // 2, str(error)
                 if not size:
-                    self.room = 0
+                    self.room, self.done.full = 0, True
                 continue
+            except RequestError as error:
+                asked = ", ".join(f"{word} {value}" for word, value in request.items() if word != "slurm_setup")
+                self._fail(some, failure.ended("not granted", f"{error} (asked for: {asked})", (), "", ""))
+                self.done.why = str(error)
+                return
             some = some[at_once:]
             self.room = None if self.room is None else self.room - at_once
             self.places |= {cell_id: note.job_of(index) for index, job in enumerate(chunk) for cell_id in job.ids}
@@ -182,18 +194,21 @@ class Launcher:
         for job in some:
             self.done.deferred += job.ids
 
+    def _fail(self, some: Iterable[Job], why: Json) -> None:
+        for job in some:
+            self.done.refused += job.ids
+            for cell_id in job.ids:
+                failure.put(self.store, cell_id, why)
+
     def _submit(self, chunk: Sequence[Job], request: Json, after: list[str]) -> Note:
         elements = [[bundle.ids for bundle in job.bundles] for job in chunk]
-        for job in chunk:
-            for cell_id in job.ids:
-                self.store.clear_failure(cell_id)
         note = Note(
             suite=self.suite,
-            token=Ledger(self.store).token(self.suite, elements),
+            token=Ledger.token(elements),
             cluster=self.cluster.name,
             slurm=self.limits.cluster,
             request=request,
-            settings=self.settings,
+            settings={**self.settings, "device": self.cluster.device_of(request), "readers": self.cluster.readers_of(request)},
             elements=elements,
             after=after,
             code=self.code,
@@ -214,20 +229,23 @@ class Launcher:
 
 
 def again(store: Store, old: Note, index: int, cells: Sequence[str], after: Sequence[str], later: bool = False) -> Note:
-    """Submit cells of a submission's element again, as a job of their own. `later`: not at once.
+    """Submit cells of a submission's element again, as a job of their own. `later`: not at once, and each time later.
 
     Raises:
         KdbenchError: SLURM refuses, or the right to submit could not be had.
     """
     request = dict(old.request)
     if later:
-        request["slurm_additional_parameters"] = {**request.get("slurm_additional_parameters", {}), "begin": LATER}
+        request["slurm_additional_parameters"] = {
+            **request.get("slurm_additional_parameters", {}),
+            "begin": f"now+{min(60 * 2**old.moves, 3600)}",
+        }
     kept = [[cell_id for cell_id in bundle if cell_id in cells] for bundle in old.elements[index]]
     elements = [[bundle for bundle in kept if bundle]]
     with store.submitting():
         note = Note(
             suite=old.suite,
-            token=Ledger(store).token(old.suite, elements),
+            token=Ledger.token(elements),
             cluster=old.cluster,
             slurm=old.slurm,
             request=request,
@@ -235,6 +253,7 @@ def again(store: Store, old: Note, index: int, cells: Sequence[str], after: Sequ
             elements=elements,
             after=list(after),
             code=old.code,
+            moves=old.moves + 1,
         )
         put(store, note)
     return note
@@ -244,7 +263,8 @@ def put(store: Store, note: Note) -> None:
     """Write the note, call sbatch, complete the note. Killed in between, the job is found again by its name.
 
     Raises:
-        ClusterError: SLURM refuses; the note is gone then.
+        RequestError, FullError: SLURM refuses; the note is gone then, and former failures stay.
+        ClusterError: it does not answer; the note stays, for the jobs may be there.
     """
     from kdbench.slurm.job import train
 
@@ -254,10 +274,15 @@ def put(store: Store, note: Note) -> None:
     if note.after:
         request["slurm_dependency"] = "afterany:" + ":".join(note.after)
     payloads = [payload(ledger, note, index) for index in range(len(note.elements))]
+    former = {cell_id: found for _, cells, _, _ in payloads for cell_id in cells if (found := store.failure(cell_id))}
+    for cell_id in former:
+        store.clear_failure(cell_id)
     try:
         submitted = submit(ledger.folder(note).resolve(), request, train, payloads)
-    except ClusterError:
+    except (RequestError, FullError):
         discard(ledger.folder(note))
+        for cell_id, found in former.items():
+            failure.put(store, cell_id, found)
         raise
     note.job, note.at = submitted[0].split("_")[0], time.time()
     ledger.write(note)
@@ -268,13 +293,22 @@ def _changes(store: Store, folder: Path) -> str | None:
     here = Path(__file__).parents[2]
     if not (here / ".git").exists():
         return None
-    told = subprocess.run(["git", "-C", str(here), "diff", "HEAD", "--", "kdbench"], capture_output=True, check=False).stdout
+    told = _git(here, "diff", "HEAD", "--", "kdbench")
+    for new in _git(here, "ls-files", "-z", "--others", "--exclude-standard", "--", "kdbench").decode().split("\0"):
+        told += _git(here, "diff", "--no-index", "--", "/dev/null", new) if new else b""
     if not told:
         return None
     path = folder / f"{hashlib.sha256(told).hexdigest()[:12]}.patch"
     if not path.exists():
         store.write_bytes(path, told)
     return str(path.relative_to(store.root))
+
+
+def _git(here: Path, *words: str) -> bytes:
+    try:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, check=False).stdout
+    except OSError:
+        return b""
 
 
 def _copied(store: Store, folder: Path, version: str) -> Path:

@@ -6,10 +6,12 @@ job: what it did and why it ended, in its own words.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,7 +27,8 @@ PREFIX = "kdbench"
 class Note:
     """One call of sbatch: an array, or a single job. `elements[i]` are the bundles of the array's element i, as lists of cell ids.
 
-    `job` is SLURM's number, None until it is known; `ended` says by index what became of an element.
+    `job` is SLURM's number, None until it is known; `ended` says by index what became of an element; `moves` how often these cells
+    were put behind a teacher again.
     """
 
     suite: str
@@ -39,6 +42,8 @@ class Note:
     code: Json = field(default_factory=dict)
     job: str | None = None
     at: float = field(default_factory=time.time)
+    user: str = field(default_factory=getpass.getuser)
+    moves: int = 0
     by: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     ended: dict[str, Json] = field(default_factory=dict)
 
@@ -67,25 +72,30 @@ class Ledger:
     def folder(self, note: Note) -> Path:
         return self.store.suite_folder(note.suite) / "jobs" / note.token
 
-    def notes(self, suite: str = "*") -> list[Note]:
+    def notes(self) -> list[Note]:
         """In the order of submission."""
+        found = [self._read(path) for path in self.store.root.glob("suites/*/jobs/*/note.json")]
+        return sorted((note for note in found if note is not None), key=lambda note: note.at)
+
+    def note(self, suite: str, token: str) -> Note | None:
+        return self._read(self.store.suite_folder(suite) / "jobs" / token / "note.json")
+
+    def _read(self, path: Path) -> Note | None:
+        says = self.store.json(path)
+        if says is None or not {"suite", "token", "elements"} <= says.keys():
+            return None
         known = {one.name for one in fields(Note)}
-        found = []
-        for path in self.store.root.glob(f"suites/{suite}/jobs/*/note.json"):
-            says = self.store.json(path)
-            if says is not None and {"suite", "token", "elements"} <= says.keys():
-                found.append(Note(**{key: value for key, value in says.items() if key in known}))
-        return sorted(found, key=lambda note: note.at)
+        return Note(**{key: value for key, value in says.items() if key in known})
 
     def write(self, note: Note) -> None:
         self.store.write_json(self.folder(note) / "note.json", asdict(note))
 
-    def token(self, suite: str, elements: Sequence[Sequence[Sequence[str]]]) -> str:
-        """A free name for a submission of these bundles of cell ids."""
+    @staticmethod
+    def token(elements: Sequence[Sequence[Sequence[str]]]) -> str:
+        """A name for a submission of these bundles of cell ids: what they are, and which time."""
         ids = "|".join(" ".join(bundle) for element in elements for bundle in element)
-        digest = hashlib.sha256(ids.encode()).hexdigest()[:8]
-        taken = {path.name for path in (self.store.suite_folder(suite) / "jobs").glob(f"{digest}*")}
-        return next(name for count in range(len(taken) + 1) if (name := f"{digest}-{count}") not in taken)
+        # Of two submissions of the same bundles, one may still haunt the queue: names must differ.
+        return f"{hashlib.sha256(ids.encode()).hexdigest()[:8]}-{uuid.uuid4().hex[:4]}"
 
     # What a job says of itself
 

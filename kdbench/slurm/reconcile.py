@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdbench.run import failure
-from kdbench.run.failure import LAST_LINES, STOPPED
+from kdbench.run.failure import LAST_LINES
 from kdbench.slurm.ledger import Json, Ledger, Note
 from kdbench.slurm.scheduler import Scheduler, Seen, Sight
 from kdbench.store import Store
 from kdbench.through_submitit import BEGINS, discard, output, put_payload
 
-SETTLE_S = 3.0
+SETTLE_S = 5.0
 """A submitter that was killed may leave an sbatch behind that still speaks with the controller."""
 
 _BY_STATE = {
@@ -78,34 +78,16 @@ def standing(
     ledger = Ledger(store)
     notes = ledger.notes()
     waiting = [note for note in notes if note.open()]
-    sight = scheduler.look([note.job_of(index) for note in waiting if note.job for index in note.open()])
+    asked = [note.job_of(index) for note in waiting if note.job for index in note.open()], [note.user for note in waiting if note.user]
+    sight = scheduler.look(*asked)
     if write and any(note.job is None and time.time() - note.at < SETTLE_S for note in waiting):
         time.sleep(SETTLE_S)
-        sight = scheduler.look()
-    found = Standing(sight.answered, sight.why, sum(seen.is_live for seen in sight.jobs.values()), notes=notes)
+        sight = scheduler.look(*asked)
+    mine = sum(seen.is_live for seen in sight.jobs.values())
+    judge = _Judge(store, ledger, sight, cluster, lost_after_s, write, Standing(sight.answered, sight.why, mine, notes=notes))
     for note in waiting:
-        if note.job is None and not _found_again(ledger, note, sight, write):
-            continue
-        for index in note.open():
-            _judge(store, ledger, note, index, sight, found, cluster, lost_after_s, write)
-    return found
-
-
-def _found_again(ledger: Ledger, note: Note, sight: Sight, write: bool) -> bool:
-    """A submission whose number was never noted: by its name it is found again, or it never came to be. Returns whether to judge it."""
-    seen = sight.named(note.name)
-    if seen:
-        note.job = seen[0].job.split("_")[0]
-        if write:
-            from kdbench.slurm.job import train
-
-            for index in range(len(note.elements)):
-                put_payload(ledger.folder(note), note.job_of(index), train, payload(ledger, note, index), note.request["timeout_min"])
-            ledger.write(note)
-        return True
-    if sight.answered and write:
-        discard(ledger.folder(note))
-    return False
+        judge.note(note)
+    return judge.found
 
 
 def payload(ledger: Ledger, note: Note, index: int) -> tuple[str, list[str], str, int]:
@@ -113,55 +95,102 @@ def payload(ledger: Ledger, note: Note, index: int) -> tuple[str, list[str], str
     return str(ledger.store.root.resolve()), note.cells(index), f"{note.suite}/{note.token}", index
 
 
-def _judge(
-    store: Store,
-    ledger: Ledger,
-    note: Note,
-    index: int,
-    sight: Sight,
-    found: Standing,
-    cluster: str | None,
-    lost_after_s: float | None,
-    write: bool,
-) -> None:
-    undone = [cell_id for cell_id in note.cells(index) if not store.is_done(cell_id)]
-    job = note.job_of(index)
-    seen = sight.jobs.get(job)
-    if seen is not None and seen.name != note.name:
-        seen = None  # a number that was given twice: this is another job, of a cluster that was set up anew
-    if seen is not None and seen.is_live:
-        found.alive |= dict.fromkeys(undone, Place(note, index, seen))
-        return
-    if not undone:
-        if write:
-            _end(ledger, note, index, {"state": seen.state if seen else "", "class": "done", "cells": {}})
-        return
-    told = _by_log(ledger.folder(note), job)
-    if seen is None:
-        why = _not_yet_lost(ledger, note, index, sight, cluster, 0.0 if told else lost_after_s)
-        if why:
-            found.alive |= dict.fromkeys(undone, Place(note, index, None, why))
+@dataclass
+class _Judge:
+    """One look at the queue, held against the notes and the disk."""
+
+    store: Store
+    ledger: Ledger
+    sight: Sight
+    cluster: str | None
+    lost_after_s: float | None
+    write: bool
+    found: Standing
+
+    def note(self, note: Note) -> None:
+        """Judge every open element of a submission, and write its note once."""
+        if self.cluster and note.slurm and note.slurm != self.cluster:
+            for index in note.open():
+                self._alive(note, index, None, f"it was submitted on another cluster, {note.slurm}: ask there")
             return
-    elif any(store.is_alive(cell_id) for cell_id in undone):  # its process is still about to save
-        found.alive |= dict.fromkeys(undone, Place(note, index, seen, "ending"))
-        return
-    if write:
-        kind = _class(store, ledger, note, index, seen, told)
-        _tell(store, ledger, note, index, undone, kind, seen)
-        classes = {cell_id: own["class"] for cell_id in undone if (own := store.failure(cell_id))}
-        state, node = (seen.state, seen.node) if seen else ("LOST", "")
-        _end(ledger, note, index, {"state": state, "class": kind, "node": node, "cells": classes})
+        before = (note.job, len(note.ended))
+        if note.job is None and not self._found_again(note):
+            return
+        for index in note.open():
+            self._element(note, index)
+        if self.write and before != (note.job, len(note.ended)):
+            self.ledger.write(note)
+
+    def _found_again(self, note: Note) -> bool:
+        """A submission whose number was never noted: by its name it is found again, or it never came to be. Whether to judge it."""
+        seen = self.sight.named(note.name)
+        if not seen:
+            if not self.sight.answered:
+                for index in note.open():
+                    self._alive(note, index, None, f"SLURM does not answer: {self.sight.why}")
+            elif self.write:
+                discard(self.ledger.folder(note))
+            return False
+        note.job = seen[0].job.split("_")[0]
+        if self.write:
+            from kdbench.slurm.job import train
+
+            for index in range(len(note.elements)):
+                found = payload(self.ledger, note, index)
+                put_payload(self.ledger.folder(note), note.job_of(index), train, found, note.request["timeout_min"])
+        return True
+
+    def _element(self, note: Note, index: int) -> None:
+        said = _since_begun(self.ledger.said(note, index))
+        moved = {cell_id for one in said if one["event"] == "moved" for cell_id in one["cells"]}
+        undone = [cell_id for cell_id in note.cells(index) if cell_id not in moved and not self.store.is_done(cell_id)]
+        job = note.job_of(index)
+        seen = self.sight.jobs.get(job)
+        if seen is not None and seen.name != note.name:
+            seen = None  # a number that was given twice: this is another job, of a cluster that was set up anew
+        if seen is not None and seen.is_live:
+            self._alive(note, index, seen, "", undone)
+            return
+        if not undone:
+            if seen is not None or self.sight.answered:
+                self._end(note, index, seen, "moved" if moved else "done", ())
+            return
+        told = _by_log(self.ledger.folder(note), job)
+        if any(self.store.is_alive(cell_id) for cell_id in undone):  # about to save, or out of SLURM's sight for a moment
+            self._alive(note, index, seen, "its process is alive", undone)
+            return
+        if seen is None and (why := self._not_yet_lost(note, index, 0.0 if told else self.lost_after_s)):
+            self._alive(note, index, None, why, undone)
+            return
+        if self.write:
+            kind = _class(self.store, said, undone, seen, told, _log(self.ledger.folder(note), job))
+            _tell(self.store, self.ledger, note, index, undone, kind, seen)
+            self._end(note, index, seen, kind, undone)
+
+    def _alive(self, note: Note, index: int, seen: Seen | None, why: str, undone: Sequence[str] | None = None) -> None:
+        cells = [one for one in note.cells(index) if not self.store.is_done(one)] if undone is None else undone
+        self.found.alive |= dict.fromkeys(cells, Place(note, index, seen, why))
+
+    def _end(self, note: Note, index: int, seen: Seen | None, kind: str, undone: Sequence[str]) -> None:
+        if not self.write:
+            return
+        classes = {cell_id: own["class"] for cell_id in undone if (own := self.store.failure(cell_id))}
+        state, node = (seen.state, seen.node) if seen else ("LOST" if undone else "", "")
+        note.ended[str(index)] = {"state": state, "class": kind, "node": node, "cells": classes, "at": time.time()}
+
+    def _not_yet_lost(self, note: Note, index: int, lost_after_s: float | None) -> str:
+        """Why a job that SLURM does not name may still be there; empty when it is lost."""
+        if not self.sight.answered:
+            return f"SLURM does not answer: {self.sight.why}"
+        patience = note.settings.get("lost_after_s", 60.0) if lost_after_s is None else lost_after_s
+        silent = time.time() - self.ledger.last_sign_s(note, index)
+        return f"SLURM does not know it; given up in {patience - silent:.0f} s" if silent < patience else ""
 
 
-def _not_yet_lost(ledger: Ledger, note: Note, index: int, sight: Sight, cluster: str | None, lost_after_s: float | None) -> str:
-    """Why a job that SLURM does not name may still be there; empty when it is lost."""
-    if not sight.answered:
-        return f"SLURM does not answer: {sight.why}"
-    if cluster and note.slurm and note.slurm != cluster:
-        return f"it was submitted on another cluster, {note.slurm}: ask there"
-    patience = note.settings.get("lost_after_s", 60.0) if lost_after_s is None else lost_after_s
-    silent = time.time() - ledger.last_sign_s(note, index)
-    return f"SLURM does not know it; given up in {patience - silent:.0f} s" if silent < patience else ""
+def _since_begun(said: Sequence[Json]) -> list[Json]:
+    """A job's journal since SLURM last started it."""
+    begun = max((place for place, one in enumerate(said) if one["event"] == "began"), default=0)
+    return list(said[begun:])
 
 
 def _by_log(folder: Path, job: str) -> str | None:
@@ -182,33 +211,29 @@ def _log(folder: Path, job: str) -> list[str]:
     return found[begun:]
 
 
-def _class(store: Store, ledger: Ledger, note: Note, index: int, seen: Seen | None, told: str | None) -> str:
-    said = ledger.said(note, index)
-    last = said[-1]["event"] if said else ""
-    if last in ("moved", "left"):
-        return last
+def _class(store: Store, said: Sequence[Json], undone: Sequence[str], seen: Seen | None, told: str | None, log: Sequence[str]) -> str:
+    """Why a job ended without its cells: in SLURM's words, in those of its log, in its own, by what it left."""
+    events = {one["event"] for one in said}
+    if "left" in events:
+        return "left"
     kind = _BY_STATE.get(seen.state) if seen else None
     if told == "host memory" or kind is None:
         kind = told or kind
     if kind == "time limit":
-        return "time limit" if _brought_an_epoch(store, said, note.cells(index)) else "no progress"
+        before: dict[str, int] = said[0].get("lines", {}) if said else {}
+        return "time limit" if any(new_epoch(store, cell_id, before[cell_id]) for cell_id in before) else "no progress"
     if kind is not None:
         return kind
+    if "stopped" in events:
+        return "stopped"
+    own = [store.failure(cell_id) for cell_id in undone]
+    if own[0] and all(own):
+        return own[0]["class"]
     if seen is None:
         return "lost"
-    if last == "stopped":
-        return "stopped"
-    own = [store.failure(one) for one in note.cells(index) if not store.is_done(one)]
-    return own[0]["class"] if own[0] and all(own) else "killed"
-
-
-def _brought_an_epoch(store: Store, said: Sequence[Json], cells: Sequence[str]) -> bool:
-    """Whether, since the job last began, one of its cells came an epoch further."""
-    began = [one for one in said if one["event"] == "began"]
-    if not began:
-        return False
-    before: dict[str, int] = began[-1]["lines"]
-    return any(new_epoch(store, cell_id, before.get(cell_id, 0)) for cell_id in cells)
+    if "began" not in events:
+        return "import" if any(re.search(r"ModuleNotFoundError|ImportError", line) for line in log) else "not begun"
+    return "killed"
 
 
 def new_epoch(store: Store, cell_id: str, lines: int) -> bool:
@@ -217,15 +242,12 @@ def new_epoch(store: Store, cell_id: str, lines: int) -> bool:
     return store.is_done(cell_id) or bool(since) and max(since) > since[0]
 
 
-def _end(ledger: Ledger, note: Note, index: int, how: Json) -> None:
-    note.ended[str(index)] = {**how, "at": time.time()}
-    ledger.write(note)
-
-
 _TELLS = {
     "cancelled": "job {job} was cancelled ({state}); what was saved stays, and the next run goes on from there",
+    "import": "job {job} could not import what it needs: {last}",
+    "not begun": "job {job} ended ({state}) before it could begin: {last}",
     "host memory": "job {job} took more memory than it had asked for ({asked}){company}",
-    "killed": "the process of job {job} ended without a word ({state}); the machine's own guard against running out of memory does that",
+    "killed": "the process of job {job} was killed ({state}): by hand, or by the machine's guard against running out of memory",
     "lost": "job {job} is not known to SLURM any more and left no result: it was cancelled while it waited, or its books are gone",
     "no progress": "job {job} ran out of its {timeout_min} min without one new epoch: ask for more time (timeout_min)",
     "node failure": "the node {node} of job {job} failed",
@@ -242,13 +264,12 @@ def _tell(store: Store, ledger: Ledger, note: Note, index: int, undone: Sequence
     job, node = note.job_of(index), seen.node if seen else ""
     asked = next((f"{word} {note.request[word]}" for word in note.request if "mem" in word), "the cluster's default")
     company = " with " + str(len(undone)) + " students side by side" if len(undone) > 1 else ""
-    message = _TELLS[kind].format(
-        job=job, node=node, state=seen.state if seen else "LOST", asked=asked, company=company, timeout_min=note.request["timeout_min"]
-    )
     lines = _log(ledger.folder(note), job)[-LAST_LINES:]
+    last = next((line.strip() for line in reversed(lines) if line.strip() and "srun: error" not in line), "its log is empty")
+    state = seen.state if seen else "LOST"
+    message = _TELLS[kind].format(
+        job=job, node=node, state=state, asked=asked, company=company, last=last, timeout_min=note.request["timeout_min"]
+    )
     for cell_id in undone:
         if store.failure(cell_id) is None:
             failure.put(store, cell_id, failure.ended(kind, message, lines, node, job))
-
-
-__all__ = ["STOPPED", "Place", "Standing", "new_epoch", "payload", "standing"]

@@ -62,24 +62,23 @@ class Limits:
 class Scheduler:
     """SLURM by its own commands. Stateless."""
 
-    def look(self, wanted: Iterable[str] = ()) -> Sight:
-        """Every job of this user that the controller remembers, and those of `wanted` that only the accounting does."""
+    def look(self, wanted: Iterable[str] = (), users: Iterable[str] = ()) -> Sight:
+        """Every job of this user (and of `users`) that the controller remembers, and those of `wanted` that only the accounting does."""
         jobs: dict[str, Seen] = {}
-        why = ""
-        told, why = _ask("squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}", "-o", _SQUEUE)
+        whose = sorted({getpass.getuser(), *users})
+        told, why = _ask("squeue", "--noheader", "--array", "--states=all", f"--user={','.join(whose)}", "-o", _SQUEUE)
         answered = told is not None
         for line in (told or "").splitlines():
             array, index, name, state, node, left, reason = line.split("|", 6)
             job = array if index in ("N/A", "") else f"{array}_{index}"
             jobs[job] = Seen(job, name, state, node, left, reason)
-        missing = [job for job in wanted if job not in jobs]
-        if missing or not answered:
+        if not answered:  # it reads the same memory of the controller's, by another way
             told, said = _ask("scontrol", "show", "job", "--oneliner")
-            answered, why = answered or told is not None, why or said
-            jobs = {**_of_scontrol(told or ""), **jobs}
-        missing = [job for job in missing if job not in jobs]
+            answered, why = told is not None, why or said
+            jobs = _of_scontrol(told or "", whose)
+        missing = list(dict.fromkeys(job.split("_")[0] for job in wanted if job not in jobs))
         for start in range(0, len(missing), _AT_ONCE):
-            ids = ",".join(dict.fromkeys(job.split("_")[0] for job in missing[start : start + _AT_ONCE]))
+            ids = ",".join(missing[start : start + _AT_ONCE])
             told, _ = _ask("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={ids}", "-o", "JobID,JobName,State,NodeList")
             jobs = {**_of_sacct(told or ""), **jobs}
         return Sight(answered, jobs, why)
@@ -89,18 +88,21 @@ class Scheduler:
         told, _ = _ask("scontrol", "show", "job", "--oneliner", job)
         return _fields((told or "").splitlines()[0]) if told else {}
 
-    def limits(self) -> Limits:
-        """Raises ClusterError when SLURM is not there or does not answer."""
+    def limits(self, account: str | None = None) -> Limits:
+        """What holds for this user's jobs (of one `account`). Raises ClusterError when SLURM is not there or does not answer."""
         told, why = _ask("scontrol", "show", "config")
         if told is None:
             raise ClusterError(f"SLURM does not answer ({why}): nothing was submitted")
         says = dict(re.findall(r"^(\w+)\s+= (.*?)\s*$", told, re.MULTILINE))
-        at_most, _ = _ask(
-            "sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmit,GrpSubmit"
-        )
-        stated = [int(number) for number in re.findall(r"\d+", at_most or "")]
-        stated += [int(says["MaxJobCount"])] if says.get("MaxJobCount", "").isdigit() else []
-        return Limits(says.get("ClusterName", ""), max(int(says.get("MaxArraySize", 1001)), 1), min(stated, default=None))
+        cluster = says.get("ClusterName", "")
+        stated = [int(says["MaxJobCount"])] if says.get("MaxJobCount", "").isdigit() else []
+        asked = ("show", "assoc", f"user={getpass.getuser()}", "format=Cluster,Account,MaxSubmit,GrpSubmit")
+        rows = [line.split("|") for line in (_ask("sacctmgr", "--noheader", "--parsable2", *asked)[0] or "").splitlines()]
+        mine = [[int(number) for number in row[2:4] if number.isdigit()] for row in rows if row[0] == cluster and account in (None, row[1])]
+        if mine and all(mine):  # of several associations the most generous: which one a job falls to, SLURM decides
+            stated.append(max(min(numbers) for numbers in mine))
+        arrays = [int(says.get("MaxArraySize", 1001)), *map(int, re.findall(r"max_array_tasks=(\d+)", says.get("SchedulerParameters", "")))]
+        return Limits(cluster, max(min(arrays), 1), min(stated, default=None))
 
     def requeue(self, job: str) -> str:
         """Put a running job back into the queue. Returns why SLURM would not; empty when it did."""
@@ -130,11 +132,11 @@ def _fields(line: str) -> dict[str, str]:
     return dict(re.findall(r"(\S+?)=(\S*)", line))
 
 
-def _of_scontrol(told: str) -> dict[str, Seen]:
+def _of_scontrol(told: str, users: Sequence[str]) -> dict[str, Seen]:
     found = {}
     for line in told.splitlines():
         says = _fields(line)
-        if "JobId" not in says or not says.get("UserId", "").startswith(f"{getpass.getuser()}("):
+        if "JobId" not in says or says.get("UserId", "").split("(")[0] not in users:
             continue
         node = says.get("NodeList", "").replace("(null)", "")
         for job in _elements(says.get("ArrayJobId", says["JobId"]), says.get("ArrayTaskId", "")):

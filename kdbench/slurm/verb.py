@@ -53,7 +53,7 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
             )
             if dry:
                 return 0
-            if launched.notes or launched.deferred or alive:
+            if (launched.notes or launched.deferred or alive) and not launched.refused:
                 told(
                     f"`kdbench status {plan.suite.name} --results {results}` tells how they fare; the same command submits what is missing"
                 )
@@ -86,16 +86,14 @@ def profile(suite: Path, on: Path, results: Path, data: Path) -> str:
     }
     if after:
         request["slurm_dependency"] = "afterany:" + ":".join(after)
-    payload = (suite.resolve(), results.resolve(), data.resolve(), cluster.device)
+    payload = (suite.resolve(), results.resolve(), data.resolve(), cluster.device_of(cluster.request))
     return submit(store.suite_folder(name).resolve() / "jobs" / "profile", request, measure, [payload])[0]
 
 
 def _settings(cluster: clusters.Cluster, data: Path, checkpoint_every_s: float | None) -> Json:
     return {
         "data": str(data.resolve()),
-        "device": cluster.device,
         "side_by_side": cluster.side_by_side,
-        "readers": cluster.readers,
         "checkpoint_every_s": cluster.checkpoint_every_s if checkpoint_every_s is None else checkpoint_every_s,
         "lost_after_s": cluster.lost_after_s,
     }

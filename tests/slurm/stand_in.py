@@ -20,13 +20,13 @@ class StandIn(Scheduler):
     refuses: str = ""
     requeued: list[str] = field(default_factory=list)
 
-    def look(self, wanted: Iterable[str] = ()) -> Sight:
+    def look(self, wanted: Iterable[str] = (), users: Iterable[str] = ()) -> Sight:
         return self.sight
 
     def detail(self, job: str) -> dict[str, str]:
         return self.says
 
-    def limits(self) -> Limits:
+    def limits(self, account: str | None = None) -> Limits:
         return Limits("big", 1001, None)
 
     def requeue(self, job: str) -> str:
@@ -55,7 +55,7 @@ def noted(store: Store, *elements: list[list[str]], job: str | None = "12", at: 
     }
     said: dict[str, Any] = {
         "suite": "tiny",
-        "token": Ledger(store).token("tiny", elements),
+        "token": Ledger.token(elements),
         "cluster": "cluster.yaml",
         "slurm": "big",
         "request": {"timeout_min": 60, "mem_gb": 4, "slurm_signal_delay_s": 90},

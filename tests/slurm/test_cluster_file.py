@@ -39,7 +39,7 @@ def test_every_file_that_ships_is_right_and_its_request_is_one_that_submitit_tak
 
 def test_there_is_one_for_any_cluster_for_two_gpus_and_for_none() -> None:
     assert [path.stem for path in SHIPPED] == ["a100", "cpu", "default", "h100", "single_node"]
-    assert {path.stem: read(path).device for path in SHIPPED} == {
+    assert {path.stem: read(path).device_of(read(path).request_of(ROW)) for path in SHIPPED} == {
         "a100": "cuda",
         "cpu": "cpu",
         "default": "cuda",
@@ -107,16 +107,49 @@ def test_an_override_holds_for_the_cells_that_it_names_and_the_later_one_wins(tm
 def test_the_ladder_of_bigger_requests_ends_at_its_last_rung_and_memory_is_asked_for_in_one_way(tmp_path: Path) -> None:
     text = "timeout_min: 5\nslurm_mem_per_cpu: 4G\nbigger:\n  - {mem_gb: 16}\n  - {slurm_mem: 64G, slurm_constraint: fat}\n"
     cluster = read(written(tmp_path, text))
+    failed: list[dict[str, object]] = []
+    asked = []
+    for _ in range(4):
+        assert cluster.is_spent(ROW, failed) == (len(failed) == 3)
+        request = cluster.request_of(ROW, failed)
+        asked.append({word: value for word, value in request.items() if "mem" in word})
+        failed.append(request)
 
-    def memory(rung: int) -> dict[str, object]:
-        return {word: value for word, value in cluster.request_of(ROW, rung).items() if "mem" in word}
+    assert asked == [{"slurm_mem_per_cpu": "4G"}, {"mem_gb": 16.0}, {"slurm_mem": "64G"}, {"slurm_mem": "64G"}]
 
-    assert [memory(rung) for rung in range(4)] == [
-        {"slurm_mem_per_cpu": "4G"},
-        {"mem_gb": 16.0},
-        {"slurm_mem": "64G"},
-        {"slurm_mem": "64G"},
-    ]
+
+def test_no_rung_of_the_ladder_asks_for_less_than_what_failed(tmp_path: Path) -> None:
+    text = "timeout_min: 5\nmem_gb: 24\nbigger: [{mem_gb: 48}, {mem_gb: 192}]\noverrides: [{student: 'resnet*', mem_gb: 96}]\n"
+    cluster = read(written(tmp_path, text))
+
+    assert cluster.request_of(ROW, [cluster.request_of(ROW)])["mem_gb"] == 192
+    # After the file was given more, it is that which is asked for.
+    assert cluster.request_of({**ROW, "student": "vgg8"}, [{"mem_gb": 16}])["mem_gb"] == 24
+    # What failed in another kind of place says nothing of this one.
+    assert cluster.request_of(ROW, [{"mem_gb": 500, "slurm_partition": "small"}])["mem_gb"] == 96
+
+
+@pytest.mark.parametrize(
+    ("changed", "device", "readers"),
+    [
+        ("cpus_per_task: 8, gpus_per_node: 1", "cuda", 7),
+        ("slurm_additional_parameters: {gpus-per-node: 1}", "cuda", 1),
+        ("slurm_gres: 'gpu:a100:1'", "cuda", 1),
+        ("mem_gb: 3", "cpu", 1),
+    ],
+)
+def test_the_device_and_the_readers_are_those_of_what_is_asked_for_a_cell(tmp_path: Path, changed: str, device: str, readers: int) -> None:
+    cluster = read(written(tmp_path, f"timeout_min: 5\noverrides:\n  - {{student: '*', {changed}}}\n"))
+    request = cluster.request_of(ROW)
+
+    assert (cluster.device_of(request), cluster.readers_of(request)) == (device, readers)
+
+
+def test_options_of_srun_are_a_list_that_can_be_written_down(tmp_path: Path) -> None:
+    import json
+
+    request = read(written(tmp_path, "timeout_min: 5\nslurm_srun_args: [--cpu-bind=none]\n")).request_of(ROW)
+    assert json.loads(json.dumps(request))["slurm_srun_args"] == ["--cpu-bind=none"]
 
 
 def test_a_short_limit_leaves_most_of_its_time_to_training(tmp_path: Path) -> None:

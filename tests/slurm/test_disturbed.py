@@ -94,6 +94,37 @@ def test_a_preempted_job_saves_waits_its_turn_and_goes_on_by_itself(lab: Lab, wa
     lab.equals_undisturbed()
 
 
+def test_one_element_of_an_array_goes_back_into_the_queue_without_its_neighbours(lab: Lab) -> None:
+    lab.write(suite=SUITE.replace("repeats: 1", "repeats: 2"), pause_s=0.8)
+    lab.submit()
+    lab.in_training(8)
+    # The last element has the array's own number.
+    last = max(job for job, state in lab.jobs().items() if state == "RUNNING" and "_" in job)
+    lab.slurm("scancel", "--signal=USR2", last)
+    lab.until(lambda: lab.jobs().get(last) == "PENDING", "the element's return to the queue")
+    lab.until_quiet()
+
+    (note,) = [note for note in lab.notes() if len(note.elements) == 2]
+    began = [sum(one["event"] == "began" for one in Ledger(lab.store).said(note, index)) for index in range(2)]
+    assert last == note.job_of(1) and began == [1, 2]
+    assert lab.steps == dict.fromkeys(range(STEPS), 2)
+    lab.equals_undisturbed()
+
+
+def test_a_result_file_of_submitits_that_is_stale_or_missing_decides_nothing(lab: Lab) -> None:
+    lab.submit()
+    lab.in_training(1)
+    job = running(lab)
+    (script,) = lab.store.root.glob(f"suites/*/jobs/*/{job}_submission.sh")
+    script.with_name(f"{job}_0_result.pkl.save_tmp").write_text("left by a writer that was killed")
+    lab.until_quiet()
+
+    assert lab.jobs()[job] == "FAILED" and not script.with_name(f"{job}_0_result.pkl").exists()
+    assert "2 of 2 cells done" in lab.submit()
+    assert trained_once(lab)
+    lab.equals_undisturbed()
+
+
 def test_where_requeue_is_forbidden_a_job_submits_another_in_its_place(lab: Lab) -> None:
     lab.write(cluster=lab.cluster + "slurm_additional_parameters: {no-requeue: true}\n")
     lab.submit()

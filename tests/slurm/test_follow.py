@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kdbench.errors import FullError, RequestError
 from kdbench.plan.matrix import Plan
 from kdbench.run import local
 from kdbench.slurm import launch
@@ -33,16 +34,19 @@ class Slurm(StandIn):
         self.count += 1
         base = str(self.count)
         jobs = [base] if len(payloads) == 1 else [f"{base}_{index}" for index in range(len(payloads))]
-        for job, (_, ids, _, _) in zip(jobs, payloads, strict=True):
+        for job, (_, ids, name, index) in zip(jobs, payloads, strict=True):
             self.names[job] = request["name"]
+            suite, _, token = name.partition("/")
+            journal = self.store.suite_folder(suite) / "jobs" / token / f"journal_{index}.jsonl"
+            self.store.append_line(journal, {"event": "began", "lines": dict.fromkeys(ids, 0)})
             for cell_id in ids:
                 self.act(cell_id)
         return jobs
 
-    def look(self, wanted: object = ()) -> Sight:
+    def look(self, wanted: object = (), users: object = ()) -> Sight:
         return Sight(True, {job: Seen(job, name, self.state, "node7") for job, name in self.names.items()})
 
-    def limits(self) -> Limits:
+    def limits(self, account: str | None = None) -> Limits:
         return Limits("big", 1001, self.room)
 
 
@@ -58,7 +62,7 @@ def follower(plan_of: Callable[..., Plan], store: Store, tmp_path: Path, slurm: 
         local.prepare(plan, store)
         path = tmp_path / "cluster.yaml"
         path.write_text("timeout_min: 60\nmem_gb: 4\n" + text)
-        settings = {"data": "", "device": "cpu", "side_by_side": 16, "readers": 0, "checkpoint_every_s": None, "lost_after_s": 0.0}
+        settings = {"data": "", "side_by_side": 16, "checkpoint_every_s": None, "lost_after_s": 0.0}
         return Follower(plan, store, read(path), settings, lambda bundle: 1.0, lambda text: None, slurm)
 
     return make
@@ -152,6 +156,57 @@ def test_cells_that_found_no_room_are_submitted_as_the_queue_empties(follower: C
 
     assert [submissions(store, cell_id) for cell_id in follow.plan.cells] == [1] * 9
     assert [len(note.elements) for note in Ledger(store).notes()] == [2, 2, 2, 2, 1]
+
+
+def test_a_request_that_slurm_refuses_ends_the_waiting_and_is_told_beside_its_cells(
+    follower: Callable[..., Follower], slurm: Slurm, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sbatch(folder: Path, request: dict[str, Any], *rest: Any) -> list[str]:
+        if request["mem_gb"] > 4:
+            raise RequestError("SLURM refuses the job: Requested node configuration is not available")
+        return slurm.sbatch(folder, request, *rest)
+
+    monkeypatch.setattr(launch, "submit", sbatch)
+    slurm.state = "OUT_OF_MEMORY"
+    follow = follower("bigger: [{mem_gb: 4000}]\n", objectives="[ce]")
+    follow.wait()
+
+    (cell_id,) = follow.plan.cells
+    failure = store.failure(cell_id)
+    assert submissions(store, cell_id) == 1 and failure and failure["class"] == "not granted" and "mem_gb 4000" in failure["message"]
+
+
+def test_a_queue_that_is_full_is_not_asked_at_every_look(
+    follower: Callable[..., Follower], slurm: Slurm, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def sbatch(folder: Path, request: dict[str, Any], function: object, payloads: list[Any]) -> list[str]:
+        asked.append(len(payloads))
+        if len(payloads) > 2:
+            raise FullError("AssocMaxSubmitJobLimit")
+        return slurm.sbatch(folder, request, function, payloads)
+
+    monkeypatch.setattr(launch, "submit", sbatch)
+    follow = follower("students_side_by_side: 1\nretry: {killed: 0}\n", objectives="[ce]", repeats="16")
+    follow.wait()
+
+    assert all(submissions(store, cell_id) == 1 for cell_id in follow.plan.cells)
+    assert asked[:3] == [16, 8, 4]
+
+
+def test_a_controller_that_goes_silent_is_waited_for(
+    follower: Callable[..., Follower], slurm: Slurm, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, silent = slurm.look, iter([False, True, True, False])
+    monkeypatch.setattr(slurm, "look", lambda *wanted: Sight(False, {}, "no controller") if next(silent, False) else real(*wanted))
+    follow = follower("retry: {killed: 0}\n", objectives="[ce]")
+    told: list[str] = []
+    follow.told = told.append
+    follow.wait()
+
+    assert sum("SLURM does not answer (no controller)" in line for line in told) == 1
+    assert submissions(store, next(iter(follow.plan.cells))) == 1
 
 
 def test_a_dry_run_tells_and_submits_nothing(follower: Callable[..., Follower], slurm: Slurm, store: Store) -> None:

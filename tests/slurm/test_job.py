@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from kdbench.errors import ClusterError
+from kdbench.errors import RequestError
 from kdbench.plan.matrix import Plan
 from kdbench.run import local
 from kdbench.run.failure import STOPPED
@@ -76,6 +76,27 @@ def test_a_job_that_is_asked_to_stop_goes_back_into_the_queue_and_on_from_there(
     assert [(one["epoch"], one["step"]) for one in store.epochs_seen(note.cells(0)[0])] == [(0, 0), (0, 2), (1, 0), (2, 0)]
 
 
+def test_an_element_of_an_array_is_put_back_by_its_own_name(plan: Plan, store: Store) -> None:
+    """The last element's SLURM_JOB_ID is the number of the array: with that, all of it would be queued again."""
+    note = noted(store, [["0" * 12]], [ids(plan, "teacher")])
+    scheduler = StandIn(says={"JobState": "RUNNING", "EndTime": in_minutes(500)})
+    with pytest.raises(SystemExit):
+        Job(store, note.cells(1), f"{note.suite}/{note.token}", 1, Asked(2), scheduler).train()  # type: ignore[arg-type]
+
+    assert scheduler.requeued == ["12_1"]
+
+
+def test_a_cell_that_was_done_before_is_no_new_epoch_of_the_others(plan: Plan, store: Store) -> None:
+    (teacher,) = ids(plan, "teacher")
+    job(store, noted(store, [[teacher]]), StandIn()).train()
+    student = next(cell.id for cell in plan.cells.values() if cell.role == "student" and not cell.depends)
+    note = noted(store, [[teacher, student]])
+    scheduler = StandIn(says={"JobState": "RUNNING", "EndTime": in_minutes(1)})
+
+    assert job(store, note, scheduler, Asked(2)).train() == 1
+    assert scheduler.requeued == [] and store.failure(student)["class"] == "no progress"  # type: ignore[index]
+
+
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
 def test_a_job_that_slurm_is_ending_does_not_put_itself_back(plan: Plan, store: Store, state: str) -> None:
     note = noted(store, [ids(plan, "teacher")])
@@ -103,7 +124,7 @@ def test_without_requeue_and_without_submitting_from_a_node_the_job_says_that_it
     plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> list[str]:
-        raise ClusterError("access denied on this node")
+        raise RequestError("access denied on this node")
 
     monkeypatch.setattr(launch, "submit", refused)
     note = noted(store, [ids(plan, "teacher")])
@@ -149,7 +170,10 @@ def test_a_student_whose_teacher_is_in_a_job_goes_behind_it_and_one_trained_else
     Ledger(store).write(teachers)
     with store.claim(teacher):
         job(store, note, StandIn()).train()
-    assert "slurm_dependency" not in asked[1] and asked[1]["slurm_additional_parameters"] == {"begin": "now+60"}
+        again = next(note for note in Ledger(store).notes() if note.job == "52")
+        job(store, again, StandIn()).train()
+    assert [request.get("slurm_dependency") for request in asked[1:]] == [None, None]
+    assert [request["slurm_additional_parameters"] for request in asked[1:]] == [{"begin": "now+60"}, {"begin": "now+120"}]
     assert not any(store.failure(cell_id) for cell_id in students)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.errors import ClusterError
+from kdbench.errors import ClusterError, FullError, RequestError
 from kdbench.plan.bundle import Bundle
 from kdbench.plan.matrix import Plan
 from kdbench.run import local
@@ -44,14 +44,14 @@ def size(bundle: Bundle) -> float:
 class Sbatch:
     """Answers submissions as SLURM would, until it is full."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, full_at: int | None = None, refusal: str = "Job submit limit reached"):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, full_at: int | None = None, refusal: ClusterError | None = None):
         self.calls: list[tuple[dict[str, Any], list[tuple[Any, ...]]]] = []
-        self.full_at, self.refusal, self.taken = full_at, refusal, 0
+        self.full_at, self.refusal, self.taken = full_at, refusal or FullError("QOSMaxSubmitJobPerUserLimit"), 0
         monkeypatch.setattr(launch, "submit", self)
 
     def __call__(self, folder: Path, request: dict[str, Any], function: object, payloads: Sequence[tuple[Any, ...]]) -> list[str]:
         if self.full_at is not None and self.taken + len(payloads) > self.full_at:
-            raise ClusterError(self.refusal)
+            raise self.refusal
         self.taken += len(payloads)
         self.calls.append((dict(request), list(payloads)))
         base = 100 + len(self.calls)
@@ -65,7 +65,7 @@ def launched(store: Store, cluster: Cluster) -> Callable[..., Any]:
     ) -> Any:
         local.prepare(plan, store)
         now = standing(store, queue or StandIn())
-        jobs = launch.jobs(plan.cells.values() if cells is None else cells, rows_of(plan), on, size, launch.ladder(now.notes))
+        jobs = launch.jobs(plan.cells.values() if cells is None else cells, rows_of(plan), on, size, launch.ladder(now.notes, on))
         settings = noted_settings(store)
         return Launcher(store, on, "tiny", settings, limits or Limits("big", 1001, None), now).launch(jobs)
 
@@ -99,12 +99,12 @@ def test_short_bundles_share_a_job_that_is_no_longer_than_the_longest(plan_of: C
 def test_a_cell_that_ran_out_of_memory_is_alone_and_then_asks_for_more(plan_of: Callable[..., Plan], cluster: Cluster) -> None:
     plan = plan_of()
     students = [cell for cell in plan.cells.values() if cell.role == "student" and cell.depends]
-    jobs = launch.jobs(students, rows_of(plan), cluster, size, {students[0].id: 1})
+    jobs = launch.jobs(students, rows_of(plan), cluster, size, {students[0].id: [{"mem_gb": 4}]})
 
     assert sorted((len(job.ids), job.request["mem_gb"]) for job in jobs) == [(1, 4.0), (1, 8.0)]
 
 
-def test_the_ladder_counts_what_a_cell_used_up_alone(store: Store) -> None:
+def test_the_ladder_knows_what_a_cell_used_up_alone(store: Store, cluster: Cluster) -> None:
     def ended(cells: dict[str, str]) -> dict[str, Any]:
         return {"0": {"class": "x", "cells": cells}}
 
@@ -112,8 +112,12 @@ def test_the_ladder_counts_what_a_cell_used_up_alone(store: Store) -> None:
     noted(store, [["a"]], ended=ended({"a": "host memory"}), at=2)
     noted(store, [["a"]], ended=ended({"a": "device memory"}), at=3)
 
+    noted(store, [["c", "d"]], ended=ended({"c": "host memory"}), at=4, cluster="another.yaml")
+
+    cluster = replace(cluster, name="cluster.yaml")
     notes = Ledger(store).notes()
-    assert launch.ladder(notes[:1]) == {"a": 0} and launch.ladder(notes) == {"a": 2}
+    assert launch.ladder(notes[:1], cluster) == {"a": []}
+    assert launch.ladder(notes, cluster) == {"a": [notes[1].request, notes[2].request]}
 
 
 def test_teachers_go_first_and_each_students_array_waits_for_its_own(
@@ -141,7 +145,7 @@ def test_a_job_is_given_the_results_folder_and_ids_and_little_else(
         assert request["name"].startswith("kdbench-tiny-")
         for root, ids, name, index in payloads:
             assert root == str(store.root) and f"kdbench-{name.replace('/', '-')}" == request["name"]
-            assert Ledger(store).notes()[0].suite == "tiny" and isinstance(index, int) and all(len(one) == 12 for one in ids)
+            assert isinstance(index, int) and all(len(one) == 12 for one in ids)
 
 
 def test_arrays_are_cut_to_what_the_cluster_takes(
@@ -185,14 +189,70 @@ def test_students_of_a_teacher_that_found_no_room_wait_with_it(
     assert sorted(launched(plan).deferred) == sorted(plan.cells)
 
 
-def test_any_other_refusal_is_the_users_to_read_and_leaves_no_note(
+def test_any_other_refusal_is_a_failure_of_its_cells_and_the_rest_goes_on(
+    plan_of: Callable[..., Plan], launched: Callable[..., Any], cluster: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = Sbatch(monkeypatch)
+    real = Sbatch.__call__
+
+    def picky(self: Sbatch, folder: Path, request: dict[str, Any], *rest: Any) -> list[str]:
+        if request["timeout_min"] == 600:
+            raise RequestError("SLURM refuses the job: Requested time limit is invalid")
+        return real(self, folder, request, *rest)
+
+    monkeypatch.setattr(Sbatch, "__call__", picky)
+    plan = plan_of()
+    done = launched(plan)
+
+    (teacher,) = [cell.id for cell in plan.cells.values() if cell.role == "teacher"]
+    failure = store.failure(teacher)
+    assert failure and failure["class"] == "not granted" and "time limit is invalid (asked for: " in failure["message"]
+    taught = [cell.id for cell in plan.cells.values() if cell.depends]
+    assert sorted(done.refused) == sorted([teacher, *taught])
+    assert all("blocked by teacher" in (store.failure(cell_id) or {})["message"] for cell_id in taught)
+    assert len(sbatch.calls) == 1 and len(Ledger(store).notes()) == 1
+
+
+def test_a_refusal_keeps_what_was_known_of_a_failure_and_silence_keeps_the_note(
     plan_of: Callable[..., Plan], launched: Callable[..., Any], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Sbatch(monkeypatch, full_at=0, refusal="invalid partition specified: gpuu")
+    plan = plan_of(objectives="[ce]", repeats="1")
+    (cell_id,) = plan.cells
+    local.prepare(plan, store)
+    store.put_failure(cell_id, {"class": "killed", "message": "as it was", "traceback": "", "last_lines": []})
+    Sbatch(monkeypatch, full_at=0)
+    launched(plan)
+    assert store.failure(cell_id)["message"] == "as it was" and Ledger(store).notes() == []  # type: ignore[index]
 
-    with pytest.raises(ClusterError, match="gpuu"):
-        launched(plan_of())
-    assert Ledger(store).notes() == []
+    Sbatch(monkeypatch, full_at=0, refusal=ClusterError("SLURM did not answer: Socket timed out on send/recv operation"))
+    with pytest.raises(ClusterError, match="timed out"):
+        launched(plan)
+    assert [note.job for note in Ledger(store).notes()] == [None]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (
+            "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy",
+            FullError,
+        ),
+        (
+            "sbatch: error: QOSMaxWallDurationPerJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            RequestError,
+        ),
+        ("sbatch: error: Batch job submission failed: Slurm temporarily unable to accept job, sleeping and retrying", FullError),
+        ("sbatch: error: Batch job submission failed: Invalid job array specification", FullError),
+        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", RequestError),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", ClusterError),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", ClusterError),
+        ("", RequestError),
+    ],
+)
+def test_what_sbatch_says_is_a_full_queue_a_wrong_request_or_silence(said: str, kind: type[ClusterError]) -> None:
+    from kdbench.through_submitit import _refusal
+
+    assert type(_refusal(said)) is kind
 
 
 def test_the_note_lies_on_disk_before_sbatch_is_called(

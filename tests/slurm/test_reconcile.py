@@ -53,6 +53,7 @@ def test_a_job_that_ended_without_its_cell_is_a_failure_of_its_class_with_its_no
     store: Store, ids: list[str], state: str, kind: str
 ) -> None:
     note = noted(store, [[ids[0]]])
+    say_in_journal(store, note, 0, {"event": "began", "lines": {ids[0]: 0}})
     now = standing(store, StandIn().sees(note, state))
 
     assert now.alive == {}
@@ -89,6 +90,7 @@ def test_a_time_out_after_a_new_epoch_is_none_without_progress(store: Store, ids
 
 def test_what_the_job_said_of_itself_is_not_overwritten(store: Store, ids: list[str]) -> None:
     note = noted(store, [[ids[0], ids[1]]])
+    say_in_journal(store, note, 0, {"event": "began", "lines": {}})
     store.put_failure(ids[0], {"class": "raised", "message": "mine", "traceback": "", "last_lines": []})
     standing(store, StandIn().sees(note, "FAILED"))
 
@@ -111,6 +113,85 @@ def test_a_sign_of_life_on_disk_puts_the_grace_time_off(store: Store, ids: list[
     store.append_line(store.file(ids[0], "progress.jsonl"), {"epoch": 0, "step": 0, "of": 9})
 
     assert ids[0] in standing(store, StandIn()).alive
+
+
+def test_a_job_out_of_slurms_sight_whose_process_lives_is_not_lost(store: Store, ids: list[str]) -> None:
+    noted(store, [[ids[0]]], at=1.0)
+    with store.claim(ids[0]):
+        assert standing(store, StandIn()).alive[ids[0]].why == "its process is alive"
+    assert standing(store, StandIn()).alive == {}
+
+
+def test_cells_that_went_behind_their_teacher_in_another_job_are_no_failures_of_this_one(store: Store, ids: list[str]) -> None:
+    note = noted(store, [[ids[0], ids[1]]])
+    say_in_journal(store, note, 0, {"event": "began", "lines": {}}, {"event": "moved", "cells": ids[:2]}, {"event": "ended"})
+    standing(store, StandIn().sees(note, "COMPLETED"))
+
+    assert store.failure(ids[0]) is None and Ledger(store).notes()[0].ended["0"]["class"] == "moved"
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        ("Traceback (most recent call last):\nModuleNotFoundError: No module named 'kdbench'", "import"),
+        ("line 9: module: command not found\nsrun: error: node7: task 0: Exited with exit code 127", "not begun"),
+    ],
+)
+def test_a_job_that_never_began_says_why_in_its_failure(store: Store, ids: list[str], log: str, kind: str) -> None:
+    note = noted(store, [[ids[0]]])
+    (Ledger(store).folder(note) / "12_0_log.out").write_text(log)
+    standing(store, StandIn().sees(note, "FAILED"))
+
+    failure = store.failure(ids[0])
+    assert failure and failure["class"] == kind
+    assert ("No module named 'kdbench'" if kind == "import" else "module: command not found") in failure["message"]
+
+
+def test_two_users_of_one_results_folder_see_each_others_jobs(store: Store, ids: list[str]) -> None:
+    noted(store, [[ids[0]]], user="ada")
+    asked: list[object] = []
+
+    class Listening(StandIn):
+        def look(self, wanted: object = (), users: object = ()) -> Sight:  # type: ignore[override]
+            asked.append(users)
+            return Sight(True)
+
+    standing(store, Listening())
+    assert asked == [["ada"]]
+
+
+def test_a_note_is_written_once_however_many_of_its_elements_ended(store: Store, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    note = noted(store, *[[[cell_id]] for cell_id in ids])
+    written: list[object] = []
+    monkeypatch.setattr(Ledger, "write", lambda self, note: written.append(note))
+    standing(store, StandIn().sees(note, *["CANCELLED"] * len(ids)))
+
+    assert len(written) == 1 and len(note.elements) == len(ids)
+
+
+def test_a_failure_is_shown_while_its_job_goes_on_with_others(store: Store, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdbench.run import status
+
+    note = noted(store, [ids[:2]])
+    monkeypatch.setattr("kdbench.slurm.verb.Scheduler", lambda: StandIn().sees(note, "RUNNING"))
+    store.put_failure(ids[0], {"class": "raised", "message": "mine", "traceback": "", "last_lines": []})
+    told = status.text(store.root, "tiny")
+
+    assert "1 running, 1 failed" in told and "raised: mine" in told and "on node7" in told
+
+
+def test_a_host_whose_clock_cannot_be_compared_uses_its_own(store: Store, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    with store.claim(ids[0]):
+        monkeypatch.undo()
+
+        def refused(*_: object) -> None:
+            raise PermissionError("not yours")
+
+        monkeypatch.setattr(Path, "touch", refused)
+        assert Store(store.root).is_alive(ids[0])
 
 
 def test_nothing_is_lost_while_slurm_does_not_answer(store: Store, ids: list[str]) -> None:
@@ -154,6 +235,7 @@ def test_a_job_that_slurm_forgot_is_told_by_the_last_words_in_its_log(store: Sto
 
 def test_why_an_earlier_start_of_a_job_ended_is_not_why_its_last_did(store: Store, ids: list[str]) -> None:
     note = noted(store, [[ids[0]]], at=1.0)
+    say_in_journal(store, note, 0, {"event": "began", "lines": {}})
     preempted = "slurmstepd: error: *** JOB 12 ON node7 CANCELLED AT 2026-11-21T18:17:36 DUE TO PREEMPTION ***"
     begins = "submitit INFO - Starting with JobEnvironment(job_id=12)"
     (Ledger(store).folder(note) / "12_0_log.out").write_text(f"{begins}\n{preempted}\n{begins}\nKilled\n")
@@ -182,7 +264,7 @@ def test_a_submission_without_its_number_is_found_by_its_name_and_its_payload_pu
 def test_a_submission_that_never_reached_slurm_leaves_nothing(store: Store, ids: list[str]) -> None:
     note = noted(store, [[ids[0]]], job=None)
     folder = Ledger(store).folder(note)
-    assert standing(store, StandIn(sight=Sight(False))).alive == {} and folder.exists()
+    assert set(standing(store, StandIn(sight=Sight(False))).alive) == {ids[0]} and folder.exists()
     assert standing(store, StandIn()).alive == {} and not folder.exists()
 
 

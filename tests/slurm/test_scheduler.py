@@ -59,7 +59,7 @@ def test_squeue_tells_of_arrays_element_by_element(says: Callable[..., None]) ->
 
 def test_what_squeue_does_not_tell_scontrol_may_and_then_the_accounting(says: Callable[..., None]) -> None:
     says(squeue=None, scontrol=SCONTROL, sacct=SACCT)
-    sight = Scheduler().look(["3", "4_0", "4_1"])
+    sight = Scheduler().look(["3", "4_0", "4_1"], ["somebody"])
 
     assert sight.answered
     assert {job: seen.state for job, seen in sight.jobs.items()} == {
@@ -67,6 +67,7 @@ def test_what_squeue_does_not_tell_scontrol_may_and_then_the_accounting(says: Ca
         **dict.fromkeys(("4_3", "4_4", "4_7", "4_5", "4_6"), "PENDING"),
         "3": "CANCELLED",
         "4_1": "OUT_OF_MEMORY",
+        "9": "RUNNING",
     }
     assert sight.jobs["4_0"].node == "node7" and sight.jobs["4_3"].node == ""
 
@@ -89,8 +90,10 @@ def test_the_accounting_alone_does_not_make_an_absent_job_a_lost_one(says: Calla
 def test_limits_are_those_that_the_cluster_states(says: Callable[..., None]) -> None:
     says(scontrol=CONFIG)
     assert (limits := Scheduler().limits()).array == 400 and limits.jobs == 10000 and limits.cluster == "big"
-    says(sacctmgr="|\n50|200\n")
-    assert Scheduler().limits().jobs == 50
+    says(sacctmgr="big|lab|50|200\nbig|other||\nelsewhere|lab|3|\n")
+    assert Scheduler().limits("lab").jobs == 50 and Scheduler().limits().jobs == 10000
+    says(scontrol=CONFIG + "SchedulerParameters     = bf_interval=1,max_array_tasks=30\n")
+    assert Scheduler().limits().array == 30
 
 
 def test_a_controller_that_does_not_answer_is_no_place_to_submit_to(says: Callable[..., None]) -> None:
