@@ -85,8 +85,9 @@ def why_missing(store: Store, manifest: Mapping[str, Any], alive: Collection[str
             lines.append(f"    and {len(rows) - 6} more")
         failure = store.failure(rows[0]["id"]) if name == "failed" else None
         if failure:
-            where = ", ".join(f"{key} {failure[key]}" for key in ("job", "node") if failure.get(key))
-            lines.append(f"      ({CLASSES.get(failure['class'], failure['class'])}{'; ' + where if where else ''})")
+            lines.append(f"      ({CLASSES.get(failure['class'], failure['class'])})")
+            if where := ", ".join(f"{key} {failure[key]}" for key in ("job", "node") if failure.get(key)):
+                lines.append(f"      {where}")
             shown = failure["traceback"].strip().splitlines()[-6:] or failure["last_lines"][-6:]
             lines += [f"      | {line}" for line in shown]
     return "\n".join(lines) + "\n"
