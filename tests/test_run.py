@@ -15,9 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kdbench.cli import main
+from kdbench.errors import KdbenchError
 from kdbench.plan.matrix import Plan
 from kdbench.run import local, watch
 from kdbench.run.failure import STOPPED, classify
+from kdbench.run.worker import choose_device
 from kdbench.store import Store
 
 MINE = '''
@@ -423,3 +425,11 @@ def test_a_recipe_that_would_train_nothing_is_refused(plan_of: Callable[..., Pla
 )
 def test_memory_that_ran_out_is_told_from_other_errors(error: Exception, kind: str) -> None:
     assert classify(error) == kind
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_and_no_week_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    with pytest.raises(KdbenchError, match="a GPU was asked for, and torch .* sees none"):
+        choose_device("cuda")

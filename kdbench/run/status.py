@@ -57,12 +57,14 @@ def _state(now: watch.State, place: Place | None) -> tuple[watch.State, str]:
         return now, ""
     seen = place.seen
     if seen is None:
-        return (now if now.name == "running" else watch.State("queued", progress=now.progress)), f", job {place.job}: {place.why}"
+        if now.name == "running":
+            return now, f", {place}: {place.why}"
+        return watch.State("queued", progress=now.progress), f"{place}: {place.why}"
     if seen.state == "RUNNING" or now.name == "running":
         left = f", {seen.left} left" if seen.left else ""
-        return watch.State("running", progress=now.progress), f", job {place.job} on {seen.node}{left}"
+        return watch.State("running", progress=now.progress), f", {place} on {seen.node}{left}"
     reason = f" ({seen.reason})" if seen.reason not in ("", "None") else ""
-    return watch.State("queued", progress=now.progress), f"job {place.job} {seen.state.lower()}{reason}"
+    return watch.State("queued", progress=now.progress), f"{place} {seen.state.lower()}{reason}"
 
 
 def _progress(now: watch.State) -> str:

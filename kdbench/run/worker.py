@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.cell import Cell
-from kdbench.errors import ClaimError, StoppedError
+from kdbench.errors import ClaimError, KdbenchError, StoppedError
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
 from kdbench.run import failure
 from kdbench.run.failure import STOPPED
@@ -175,6 +175,11 @@ def _train_bundle(
 def choose_device(name: str) -> str:
     import torch
 
+    if name == "cuda" and not torch.cuda.is_available():
+        # Never in silence on the CPU: the job would hold its GPU, and end next week.
+        raise KdbenchError(
+            f"a GPU was asked for, and torch {torch.__version__} sees none on {socket.gethostname()}: is its driver's CUDA older?"
+        )
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 

@@ -57,15 +57,18 @@ class Job:
         if status == STOPPED:
             return self._put_back()
         held = self._await_stale(ready)
-        if held and self.stop.asked:
+        if self.stop.asked and self._unsettled(ready):
             return self._put_back()
         if held:
             status |= self._work(held)
             if status == STOPPED:
                 return self._put_back()
-        missing = [cell_id for cell_id in ready if not self.store.is_done(cell_id) and not self.store.failure(cell_id)]
-        self.say("left" if missing else "ended", status=status)
+        self.say("left" if self._unsettled(ready) else "ended", status=status)
         return status
+
+    def _unsettled(self, ids: Sequence[str]) -> list[str]:
+        """Cells with neither a record nor a failure."""
+        return [cell_id for cell_id in ids if not self.store.is_done(cell_id) and not self.store.failure(cell_id)]
 
     def _work(self, ids: Sequence[str]) -> int:
         if not ids:
@@ -166,13 +169,12 @@ class Job:
         self.say("no progress")
         limit = self.note.request["timeout_min"]
         message = f"the limit of {limit} min brought no new epoch: ask for more time (timeout_min), or put fewer students side by side"
-        for cell_id in self.ids:
-            if not self.store.is_done(cell_id):
-                failure.put(self.store, cell_id, failure.ended("no progress", message, failure.log, socket.gethostname(), job))
+        for cell_id in self._unsettled(self.ids):
+            failure.put(self.store, cell_id, failure.ended("no progress", message, failure.log, socket.gethostname(), job))
 
     def _await_stale(self, ids: Sequence[str]) -> list[str]:
         """Cells whose claim outlived its holder on another host: a claim that nobody refreshes is given up, and waited for until then."""
-        held = [cell_id for cell_id in ids if not self.store.is_done(cell_id) and not self.store.failure(cell_id)]
+        held = self._unsettled(ids)
         end = time.monotonic() + STALE_S + 2 * HEARTBEAT_S
         while held and not self.stop.asked and time.monotonic() < end:
             holders = [self.store.claim_holder(cell_id) for cell_id in held]

@@ -51,6 +51,9 @@ class Place:
     def job(self) -> str:
         return self.note.job_of(self.index)
 
+    def __str__(self) -> str:
+        return f"job {self.job}" if self.note.job else "a job whose number is not known yet"
+
 
 @dataclass
 class Standing:
