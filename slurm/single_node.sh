@@ -184,9 +184,18 @@ ended() { [ ! -d "/proc/$1" ] || grep -q '^State:.Z' "/proc/$1/status" 2> /dev/n
 stop() {
   [ -f "$SLURM_CONF" ] || return 0
   timeout 20 scancel --user="$me" 2> /dev/null || true
-  until_true 150 no_jobs || true
+  until_true 60 no_jobs || true
+  leftover_steps
   for file in slurmd.pid slurmctld.pid slurmdbd.pid mariadbd.pid munge/munged.pid; do end "$folder/$file"; done
   [ "$clean" = no ] || rm -rf "$folder"
+}
+
+leftover_steps() { # a step whose controller was away when it ended may wait for its answer for ever
+  local process
+  for process in /proc/[0-9]*; do
+    [ "$(cat "$process/comm" 2> /dev/null)" = slurmstepd ] || continue
+    case $(readlink "$process/cwd" 2> /dev/null) in "$folder"/*) kill -9 "${process#/proc/}" 2> /dev/null || true ;; esac
+  done
 }
 
 no_jobs() { [ -z "$(squeue -h 2> /dev/null)" ]; }

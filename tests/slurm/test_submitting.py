@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 import signal
 import subprocess
@@ -120,8 +121,15 @@ def test_a_gpu_that_is_asked_for_is_granted_and_two_jobs_have_one_each_at_once(l
 
 @pytest.mark.slow
 @pytest.mark.cluster("--cpus", "2", "--accounting", "slurmdbd")
-def test_with_accounting_on_jobs_are_found_after_the_controller_forgot_them_and_limits_are_kept(lab: Lab) -> None:
-    lab.slurm("sacctmgr", "-i", "modify", "account", "lab", "set", "MaxSubmitJobs=2")
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param(("user", getpass.getuser(), "set", "MaxSubmitJobs=2"), id="stated for this user"),
+        pytest.param(("account", "root", "set", "GrpSubmitJobs=2"), id="told by a refusal alone"),
+    ],
+)
+def test_with_accounting_on_no_more_is_submitted_than_it_allows_and_all_is_done_at_last(lab: Lab, limit: tuple[str, ...]) -> None:
+    lab.slurm("sacctmgr", "-i", "modify", *limit)
     lab.write(suite=SUITE.replace("repeats: 1", "repeats: 3"), pause_s=0.2)
     told = lab.submit()
     assert "2 submitted now in 2 jobs, 2 wait for room in the queue" in told.replace("\n", " "), told
