@@ -7,8 +7,7 @@ from pathlib import Path
 
 from kdbench.plan.yaml import suite_name
 from kdbench.run import watch
-from kdbench.slurm.reconcile import Place, Standing
-from kdbench.slurm.verb import look
+from kdbench.slurm.reconcile import Place, Standing, look
 from kdbench.store import Store
 
 SHOWN = 40

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdbench.errors import KdbenchError
 from kdbench.run import failure
 from kdbench.run.failure import LAST_LINES
 from kdbench.slurm.ledger import Json, Ledger, Note
@@ -96,6 +97,19 @@ def standing(
 def payload(ledger: Ledger, note: Note, index: int) -> tuple[str, list[str], str, int]:
     """All that a job is given: the results folder, cell ids, and which line of which note it is."""
     return str(ledger.store.root.resolve()), note.cells(index), f"{note.suite}/{note.token}", index
+
+
+def look(store: Store) -> Standing | None:
+    """What the queue says at this moment; ends that nobody has seen yet are written down. None when no job of these results is open."""
+    if not any(note.open() for note in Ledger(store).notes()):
+        return None
+    scheduler = Scheduler()
+    try:
+        with store.submitting(patience_s=1.0):
+            return standing(store, scheduler, scheduler.limits().cluster)
+    except KdbenchError as error:  # somebody submits, the folder is somebody else's, or SLURM is silent: then it is only looked at
+        now = standing(store, scheduler, write=False)
+        return now if now.answered else Standing(False, now.why or str(error), alive=now.alive)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The verbs that speak with a cluster: `run --on`, `cancel`, and what `status` adds from the queue."""
+"""The verbs that speak with a cluster: `run --on`, `profile --on`, `cancel`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdbench.errors import ClusterError, KdbenchError
+from kdbench.errors import ClusterError
 from kdbench.plan import matrix, probe
 from kdbench.plan.bundle import Bundle, work_tflop
 from kdbench.plan.matrix import Plan
@@ -19,8 +19,8 @@ from kdbench.run import failure, local, watch
 from kdbench.slurm import cluster as clusters
 from kdbench.slurm import launch
 from kdbench.slurm.follow import Follower
-from kdbench.slurm.ledger import PREFIX, Json, Ledger
-from kdbench.slurm.reconcile import Standing, standing
+from kdbench.slurm.ledger import PREFIX, Json
+from kdbench.slurm.reconcile import standing
 from kdbench.slurm.scheduler import Scheduler
 from kdbench.store import Store
 from kdbench.through_submitit import submit
@@ -39,6 +39,7 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
     store = Store(results)
     local.prepare(plan, store)
     follower = Follower(plan, store, cluster, _settings(cluster, data, checkpoint_every_s), work, told)
+    on_their_way: set[str] = set()
     try:
         if wait:
             follower.wait()
@@ -53,6 +54,7 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
             )
             if dry:
                 return 0
+            on_their_way = {*now.alive, *launched.cells, *launched.deferred}
             if (launched.notes or launched.deferred or alive) and not launched.refused:
                 told(
                     f"`kdbench status {plan.suite.name} --results {results}` tells how they fare; the same command submits what is missing"
@@ -62,7 +64,7 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
         told("interrupted: the jobs go on; the same command follows them again")
         return 130
     report(store, [plan.suite.name], sys.stdout)
-    missing = watch.why_missing(store, store.manifest(plan.suite.name))
+    missing = watch.why_missing(store, store.manifest(plan.suite.name), on_their_way)
     if missing:
         told(missing)
     return 1 if missing else 0
@@ -134,16 +136,3 @@ def cancel(results: Path, suite: str, cell: str | None) -> int:
         if others:
             launch.again(store, place.note, place.index, others, after=[place.job])
     return len(hit)
-
-
-def look(store: Store) -> Standing | None:
-    """What the queue says at this moment; ends that nobody has seen yet are written down. None when no job of these results is open."""
-    if not any(note.open() for note in Ledger(store).notes()):
-        return None
-    scheduler = Scheduler()
-    try:
-        with store.submitting(patience_s=1.0):
-            return standing(store, scheduler, scheduler.limits().cluster)
-    except KdbenchError as error:  # somebody submits, the folder is somebody else's, or SLURM is silent: then it is only looked at
-        now = standing(store, scheduler, write=False)
-        return now if now.answered else Standing(False, now.why or str(error), alive=now.alive)

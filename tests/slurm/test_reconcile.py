@@ -173,7 +173,7 @@ def test_a_failure_is_shown_while_its_job_goes_on_with_others(store: Store, ids:
     from kdbench.run import status
 
     note = noted(store, [ids[:2]])
-    monkeypatch.setattr("kdbench.slurm.verb.Scheduler", lambda: StandIn().sees(note, "RUNNING"))
+    monkeypatch.setattr("kdbench.slurm.reconcile.Scheduler", lambda: StandIn().sees(note, "RUNNING"))
     store.put_failure(ids[0], {"class": "raised", "message": "mine", "traceback": "", "last_lines": []})
     told = status.text(store.root, "tiny")
 
