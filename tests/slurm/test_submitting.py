@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,8 +61,13 @@ def test_a_submitter_that_is_killed_after_sbatch_loses_no_job_and_submits_none_t
     lab.equals_undisturbed()
 
 
-def test_two_runs_at_the_same_moment_submit_everything_once(lab: Lab) -> None:
+def test_two_runs_at_the_same_moment_submit_everything_once(lab: Lab, tmp_path: Path) -> None:
     lab.write(pause_s=0.1)
+    slow = tmp_path / "slow" / "sbatch"  # so that both would be submitting at once
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 4\nexec {shutil.which("sbatch")} "$@"\n')
+    slow.chmod(0o755)
+    lab.environment["PATH"] = f"{slow.parent}:{lab.environment['PATH']}"
     both = [lab.begin("run", "disturbed.yaml", "--on", "cluster.yaml") for _ in range(2)]
     told = [process.communicate(timeout=200)[0] for process in both]
 
