@@ -88,6 +88,16 @@ def test_a_loss_added_to_a_finished_suite_is_all_that_is_submitted(lab: Lab) -> 
     assert "0 submitted now" in lab.submit() and len(lab.jobs()) == 3
 
 
+def test_costs_are_measured_in_a_job_of_their_own_and_stand_in_the_report(lab: Lab) -> None:
+    lab.write(suite=SUITE.replace("repeats: 1", "  ce:\nrepeats: 1"), pause_s=0.0)
+    lab.submit("--wait")
+    assert "submitted 4: costs are measured there" in lab.kdbench("profile", "disturbed.yaml", "--on", "cluster.yaml")
+    lab.until_quiet()
+
+    assert {one["objective"] for one in lab.store.manifest("disturbed")["profiles"]} == {"slow", "ce"}
+    assert "peak: the most memory that a step held" in lab.kdbench("report", "disturbed")
+
+
 @pytest.mark.cluster("--cpus", "3", "--set", "MaxArraySize=5")
 def test_twelve_jobs_on_a_cluster_whose_arrays_hold_five_are_three_arrays(lab: Lab) -> None:
     suite = (
