@@ -99,26 +99,38 @@ def jobs(
         asked = json.dumps(cluster.request_of(rows[cell.id], failed.get(cell.id, ())), sort_keys=True)
         # A teacher is alone, too: students of the small one do not wait for the large one.
         groups.setdefault((asked, cell.id if cell.id in failed or cell.role == "teacher" else ""), []).append(cell)
-    made: list[tuple[str, str, Bundle, float]] = []
-    for (asked, alone), some in groups.items():
-        made += [(asked, alone, bundle, work(bundle)) for bundle in bundles(some, side_by_side=cluster.side_by_side)]
+    made = [
+        (asked, alone, bundle, work(bundle))
+        for (asked, alone), some in groups.items()
+        for bundle in bundles(some, side_by_side=cluster.side_by_side)
+    ]
     made.sort(key=lambda one: -one[3])
-    longest = made[0][3] if made else 0.0
-    packed: dict[tuple[str, str, str, str | None], list[list[tuple[Bundle, float]]]] = {}
+    packed: dict[tuple[str, str, str, str | None], list[tuple[Bundle, float]]] = {}
     for asked, alone, bundle, size in made:
-        there = packed.setdefault((asked, alone, bundle.cells[0].role, bundle.teacher), [])
-        room = [job for job in there if len(job) < cluster.bundles_per_job and sum(other for _, other in job) + size <= longest * 1.001]
-        # Into the fullest that still has room: jobs end alike.
-        if room:
-            max(room, key=lambda job: sum(other for _, other in job)).append((bundle, size))
-        else:
-            there.append([(bundle, size)])
+        packed.setdefault((asked, alone, bundle.cells[0].role, bundle.teacher), []).append((bundle, size))
+    longest = made[0][3] if made else 0.0
     found = [
-        Job(tuple(bundle for bundle, _ in job), json.loads(asked), sum(size for _, size in job))
+        Job(tuple(bundle for bundle, _ in some), json.loads(asked), sum(size for _, size in some))
         for (asked, *_), there in packed.items()
-        for job in there
+        for some in _packed(there, cluster.bundles_per_job, longest)
     ]
     return sorted(found, key=lambda job: -job.work)
+
+
+def _packed(there: Iterable[tuple[Bundle, float]], per_job: int, longest: float) -> list[list[tuple[Bundle, float]]]:
+    """Bundles, longest first, put together: each into the fullest job that it makes no longer than `longest`, so that jobs end alike."""
+    packed: list[list[tuple[Bundle, float]]] = []
+
+    def work(job: list[tuple[Bundle, float]]) -> float:
+        return sum(size for _, size in job)
+
+    for bundle, size in there:
+        room = [job for job in packed if len(job) < per_job and work(job) + size <= longest * 1.001]
+        if room:
+            max(room, key=work).append((bundle, size))
+        else:
+            packed.append([(bundle, size)])
+    return packed
 
 
 @dataclass
