@@ -17,7 +17,9 @@ REPLACED = {"slurm_time": "timeout_min", "slurm_job_name": "name", "slurm_nodes"
 
 _FULL = ("SubmitJob", "temporarily unable to accept", "MaxJobCount", "Invalid job array specification")
 """In refusals that are of how many jobs there are: `QOSMaxSubmitJobPerUserLimit`, `AssocGrpSubmitJobsLimit`, ..."""
-_SILENT = ("timed out", "Unable to contact", "Connection refused", "Zero Bytes were transmitted", "Communication connection failure")
+_SILENT = ("timed out", "Unable to contact", "Connection refused", "Zero Bytes were transmitted", "Communication connection failure") + (
+    ("Message receive failure", "Message send failure", "Protocol authentication error", "standby mode", "Communication shutdown failure")
+)
 """In errors after which a job may be there all the same."""
 BEGINS = "Starting with JobEnvironment"
 """In the first line of a job's log, each time that SLURM starts it."""

@@ -149,7 +149,7 @@ class _ClusterReading(Reading):
         if self.mistakes:
             raise SuiteError(self.mistakes)
         return Cluster(
-            name=str(self.source.path),
+            name=str(self.source.path.resolve()),
             request=request,
             overrides=overrides,
             bigger=bigger,

@@ -47,6 +47,7 @@ class Follower:
     deferred: set[str] = field(default_factory=set)
     full: int | None = None
     asks: int = 0
+    waits_for_room: bool = False
 
     def __post_init__(self) -> None:
         self.manifest = self.store.manifest(self.plan.suite.name)
@@ -78,21 +79,21 @@ class Follower:
         """
         began, said = time.monotonic(), ""
         now, launched = self.once()
-        line = self._line(now)
+        line, in_trouble = self._line(now), False
         while True:
             if line != said:
                 self.told(line)
                 said = line
-            if not self._busy(now, launched):
+            if not in_trouble and not self._busy(now, launched):
                 return
             time.sleep(min(POLL_S[1], POLL_S[0] + POLL_GROWS * (time.monotonic() - began)))
             try:
                 with self.store.submitting():
                     now = self._look()
                     launched = self._launch(self._again(self._wanted(now), now), now)
-                line = self._line(now)
+                line, in_trouble = self._line(now), False
             except (KdbenchError, OSError) as error:  # a controller or a disk comes back; jobs run on meanwhile
-                line = f"{error}; tried again until it goes"
+                line, in_trouble = f"{error}; tried again until it goes", True
 
     def _look(self, write: bool = True) -> Standing:
         now = standing(self.store, self.scheduler, self.limits.cluster, self.cluster.lost_after_s, write)
@@ -109,8 +110,9 @@ class Follower:
         return found
 
     def _busy(self, now: Standing, launched: Launched) -> bool:
+        here = {cell_id for cell_id, place in now.alive.items() if place.note.slurm in ("", self.limits.cluster)}
         return bool(launched.notes or launched.deferred) or any(
-            not self.store.is_done(cell.id) and (cell.id in now.alive or self.store.is_alive(cell.id)) for cell in self.left
+            not self.store.is_done(cell.id) and (cell.id in here or self.store.is_alive(cell.id)) for cell in self.left
         )
 
     def _again(self, wanted: list[Cell], now: Standing) -> list[Cell]:
@@ -155,7 +157,7 @@ class Follower:
     def _launch(self, wanted: list[Cell], now: Standing) -> Launched:
         chosen = self._jobs(wanted, now)
         if not chosen:
-            self.deferred = set()
+            self.deferred, self.waits_for_room = set(), False
             return Launched()
         limits = self.limits
         if self.full is not None:  # SLURM said before how many it takes: it is not asked again at each look
@@ -170,8 +172,9 @@ class Follower:
             self.told(f"submitted {note.job} ({note.name}): {many} job{'s' * (many > 1)}, {cells} cell{'s' * (cells > 1)}{after}")
         if launched.refused:
             self.told(f"{len(launched.refused)} cells were not submitted: {launched.why}")
-        if launched.deferred and launched.notes:
+        if launched.deferred and (launched.notes or not self.waits_for_room):
             self.told(f"{len(launched.deferred)} cells wait for room in the queue: {launched.why}")
+        self.waits_for_room = bool(launched.deferred)
         return launched
 
     def _note_room(self, launched: Launched, now: Standing) -> None:

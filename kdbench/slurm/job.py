@@ -106,7 +106,7 @@ class Job:
 
     def _behind(self, teacher: str, cells: Sequence[str]) -> None:
         now = watch.state(self.store, teacher)
-        queue = standing(self.store, self.scheduler, write=False)
+        queue = standing(self.store, self.scheduler, self.note.slurm, write=False)
         place = queue.alive.get(teacher)
         why = f"it is {now.name}{' (' + now.why + ')' if now.why else ''}"
         if place is None and now.name != "running":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.cell import Cell
-from kdbench.errors import FullError, RequestError
+from kdbench.errors import ClusterError, FullError, RequestError
 from kdbench.plan.bundle import Bundle, bundles
 from kdbench.run import failure
 from kdbench.run.failure import CROWDED
@@ -179,6 +179,9 @@ class Launcher:
         if self.cluster.snapshot:
             request["slurm_additional_parameters"] = {**request.get("slurm_additional_parameters", {}), "chdir": self.code["snapshot"]}
         size = self.limits.array
+        if self.limits.jobs == 0:
+            self._fail(some, failure.ended("not granted", "the cluster lets this user have no job at all", (), "", ""))
+            return
         while some:
             at_once = min(size, len(some), len(some) if self.room is None else self.room)
             if not at_once:
@@ -195,7 +198,6 @@ class Launcher:
             except RequestError as error:
                 asked = ", ".join(f"{word} {value}" for word, value in request.items() if word != "slurm_setup")
                 self._fail(some, failure.ended("not granted", f"{error} (asked for: {asked})", (), "", ""))
-                self.done.why = str(error)
                 return
             some = some[at_once:]
             self.room = None if self.room is None else self.room - at_once
@@ -209,8 +211,11 @@ class Launcher:
     def _fail(self, some: Iterable[Job], why: Json) -> None:
         for job in some:
             self.done.refused += job.ids
+            self.done.why = why["message"]
             for cell_id in job.ids:
-                failure.put(self.store, cell_id, why)
+                former = self.store.failure(cell_id)
+                before = f"; before that: {former['class']}: {former['message']}" if former and former["class"] != why["class"] else ""
+                failure.put(self.store, cell_id, {**why, "message": why["message"] + before})
 
     def _submit(self, chunk: Sequence[Job], request: Json, after: list[str]) -> Note:
         elements = [[bundle.ids for bundle in job.bundles] for job in chunk]
@@ -291,8 +296,9 @@ def put(store: Store, note: Note) -> None:
         store.clear_failure(cell_id)
     try:
         submitted = submit(ledger.folder(note).resolve(), request, train, payloads)
-    except (RequestError, FullError):
-        discard(ledger.folder(note))
+    except ClusterError as error:
+        if isinstance(error, (RequestError, FullError)):
+            discard(ledger.folder(note))
         for cell_id, found in former.items():
             failure.put(store, cell_id, found)
         raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from kdbench.errors import KdbenchError
 from kdbench.run import failure
 from kdbench.run.failure import LAST_LINES
-from kdbench.slurm.ledger import Json, Ledger, Note
+from kdbench.slurm.ledger import Json, Ledger, Note, elements_of
 from kdbench.slurm.scheduler import Scheduler, Seen, Sight
 from kdbench.store import Store
 from kdbench.through_submitit import BEGINS, discard, output, put_payload
@@ -124,6 +124,9 @@ class _Judge:
     write: bool
     found: Standing
 
+    def __post_init__(self) -> None:
+        self.owners = {cell_id: (note.token, index) for note, index in elements_of(self.found.notes) for cell_id in note.cells(index)}
+
     def note(self, note: Note) -> None:
         """Judge every open element of a submission, and write its note once."""
         if self.cluster and note.slurm and note.slurm != self.cluster:
@@ -155,12 +158,16 @@ class _Judge:
             for index in range(len(note.elements)):
                 found = payload(self.ledger, note, index)
                 put_payload(self.ledger.folder(note), note.job_of(index), train, found, note.request["timeout_min"])
+                for cell_id in note.cells(index):
+                    former = self.store.failure(cell_id)
+                    if former and former.get("job") != note.job_of(index):
+                        self.store.clear_failure(cell_id)
         return True
 
     def _element(self, note: Note, index: int) -> None:
         said = _since_begun(self.ledger.said(note, index))
-        moved = {cell_id for one in said if one["event"] == "moved" for cell_id in one["cells"]}
-        undone = [cell_id for cell_id in note.cells(index) if cell_id not in moved and not self.store.is_done(cell_id)]
+        left = [cell_id for cell_id in note.cells(index) if not self.store.is_done(cell_id)]
+        undone = [cell_id for cell_id in left if self.owners[cell_id] == (note.token, index)]  # the others moved to a later submission
         job = note.job_of(index)
         seen = self.sight.jobs.get(job)
         if seen is not None and seen.name != note.name:
@@ -170,7 +177,7 @@ class _Judge:
             return
         if not undone:
             if seen is not None or self.sight.answered:
-                self._end(note, index, seen, "moved" if moved else "done", ())
+                self._end(note, index, seen, "moved" if left else "done", ())
             return
         told = _by_log(self.ledger.folder(note), job)
         if any(self.store.is_alive(cell_id) for cell_id in undone):  # about to save, or out of SLURM's sight for a moment
@@ -185,7 +192,8 @@ class _Judge:
             self._end(note, index, seen, kind, undone)
 
     def _alive(self, note: Note, index: int, seen: Seen | None, why: str, undone: Sequence[str] | None = None) -> None:
-        cells = [one for one in note.cells(index) if not self.store.is_done(one)] if undone is None else undone
+        mine = (note.token, index)
+        cells = [one for one in note.cells(index) if self.owners[one] == mine and not self.store.is_done(one)] if undone is None else undone
         self.found.alive |= dict.fromkeys(cells, Place(note, index, seen, why))
 
     def _end(self, note: Note, index: int, seen: Seen | None, kind: str, undone: Sequence[str]) -> None:

@@ -80,7 +80,9 @@ class Scheduler:
         for start in range(0, len(missing), _AT_ONCE):
             ids = ",".join(missing[start : start + _AT_ONCE])
             told, _ = _ask("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={ids}", "-o", "JobID,JobName,State,NodeList")
-            jobs = {**_of_sacct(told or ""), **jobs}
+            # A job that runs in the books alone, and of which the controller does not know, is none.
+            books = {job: seen for job, seen in _of_sacct(told or "").items() if not (answered and seen.is_live)}
+            jobs = {**books, **jobs}
         return Sight(answered, jobs, why)
 
     def detail(self, job: str) -> dict[str, str]:

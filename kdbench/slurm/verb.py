@@ -78,9 +78,8 @@ def profile(suite: Path, on: Path, results: Path, data: Path) -> str:
     name = suite_name(str(suite))
     ids = {row["id"] for row in store.manifest(name)["cells"]}
     scheduler = Scheduler()
-    scheduler.limits()
-    now = standing(store, scheduler, write=False)
-    after = sorted({place.job for cell_id, place in now.alive.items() if cell_id in ids and place.seen})
+    now = standing(store, scheduler, scheduler.limits().cluster, write=False)
+    after = sorted({place.job for cell_id, place in now.alive.items() if cell_id in ids and place.seen and place.seen.is_live})
     request = {
         **cluster.request,
         "name": f"{PREFIX}-{name}-profile",
@@ -120,7 +119,7 @@ def cancel(results: Path, suite: str, cell: str | None) -> int:
     mine = {row["id"] for row in manifest["cells"]} if cell is None else {store.find(cell)}
     with store.submitting():
         now = standing(store, scheduler, scheduler.limits().cluster)
-        hit = {place.job: place for cell_id, place in now.alive.items() if cell_id in mine and (place.seen or place.note.job)}
+        hit = {place.job: place for cell_id, place in now.alive.items() if cell_id in mine and place.seen and place.seen.is_live}
         if not hit:
             return 0
         for place in hit.values():

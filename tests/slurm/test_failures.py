@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kdbench.slurm.ledger import Ledger
 from tests.slurm.conftest import SUITE, Lab
 
 pytestmark = pytest.mark.slurm
@@ -57,12 +58,11 @@ def test_a_teacher_below_its_gate_blocks_its_students_with_its_name_and_no_job_i
 def test_a_student_whose_teacher_is_still_alive_submits_itself_behind_it(lab: Lab) -> None:
     lab.submit()
     teacher, student = (note for note in lab.notes())
-    lab.until(lambda: lab.jobs().get(str(teacher.job)) == "RUNNING", "the teacher's job")
-    # Not to be waited for any more, the student's job begins beside its teacher's.
-    lab.slurm("scontrol", "hold", str(student.job))
-    lab.slurm("scontrol", "update", f"jobid={student.job}", "dependency=")
+    # Once its process is there: a job that is suspended before its step begins does not come back.
+    lab.until(lambda: Ledger(lab.store).said(teacher, 0), "the teacher's process")
     lab.slurm("scontrol", "suspend", str(teacher.job))
-    lab.slurm("scontrol", "release", str(student.job))
+    # Not to be waited for any more, the student's job begins beside its teacher's.
+    lab.slurm("scontrol", "update", f"jobid={student.job}", "dependency=")
     lab.until(lambda: len(lab.notes()) == 3, "a submission behind the teacher")
     lab.slurm("scontrol", "resume", str(teacher.job))
     lab.until_quiet()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.errors import FullError, RequestError
+from kdbench.errors import ClusterError, FullError, RequestError
 from kdbench.plan.matrix import Plan
 from kdbench.run import local
 from kdbench.slurm import launch
@@ -17,7 +17,7 @@ from kdbench.slurm.follow import Follower
 from kdbench.slurm.ledger import Ledger
 from kdbench.slurm.scheduler import Limits, Seen, Sight
 from kdbench.store import Store
-from tests.slurm.stand_in import StandIn
+from tests.slurm.stand_in import StandIn, noted
 
 
 class Slurm(StandIn):
@@ -207,6 +207,41 @@ def test_a_controller_that_goes_silent_is_waited_for(
 
     assert sum("SLURM does not answer (no controller)" in line for line in told) == 1
     assert submissions(store, next(iter(follow.plan.cells))) == 1
+
+
+def test_a_controller_that_refuses_to_speak_when_a_cell_is_tried_again_is_waited_for(
+    follower: Callable[..., Follower], slurm: Slurm, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([True, False, False, True])
+
+    def sbatch(*asked: Any) -> list[str]:
+        if not next(answers, True):
+            raise ClusterError("SLURM did not answer: Unable to contact slurm controller")
+        return slurm.sbatch(*asked)
+
+    monkeypatch.setattr(launch, "submit", sbatch)
+    slurm.state = "NODE_FAIL"
+    follow = follower("retry: {node failure: 1}\n", objectives="[ce]")
+    follow.wait()
+
+    assert slurm.count == 2
+
+
+def test_a_user_who_may_have_no_job_is_told_so_and_not_kept_waiting(follower: Callable[..., Follower], slurm: Slurm, store: Store) -> None:
+    slurm.room = 0
+    follow = follower(objectives="[ce]")
+    follow.wait()
+
+    failure = store.failure(next(iter(follow.plan.cells)))
+    assert slurm.count == 0 and failure and "no job at all" in failure["message"]
+
+
+def test_jobs_on_another_cluster_are_not_waited_for(follower: Callable[..., Follower], slurm: Slurm, store: Store) -> None:
+    follow = follower(objectives="[ce]")
+    noted(store, [list(follow.plan.cells)], slurm="elsewhere", at=1.0)
+    follow.wait()
+
+    assert slurm.count == 0
 
 
 def test_a_dry_run_tells_and_submits_nothing(follower: Callable[..., Follower], slurm: Slurm, store: Store) -> None:

@@ -82,7 +82,7 @@ def test_a_time_out_after_a_new_epoch_is_none_without_progress(store: Store, ids
     assert store.failure(ids[0])["class"] == "no progress"  # type: ignore[index]
 
     store.clear_failure(ids[0])
-    again = noted(store, [[ids[0]]], job="13")
+    again = noted(store, [[ids[0]]], job="13", at=1.0)
     say_in_journal(store, again, 0, {"event": "began", "lines": {ids[0]: 1}})
     standing(store, StandIn().sees(again, "TIMEOUT"))
     assert store.failure(ids[0])["class"] == "time limit"  # type: ignore[index]
@@ -122,12 +122,21 @@ def test_a_job_out_of_slurms_sight_whose_process_lives_is_not_lost(store: Store,
     assert standing(store, StandIn()).alive == {}
 
 
-def test_cells_that_went_behind_their_teacher_in_another_job_are_no_failures_of_this_one(store: Store, ids: list[str]) -> None:
-    note = noted(store, [[ids[0], ids[1]]])
-    say_in_journal(store, note, 0, {"event": "began", "lines": {}}, {"event": "moved", "cells": ids[:2]}, {"event": "ended"})
-    standing(store, StandIn().sees(note, "COMPLETED"))
+def test_cells_that_went_on_in_another_job_are_no_failures_of_the_first(store: Store, ids: list[str]) -> None:
+    """Behind their teacher, in place of a job that may not be requeued, or because a neighbour was cancelled."""
+    first = noted(store, [ids[:2]], at=1)
+    later = noted(store, [[ids[1]]], job="13", at=2)
+    seen = {"12": Seen("12", first.name, "CANCELLED"), "13": Seen("13", later.name, "PENDING")}
+    now = standing(store, StandIn(sight=Sight(True, seen)))
 
-    assert store.failure(ids[0]) is None and Ledger(store).notes()[0].ended["0"]["class"] == "moved"
+    assert store.failure(ids[0])["class"] == "cancelled" and store.failure(ids[1]) is None  # type: ignore[index]
+    assert {cell_id: place.job for cell_id, place in now.alive.items()} == {ids[1]: "13"}
+
+    all_of_it = noted(store, [[ids[2]]], job="14", at=3)
+    moved = noted(store, [[ids[2]]], job="15", at=4)
+    seen = {"14": Seen("14", all_of_it.name, "COMPLETED"), "15": Seen("15", moved.name, "PENDING")}
+    standing(store, StandIn(sight=Sight(True, seen)))
+    assert {note.job: note.ended["0"]["class"] for note in Ledger(store).notes() if note.ended}["14"] == "moved"
 
 
 @pytest.mark.parametrize(
@@ -253,10 +262,11 @@ def test_a_log_does_not_end_a_job_while_slurm_is_silent(store: Store, ids: list[
 
 def test_a_submission_without_its_number_is_found_by_its_name_and_its_payload_put_in_place(store: Store, ids: list[str]) -> None:
     note = noted(store, [[ids[0]]], [[ids[1]]], job=None)
+    store.put_failure(ids[0], {"class": "killed", "message": "of the job before", "traceback": "", "last_lines": [], "job": "30"})
     seen = {f"31_{index}": Seen(f"31_{index}", note.name, "PENDING") for index in range(2)}
     now = standing(store, StandIn(sight=Sight(True, seen)))
 
-    assert {place.job for place in now.alive.values()} == {"31_0", "31_1"}
+    assert {place.job for place in now.alive.values()} == {"31_0", "31_1"} and store.failure(ids[0]) is None
     assert Ledger(store).notes()[0].job == "31"
     assert sorted(path.name for path in Ledger(store).folder(note).glob("*.pkl")) == ["31_0_submitted.pkl", "31_1_submitted.pkl"]
 
