@@ -30,9 +30,6 @@ SNAPSHOT_OF = "snapshot_of"
 """In the folder of a copied code: the file that says of which version it is."""
 
 
-_UNTRACKED = ("git", "ls-files", "--others", "--exclude-standard", "--")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     reader = argparse.ArgumentParser(prog="kdbench.run.worker", description=__doc__)
     reader.add_argument("results", type=Path)
@@ -230,12 +227,17 @@ def code_version() -> str:
     if not (here / ".git").exists():
         return "installed"
     try:
-        told = subprocess.run(["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
-        new = subprocess.run([*_UNTRACKED, str(here / "kdbench")], cwd=here, capture_output=True, text=True)
+        described, new = (
+            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True).stdout.strip()
+            for words in (
+                ("describe", "--always", "--dirty", "--abbrev=12"),
+                ("ls-files", "--others", "--exclude-standard", "--", "kdbench"),
+            )
+        )
     except OSError:  # a node without git
         return "unknown"
-    version = told.stdout.strip() or "unknown"
-    return f"{version}-dirty" if new.stdout.strip() and not version.endswith("-dirty") else version
+    version = described or "unknown"
+    return f"{version}-dirty" if new and not version.endswith("-dirty") else version
 
 
 if __name__ == "__main__":
