@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class Metric(TypedDict):
-    """`percent`: stored as a fraction, printed in per cent; the columns of a metric are `<name>_last` and so on."""
+    """`percent`: stored as a fraction, printed in per cent; the columns of a metric are `<name>_last` and so on. `per_image`: the
+    column of a cell's predictions.npz whose mean over the images it is."""
 
     name: str
     label: str
     percent: bool
     higher_is_better: bool
+    per_image: NotRequired[str | None]
 
 
 class Objective(TypedDict):

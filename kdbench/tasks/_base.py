@@ -17,12 +17,14 @@ from kdbench.losses._base import Taps
 
 @dataclass(frozen=True)
 class Metric:
-    """`percent`: a fraction that tables show per cent, with differences in points."""
+    """`percent`: a fraction that tables show per cent, with differences in points; `per_image`: the column of `Task.per_image` whose
+    mean over the images is this metric (None: it is no mean over images)."""
 
     name: str
     label: str
     percent: bool = True
     higher_is_better: bool = True
+    per_image: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,6 +61,11 @@ class Task:
     def keep(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
         """The table of predictions that is kept beside the record."""
         return predictions
+
+    def per_image(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
+        """Columns of one number an image, kept beside the predictions: what a report needs to tell the luck of the test images from
+        that of the seeds. Empty where the task has no such thing (a metric that is no mean over images)."""
+        return {}
 
     def gate(self, data: Data) -> float | None:
         """The least value of the primary metric that a teacher must have where the suite says none; None: no gate."""

@@ -20,9 +20,9 @@ class Classification(Task):
     """
 
     metrics = (
-        Metric("top1", "top-1"),
+        Metric("top1", "top-1", per_image="correct"),
         Metric("top5", "top-5"),
-        Metric("nll", "NLL", percent=False, higher_is_better=False),
+        Metric("nll", "NLL", percent=False, higher_is_better=False, per_image="nll"),
     )
 
     def outputs(self, dataset: Dataset) -> int:
@@ -39,9 +39,7 @@ class Classification(Task):
 
     def measure(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, float]:
         logits = predictions["logits"].astype(np.float64)
-        own = np.take_along_axis(logits, targets[:, None], 1)
-        # Ties count against the model: a constant output must not be right about everything.
-        rank = (logits >= own).sum(1)
+        rank = _rank(logits, targets)
         return {
             "top1": float((rank <= 1).mean()),
             "top5": float((rank <= 5).mean()),
@@ -54,8 +52,24 @@ class Classification(Task):
             return {"logits": logits.astype(np.float16)}
         return {"top5": np.argsort(-logits, 1)[:, :5].astype(np.int32), "nll": _nll(logits, targets).astype(np.float32)}
 
+    def per_image(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
+        """`correct` (its mean is top-1), `nll` (nats), `predicted` (a class), `confidence` (the probability of that class)."""
+        logits = predictions["logits"].astype(np.float64)
+        highest = logits.max(1)
+        return {
+            "correct": _rank(logits, targets) <= 1,
+            "nll": _nll(logits, targets).astype(np.float32),
+            "predicted": logits.argmax(1).astype(np.int32),
+            "confidence": (1 / np.exp(logits - highest[:, None]).sum(1)).astype(np.float32),
+        }
+
     def gate(self, data: Data) -> float:
         return 2.0 / data.n_classes
+
+
+def _rank(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The place of the true class, from 1. Ties count against the model: a constant output must not be right about everything."""
+    return (logits >= np.take_along_axis(logits, targets[:, None], 1)).sum(1)
 
 
 def _nll(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
