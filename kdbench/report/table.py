@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ABSENT = "–"
+BEST, TIED = "best", "tied"
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,8 @@ class Entry:
     """One box of a table: numbers stay numbers until a renderer prints them.
 
     `value` (a number or text; None: there is none) is printed times `scale` with `format`, then `marks`, then `± spread`, then
-    `[interval]`. A number below `least` is printed as `< least`. `runs` are the ids of the cells behind it.
+    `[interval]`. A number below `least` is printed as `< least`. `emphasis` is `BEST` (bold), `TIED` (underlined: not distinguishable
+    from the best) or nothing; `apart` (italic) marks a number that somebody else published. `runs` are the ids of the cells behind it.
     """
 
     value: float | str | None = None
@@ -22,6 +24,8 @@ class Entry:
     scale: float = 1.0
     least: float | None = None
     marks: tuple[str, ...] = ()
+    emphasis: str = ""
+    apart: bool = False
     runs: tuple[str, ...] = ()
 
     def text(self) -> str:
@@ -63,10 +67,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """`caption` says, sentence by sentence, what the numbers are and what is claimed of them."""
+    """`caption` says, sentence by sentence, what the numbers are and what is claimed of them; `name` is for files and labels."""
 
     title: str
     columns: tuple[Column, ...]
     groups: tuple[Group, ...]
     caption: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    name: str = "table"
