@@ -125,16 +125,57 @@ def cancel(suite: str, cell: str | None, results: Path) -> None:
 @main.command()
 @click.argument("suites", nargs=-1)
 @RESULTS
+@click.option(
+    "--layout", type=click.Choice(["long", "paper"]), default="long", show_default=True, help="paper: a row a pair, a column a loss"
+)
+@click.option("--beside", metavar="PUBLISHED", help="a published table beside ours (`kdbench published` lists them)")
+@click.option("--figures", is_flag=True, help="draw the figures (PDF and PNG), too")
+@click.option("--html", "page", is_flag=True, help="write report.html, too: one file with tables, figures and every run")
 @click.option("--histories", is_flag=True, help="write histories.csv (each epoch and term) and terms.csv, too")
-def report(suites: tuple[str, ...], results: Path, histories: bool) -> None:
-    """Tables of SUITES (names or files), or of every suite under the results folder."""
+@click.option("--images/--no-images", default=True, show_default=True, help="read the stored predictions")
+@click.option(
+    "--tensorboard", type=click.Path(path_type=Path), metavar="FOLDER", help="write TensorBoard events, too (extra `tensorboard`)"
+)
+@click.option(
+    "--to", type=click.Path(path_type=Path), metavar="FOLDER", help="where the report of a frame file goes  [default: only printed]"
+)
+@click.option("--strict", is_flag=True, help="exit status 1 if the report carries a warning")
+@click.option("--accept", multiple=True, metavar="CODE", help="with --strict: a warning that may stand")
+def report(
+    suites: tuple[str, ...],
+    results: Path,
+    layout: str,
+    beside: str | None,
+    figures: bool,
+    page: bool,
+    histories: bool,
+    images: bool,
+    tensorboard: Path | None,
+    to: Path | None,
+    strict: bool,
+    accept: tuple[str, ...],
+) -> None:
+    """Tables of SUITES (names or files), or of every suite under the results folder; or of frame files (.csv, .parquet), or of
+    published tables (published:NAME)."""
     from kdbench.plan.yaml import suite_name
-    from kdbench.report.write import report as write
-    from kdbench.store import Store
+    from kdbench.report import verb
+    from kdbench.report.write import Asked
 
-    named = [suite_name(suite) for suite in suites] or None
-    if write(Store(results), named, sys.stdout, with_histories=histories).problems:
-        sys.exit(1)
+    asked = Asked(layout, beside, figures, page, histories, images, tensorboard)
+    named = [suite_name(suite) for suite in suites if not verb.is_table(suite)]
+    sys.exit(verb.run(results, suites, named, to, asked, strict, accept, sys.stdout))
+
+
+@main.command()
+@click.argument("table", required=False)
+@click.option("--lint", is_flag=True, help="look for wrong deltas and for numbers copied from a neighbouring column")
+def published(table: str | None, lint: bool) -> None:
+    """The literature's numbers that kdbench carries: all tables, or one TABLE."""
+    from kdbench.report import verb
+
+    text, failed = verb.published_text(table, lint)
+    click.echo(text, nl=False)
+    sys.exit(int(failed))
 
 
 @main.command()

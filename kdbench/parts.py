@@ -253,3 +253,22 @@ def from_config(kind: str, config: Mapping[str, Any], sources: Mapping[str, str]
             "plan and run the suite again (its cells get new ids)"
         )
     return part.build(dict(config["options"]))
+
+
+def sources_of(config: Mapping[str, Any], bases: Mapping[str, str]) -> dict[str, str]:
+    """A digest of the source of each part of a cell, by `<kind> <name>`: what its `version` does not tell when somebody edits a part
+    and forgets to raise it. Imports nothing; parts of other packages are left out, for their version is the hash of their source.
+
+    Args:
+        bases: in which folder a user's own part lies, by name.
+    """
+    named = [(kind, config[key]["name"]) for kind, key in (("task", "task"), ("dataset", "dataset"), ("model", "student"))]
+    named += [("loss", term["loss"]) for term in config["objective"]["terms"]]
+    found = {f"{kind} {name}": source_digest(kind, name, Path(bases.get(name, "."))) for kind, name in named}
+    return {name: digest for name, digest in found.items() if digest}
+
+
+def source_digest(kind: str, name: str, base: Path = Path(".")) -> str | None:
+    """The first 12 digits of the SHA-256 of a part's file as it is now; None where there is no such file (or it is another package's)."""
+    path = base / name.rpartition(":")[0] if ".py:" in name else HERE / KINDS[kind] / f"{name}.py"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None

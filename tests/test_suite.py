@@ -257,3 +257,16 @@ class Flat(Model):
     def forward(self, inputs):
         return Taps(logits=self.layer(inputs.flatten(1)))
 '''
+
+
+def test_the_margin_is_said_in_points_and_kept_as_the_metric_is(plan_of: Callable[..., Plan]) -> None:
+    assert plan_of().manifest()["margin"] == pytest.approx(0.002)
+    said = plan_of(margin="0.5")
+    assert said.manifest()["margin"] == pytest.approx(0.005)
+    assert list(said.cells) == list(plan_of().cells)  # what matters to a reader is no part of a training
+
+
+def test_a_margin_that_is_none_is_refused(write_suite: Callable[..., Path]) -> None:
+    with pytest.raises(SuiteError) as told:
+        read(write_suite(margin="0"))
+    assert "margin" in str(told.value)

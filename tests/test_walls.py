@@ -34,7 +34,11 @@ WITHOUT_TORCH = sorted(
             "kdbench.run.status",
             "kdbench.run.draws",
         ),
-        *(f"kdbench.{room}.{path.stem}" for room in ("plan", "report", "stats", "slurm") for path in (HOUSE / room).glob("*.py")),
+        *(
+            ".".join(path.relative_to(HOUSE.parent).with_suffix("").parts)
+            for room in ("plan", "report", "stats", "slurm")
+            for path in (HOUSE / room).rglob("*.py")
+        ),
     ]
 )
 HEAVY = ("torch", "timm", "torchvision")
@@ -49,7 +53,9 @@ DOORS = {
 MAY_IMPORT = {
     "losses": {"errors", "losses"},
     "stats": {"errors", "stats"},
-    "report": {"errors", "report", "stats", "store", "record", "cell"},
+    "report": {"errors", "report", "stats", "store", "record", "cell", "parts"},
+    "figures": {"errors", "report", "stats"},
+    "page": {"errors", "report", "store", "record", "cell"},
     "models": {"errors", "losses", "models", "through_timm"},
     "datasets": {"errors", "datasets", "through_timm"},
     "recipes": {"errors", "recipes"},

@@ -77,6 +77,7 @@ class Plan:
             "repeats": suite.repeats,
             "teacher_seeds": suite.teacher_seeds,
             "alpha": ALPHA,
+            "margin": suite.margin,
             "objectives": [{"name": one.name, "label": one.label, "weight_from": one.weight_from} for one in suite.objectives.values()],
             "blocks": [
                 {"dataset": suite.dataset["name"], "teacher": teacher, "student": student}

@@ -18,6 +18,8 @@ NUMERICS: dict[str, Json] = {
     "fast": {"name": "fast", "autocast": "bfloat16", "tf32": True, "memory_format": "channels_last", "threads": 1},
 }
 DEFAULT_BASELINES = ("ce", "kd")
+MARGIN_POINTS = 0.2
+"""The least difference that matters where a suite says none, in points of a metric that is printed per cent."""
 KD_BESIDE = {"weight": 1.0, "temperature": 4.0}
 """What `+kd: true` adds: the KD term of the X+KD rows of the CRD protocol (weight 1, temperature 4)."""
 
@@ -53,7 +55,8 @@ class Objective:
 
 @dataclass(frozen=True)
 class Suite:
-    """A matrix of trainings, resolved. `pairs` are (student, teacher) names; `sources` say where users' own parts lie."""
+    """A matrix of trainings, resolved. `pairs` are (student, teacher) names; `sources` say where users' own parts lie; `margin` is the
+    least difference of the primary metric that matters, as the metric is stored (None: the suite says none)."""
 
     name: str
     source: Source
@@ -71,6 +74,7 @@ class Suite:
     repeats: int
     teacher_seeds: int
     seed: int
+    margin: float | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     def folder(self, part: str) -> Path | None:
@@ -139,6 +143,7 @@ SECTIONS: dict[str, tuple[Any, Any]] = {
     "exclude": (list[Exclude], ()),
     "baselines": (list[str] | None, None),
     "assumed": (list[str], ()),
+    "margin": (Annotated[float, Field(gt=0)] | None, None),
     "numerics": (Literal["exact", "fast"], "exact"),
     "repeats": (_Positive, 5),
     "teacher_seeds": (_Positive, 1),

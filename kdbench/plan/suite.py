@@ -16,7 +16,7 @@ from kdbench.errors import PartError, SuiteError, nearest
 from kdbench.plan.nets import NetReader
 from kdbench.plan.objectives import ObjectiveReader
 from kdbench.plan.reading import Reading
-from kdbench.plan.schema import DEFAULT_BASELINES, NUMERICS, PLACES, SECTIONS, Json, Names, Net, Objective, Suite
+from kdbench.plan.schema import DEFAULT_BASELINES, MARGIN_POINTS, NUMERICS, PLACES, SECTIONS, Json, Names, Net, Objective, Suite
 from kdbench.plan.yaml import Source, Where
 
 
@@ -72,6 +72,7 @@ class _SuiteReading(Reading):
             repeats=says["repeats"],
             teacher_seeds=says["teacher_seeds"],
             seed=says["seed"],
+            margin=self._margin(says["margin"], task),
             sources=self.sources,
         )
 
@@ -84,6 +85,13 @@ class _SuiteReading(Reading):
                 says = "classification"  # the dataset's own mistake is told elsewhere
         part = self.load(("task",), "task", says)
         return part, f"min_{part.make.primary().name}" if part else None
+
+    def _margin(self, says: float | None, task: parts.Part) -> float | None:
+        """As the metric is stored: a suite says points of a metric that is printed per cent."""
+        percent = task.make.primary().percent
+        if says is None:
+            return MARGIN_POINTS / 100 if percent else None
+        return says / 100 if percent else says
 
     def _gate(self, data: Json, key: str | None, where: Where = ()) -> float | None:
         if key is None or key not in data:

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdbench.report.caption import accuracy_caption, accuracy_facts
-from kdbench.report.comparison import comparisons, student_runs
 from kdbench.report.manifest import Block, Manifest, Metric, labels
-from kdbench.report.notes import INCOMPLETE, UNTESTED, idle_notes, incomplete_notes, mixed_notes, untested_notes
-from kdbench.report.table import ABSENT, EMPTY, Column, Entry, Group, Table
-from kdbench.stats.repeats import summarise
+from kdbench.report.notes import INCOMPLETE, UNTESTED, incomplete_notes, untested_notes
+from kdbench.report.study import Line, Study, block_name, lines
+from kdbench.report.table import ABSENT, BEST, EMPTY, TIED, Column, Entry, Group, Table
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SIGNIFICANT = "*"
+MARKS = {
+    "better": "▲",
+    "better but below the margin": "△",
+    "equal": "=",
+    "worse but below the margin": "▽",
+    "worse": "▼",
+    "undecided": "",
+}
+MIRRORED = {"▲": "▼", "△": "▽", "▽": "△", "▼": "▲"}
+EMPHASIS = {"best": BEST, "tied": TIED}
 LEAST_P = 0.001
 
 Key = tuple[str, str, str, str]
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,56 +57,49 @@ class Gathered:
         return [name for name in self.manifest["baselines"] if name in known]
 
 
-def accuracy(table: pd.DataFrame, manifest: Manifest, shown: Collection[str] | None = None) -> Table:
+def accuracy(study: Study, shown: Collection[str] | None = None) -> Table:
     """The table of accuracies and differences, one group a block.
 
     Args:
-        table: as `frame.frame` makes it; the order of its rows does not matter.
         shown: names of the objectives to print (None: all); which are printed changes no number.
     """
-    gathered = _gather(table, manifest)
+    manifest = study.manifest
+    gathered = gather(study)
     names = labels(manifest)
     metric = gathered.metric
     unit, points = (", %", ", points") if metric["percent"] else ("", "")
     columns = [Column("objective", numeric=False), Column(f"{metric['label']}{unit}"), Column("n")]
     for baseline in gathered.baselines:
-        columns += [Column(f"Δ to {names[baseline]}{points} [{_confidence(manifest)}]"), Column("p (Holm)")]
+        columns += [Column(f"Δ to {names[baseline]}{points} [{confidence(manifest)}]"), Column("p (Holm)")]
     return Table(
         title=f"{metric['label']} of the students",
         columns=tuple(columns),
         groups=tuple(_group(block, gathered, names if shown is None else shown) for block in manifest["blocks"]),
-        caption=accuracy_caption(manifest, list(gathered.differences.values())),
+        caption=accuracy_caption(study),
+        name="accuracy",
     )
 
 
-def _confidence(manifest: Manifest) -> str:
+def confidence(manifest: Manifest) -> str:
     return f"{100 * (1 - manifest['alpha']):g} %"
 
 
-def _gather(table: pd.DataFrame, manifest: Manifest) -> Gathered:
-    runs = student_runs(table, manifest)
+def gather(study: Study) -> Gathered:
     by_objective: dict[Key, list[Line]] = defaultdict(list)
-    for run in _lines(runs.sort_values(["repeat", "teacher_seed", "id"])):
+    for run in lines(study.students.sort_values(["repeat", "teacher_seed", "id"])):
         by_objective[_key(run)].append(run)
-    differences = _lines(comparisons(runs, manifest))
-    place = {cell["id"]: place for place, cell in enumerate(manifest["cells"])}
-    teachers = _lines(table[table["role"] != "student"])
+    place = {cell["id"]: place for place, cell in enumerate(study.manifest["cells"])}
+    teachers = lines(study.runs[study.runs["role"] != "student"])
     return Gathered(
-        manifest,
-        summaries={_key(line): line for line in _lines(summarise(runs))},
+        study.manifest,
+        summaries={_key(line): line for line in lines(study.summaries)},
         runs=by_objective,
-        differences={(_key(line), line["baseline"]): line for line in differences},
+        differences={(_key(line), line["baseline"]): line for line in lines(study.comparisons)},
         teachers={line["id"]: {**line, "place": place[line["id"]]} for line in teachers},
         teachers_of={
-            cell["id"]: tuple(other for role, other in cell["depends"].items() if role == "teacher") for cell in manifest["cells"]
+            cell["id"]: tuple(other for role, other in cell["depends"].items() if role == "teacher") for cell in study.manifest["cells"]
         },
     )
-
-
-def _lines(table: pd.DataFrame) -> list[Line]:
-    import pandas as pd
-
-    return [{str(name): None if value is pd.NA else value for name, value in line.items()} for line in table.to_dict(orient="records")]
 
 
 def _key(line: Any, objective: str | None = None) -> Key:
@@ -123,10 +120,10 @@ def _group(block: Block, gathered: Gathered, shown: Collection[str]) -> Group:
     complete = {names[key[3]]: gathered.summaries[key]["n"] for key in keys if key in gathered.summaries}
     printed_tests = [test for test in tests if test["objective"] in shown or test["baseline"] in shown]
     return Group(
-        title=" · ".join([block["dataset"], f"student {block['student']}", *([f"teacher {block['teacher']}"] if block["teacher"] else [])]),
+        title=block_name(block["dataset"], block["teacher"], block["student"]),
         rows=tuple(_row(block, name, gathered) for name in kept),
         facts=accuracy_facts(gathered.manifest, block, every, _teachers(every, gathered), tests, len(gathered.differences)),
-        notes=(*incomplete_notes(runs, complete), *untested_notes(printed_tests, names), *idle_notes(runs), *mixed_notes(every)),
+        notes=(*incomplete_notes(runs, complete), *untested_notes(printed_tests, names)),
     )
 
 
@@ -140,13 +137,14 @@ def _row(block: Block, name: str, gathered: Gathered) -> tuple[Entry, ...]:
     key = _key(block, name)
     runs = gathered.runs.get(key, [])
     ids = tuple(run["id"] for run in runs)
-    summary = gathered.summaries.get(key, {"n": 0, "n_asked": 0, "mean": None, "sd": None})
+    summary = gathered.summaries.get(key, {"n": 0, "n_asked": 0, "mean": None, "sd": None, "standing": ""})
     n, asked = summary["n"], summary["n_asked"]
     mean = Entry(
         summary["mean"] if n else None,
         spread=summary["sd"] if n > 1 else None,
         format=f".{gathered.decimals}f",
         scale=gathered.scale,
+        emphasis=EMPHASIS.get(summary["standing"], ""),
         runs=ids,
     )
     entries = [
@@ -172,13 +170,14 @@ def _difference(block: Block, name: str, baseline: str, gathered: Gathered) -> t
     if not found["n"]:
         return Entry(None, runs=runs), Entry(ABSENT, marks=(UNTESTED,), runs=runs)
     tested = not found["why"]
-    low, high = sorted((sign * found["low"], sign * found["high"])) if tested else (0.0, 0.0)
+    low, high = sorted((sign * found["low_all"], sign * found["high_all"])) if tested else (0.0, 0.0)
+    mark = MARKS[found["verdict"]]
     delta = Entry(
         sign * found["difference"],
         interval=(low, high) if tested else None,
         format=f"+z.{gathered.decimals}f",
         scale=gathered.scale,
-        marks=(SIGNIFICANT,) if found["p_holm"] < gathered.manifest["alpha"] else (),
+        marks=tuple(filter(None, (mark if sign == 1 else MIRRORED.get(mark, mark),))),
         runs=runs,
     )
     p = Entry(found["p_holm"], format=".3f", least=LEAST_P, runs=runs) if tested else Entry(ABSENT, marks=(UNTESTED,), runs=runs)

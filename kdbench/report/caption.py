@@ -5,52 +5,108 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.report.frame import printed, shortfall
 from kdbench.report.manifest import Block, Manifest, labels
 from kdbench.stats.power import detectable_difference
+
+if TYPE_CHECKING:
+    from kdbench.report.study import Study
 
 Line = Mapping[str, Any]
 
 WEIGHTS = {"assumed": "assumed, not published", "tuned": "tuned for this suite"}
 
 
-def accuracy_caption(manifest: Manifest, tests: Sequence[Line]) -> tuple[str, ...]:
+def accuracy_caption(study: Study) -> tuple[str, ...]:
     """The sentences that hold for every block of the table."""
-    metric = manifest["metrics"][0]
-    better = "higher" if metric["higher_is_better"] else "lower"
+    manifest = study.manifest
     return (
-        f"{metric['label']} on the test set at the last epoch ({better} is better); ± is the sample standard deviation (ddof = 1) "
-        f"over the repeats, n how many of the asked repeats are complete. Runs that diverged, failed or are missing are in no "
-        "number and are marked †: a mean over survivors may flatter.",
-        *_test_sentences(manifest, tests),
-        _teacher_sentence(manifest),
-        *_weight_sentences(manifest),
+        *_number_sentences(study),
+        *_test_sentences(study),
+        teacher_sentence(manifest),
+        _images_sentence(study),
+        *weight_sentences(manifest),
         *(f"Assumed: {line}" for line in manifest.get("assumed", [])),
     )
 
 
-def _test_sentences(manifest: Manifest, tests: Sequence[Line]) -> list[str]:
+def _number_sentences(study: Study) -> list[str]:
+    manifest = study.manifest
+    metric, level = manifest["metrics"][0], _level(manifest)
+    better = "higher" if metric["higher_is_better"] else "lower"
+    said = [
+        f"{metric['label']} on the test set {selection(study)} ({better} is better); ± is the sample standard deviation (ddof = 1) "
+        f"over the repeats, n how many of the asked repeats are complete. Runs that diverged, failed or are missing are in no "
+        "number and are marked †: a mean over survivors may flatter."
+    ]
+    standings = set(study.summaries["standing"])
+    if "best" in standings:
+        tied = (
+            "; underlined: not distinguishable from the best (a loss is struck out where a one-sided paired t finds a rival better at "
+            f"{manifest['alpha']:g} / (objectives - 1), so that the truly best of a block is bold or underlined with {level})"
+            if "tied" in standings
+            else ""
+        )
+        said.append(f"Bold: the best mean of a block, of objectives none of whose runs failed{tied}.")
+    return said
+
+
+def selection(study: Study) -> str:
+    """Which checkpoint the numbers are of."""
+    rules = sorted({str(rule) for rule in study.runs["selection"].dropna()}) if "selection" in study.runs else []
+    return f"(checkpoint: {', '.join(rules)})" if rules else "at the last epoch"
+
+
+def _level(manifest: Manifest) -> str:
+    return f"{100 * (1 - manifest['alpha']):g} %"
+
+
+def _test_sentences(study: Study) -> list[str]:
+    manifest, tests = study.manifest, study.comparisons
     names = labels(manifest)
     absent = [name for name in manifest["baselines"] if name not in names]
     said = [f"The baseline {name} is not among the objectives of this suite: nothing is compared with it." for name in absent]
-    if not tests:
+    if not len(tests):
         return [*said, "The suite compares nothing: no baseline is among its objectives beside another objective."]
-    alpha, m = manifest["alpha"], len(tests)
+    alpha, m, level = manifest["alpha"], len(tests), _level(manifest)
     known = " and ".join(names[name] for name in manifest["baselines"] if name in names)
+    welch = (
+        " Where repeats do not pair, Welch's t stands for it: see the table of comparisons." if (tests["test"] == "Welch t").any() else ""
+    )
     return [
-        "Δ is objective minus baseline, paired by repeat: the same initial weights and the same images in the same order. "
-        f"In brackets the {100 * (1 - alpha):g} % paired-t interval of each comparison alone, not adjusted. The t distribution "
-        "takes the differences to be normal, which few repeats cannot check.",
+        "Δ is objective minus baseline, paired by repeat: the same initial weights and the same images in the same order.",
         f"p: two-sided paired t, by Holm over the family of m = {m} comparisons that the suite fixes (every objective with {known} "
-        f"in every block; two baselines count once; what cannot be tested counts as p = 1). * marks p < {alpha:g}. Holm holds "
-        "however the comparisons depend on each other.",
+        "in every block; two baselines count once; what cannot be tested counts as p = 1). Holm holds however the comparisons depend "
+        f"on each other; the t distribution takes the differences to be normal, which few repeats cannot check.{welch}",
+        f"In brackets {level} simultaneous intervals: all of the family hold together, and one contains 0 where and only where "
+        f"p (Holm) is {alpha:g} or more. A nearer bound of 0 says that the sign is established, and no more.",
+        mark_sentence(manifest),
         *said,
     ]
 
 
-def _teacher_sentence(manifest: Manifest) -> str:
+def mark_sentence(manifest: Manifest) -> str:
+    alpha, margin = manifest["alpha"], manifest.get("margin")
+    if margin is None:
+        return f"▲ better, ▼ worse (p < {alpha:g}); no mark: undecided. The suite names no margin, so nothing is called equal."
+    metric = manifest["metrics"][0]
+    said = f"{100 * margin:g} points" if metric["percent"] else f"{margin:g}"
+    return (
+        f"▲ better, ▼ worse (p < {alpha:g}); △, ▽ the same, and shown to be less than the margin of {said}; = equal within that margin "
+        f"(two one-sided t tests, by Holm over the same family, p < {alpha:g}); no mark: undecided, which is not equal. A loss with a "
+        "failed or diverged run is never called better."
+    )
+
+
+def _images_sentence(study: Study) -> str:
+    if study.images is not None and study.images.intervals["low_images"].notna().any():
+        return "All claims are for this test set; the table of predictions has intervals over new images, too."
+    return "All claims are for this test set: the luck of its images is in no interval."
+
+
+def teacher_sentence(manifest: Manifest) -> str:
     teachers = manifest["teacher_seeds"]
     if teachers == 1:
         return "For these teachers: one trained teacher per pair, so the luck of its training is in no interval."
@@ -60,7 +116,7 @@ def _teacher_sentence(manifest: Manifest) -> str:
     )
 
 
-def _weight_sentences(manifest: Manifest) -> list[str]:
+def weight_sentences(manifest: Manifest) -> list[str]:
     said = []
     for source, words in WEIGHTS.items():
         named = [objective["label"] for objective in manifest["objectives"] if objective.get("weight_from") == source]
@@ -107,6 +163,9 @@ def _sensitivity(manifest: Manifest, tests: Sequence[Line], m: int) -> str:
     tested = [test for test in tests if not test["why"]]
     if not tested:
         return "No comparison of this block can be tested: see ‡."
+    tested = [test for test in tested if test["test"] == "paired t"]
+    if not tested:
+        return "Repeats do not pair here: what Welch's test could have shown is not said."
     metric, alpha = manifest["metrics"][0], manifest["alpha"]
     n = Counter(test["n"] for test in tested).most_common(1)[0][0]
     spread = median(test["sd"] for test in tested)

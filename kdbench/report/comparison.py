@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdbench.report.manifest import Manifest, block_frame
-from kdbench.report.notes import MIXED
-from kdbench.stats.holm import holm
-from kdbench.stats.paired import family, paired_differences
+from kdbench.stats.compare import compare
+from kdbench.stats.paired import family
 from kdbench.stats.repeats import spread_over_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
+
+KEPT = ("dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id", "state", "why", "n_train", "n_test")
+CARRIED = ("device", "torch", "timm", "torchvision", "pillow", "code_version", "host", "least_gradient", "idle_term", "selection")
+"""Circumstances that warnings ask for, where the frame has them."""
 
 
 def student_runs(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
@@ -24,11 +27,11 @@ def student_runs(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
 
     Returns:
         dataset, teacher, student, objective, repeat, teacher_seed, id, state, why, n_train, n_test, data_fingerprint, value (the
-        primary metric at the last epoch, as stored), mixed_data (whether its value was taken away).
+        primary metric at the last epoch, as stored), mixed_data (whether its value was taken away), and the circumstances that the
+        table has.
     """
-    wanted = ["dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id", "state", "why"]
     students = table[table["role"] == "student"]
-    runs = students[[*wanted, "n_train", "n_test", "data_fingerprint", "least_gradient", *MIXED]].copy()
+    runs = students[[*KEPT, "data_fingerprint", *(name for name in CARRIED if name in table)]].copy()
     runs["value"] = students[f"{manifest['metrics'][0]['name']}_last"]
     mixed = runs.groupby("dataset")["data_fingerprint"].transform("nunique") > 1
     runs = runs.assign(value=runs["value"].mask(mixed), mixed_data=mixed)
@@ -36,14 +39,14 @@ def student_runs(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
 
 
 def comparisons(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
-    """Every comparison of the suite, tested and adjusted over the whole family.
+    """Every comparison of the suite, tested, adjusted over the whole family, and judged.
 
     Args:
         runs: as `student_runs` makes it.
 
     Returns:
-        The columns of `stats.paired.paired_differences` and p_holm; one row for each comparison that the suite fixed, run or not,
-        so that choosing rows afterwards changes no p value.
+        The columns of `stats.compare.compare`; one row for each comparison that the suite fixed, run or not, so that choosing rows
+        afterwards changes no p value.
     """
     objectives = [objective["name"] for objective in manifest["objectives"]]
     asked = family(block_frame(manifest), objectives, manifest["baselines"])
@@ -52,6 +55,4 @@ def comparisons(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     planned = set(runs[[*places, "objective"]].itertuples(index=False, name=None))
     sides = [asked[[*places, side]].itertuples(index=False, name=None) for side in ("objective", "baseline")]
     kept = [place for place, (one, other) in enumerate(zip(*sides, strict=True)) if one in planned and other in planned]
-    asked = asked.iloc[kept]
-    tested = paired_differences(runs, asked, manifest["alpha"])
-    return tested.assign(p_holm=holm(tested["p"].tolist(), len(asked)))
+    return compare(runs, asked.iloc[kept], manifest["alpha"], manifest.get("margin"), manifest["metrics"][0]["higher_is_better"])

@@ -52,7 +52,7 @@ def cost(table: pd.DataFrame, manifest: Manifest) -> Table | None:
         line = {str(name): value for name, value in found.items()}
         lines[line["dataset"], line["teacher"] if isinstance(line["teacher"], str) else "", line["student"]][line["objective"]] = line
     groups = [_group(block, lines[block["dataset"], block["teacher"] or "", block["student"]], manifest) for block in manifest["blocks"]]
-    return Table("Cost of a training step", COLUMNS, tuple(group for group in groups if group.rows), CAPTION)
+    return Table("Cost of a training step", COLUMNS, tuple(group for group in groups if group.rows), CAPTION, name="cost")
 
 
 def _group(block: Block, lines: dict[str, Line], manifest: Manifest) -> Group:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import DamagedError
 from kdbench.report.manifest import CellLine, Manifest, Metric, labels
+from kdbench.report.records import Lean, lean_records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,8 +17,13 @@ if TYPE_CHECKING:
     from kdbench.store import Store
 
 IDENTITY = ("suite", "role", "dataset", "teacher", "student", "objective", "label", "repeat", "teacher_seed", "id", "state")
-CIRCUMSTANCE = ("n_train", "n_test", "device", "torch", "code_version", "train_s", "data_fingerprint", "least_gradient", "why")
-WHOLE = ("repeat", "teacher_seed", "n_train", "n_test")
+LIBRARIES = ("timm", "torchvision", "pillow")
+DIGESTS = ("weights_digest", "predictions_digest")
+CIRCUMSTANCE = (
+    *("n_train", "n_test", "device", "torch", "code_version", "train_s", "data_fingerprint", "least_gradient"),
+    *(*LIBRARIES, "host", "job", "restarts", *DIGESTS, "idle_term", "sources", "why"),
+)
+WHOLE = ("repeat", "teacher_seed", "n_train", "n_test", "restarts")
 SPOILED = ("failed", "diverged", "damaged", "blocked")
 """States of a teacher that leave its students nothing to learn from."""
 
@@ -31,13 +38,16 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     Returns:
         suite, role, dataset, teacher, student, objective, label, repeat, teacher_seed, id, state; one column for each metric that
         any run has (as stored: an accuracy is a fraction); n_train, n_test (images), device, torch, code_version, train_s,
-        data_fingerprint, least_gradient (of the run's weakest term, relative to the task's, at its largest), why. `state` is
-        finished, diverged, failed, running, missing, damaged, or blocked (its teacher failed, or is below its gate); `why` says what
-        happened, and is empty for a run that finished well.
+        data_fingerprint, least_gradient (of the run's weakest term, relative to the task's, at its largest); timm, torchvision, pillow
+        (versions), host, job (id of the SLURM job), restarts (how often SLURM started that job again), weights_digest,
+        predictions_digest, idle_term (the term whose gradient `least_gradient` is; it may well have mattered), sources (of the parts
+        that were used: `loss kd <digest>; task …`), why. `state` is finished, diverged, failed, running, missing, damaged, or blocked
+        (its teacher failed, or is below its gate); `why` says what happened, and is empty for a run that finished well.
     """
     import pandas as pd
 
-    seen = {cell["id"]: _observed(store, cell["id"]) for cell in manifest["cells"]}
+    records = lean_records(store, manifest["suite"], [cell["id"] for cell in manifest["cells"]])
+    seen = {cell["id"]: _observed(store, cell["id"], records.get(cell["id"])) for cell in manifest["cells"]}
     by_id = {cell["id"]: cell for cell in manifest["cells"]}
     for cell in manifest["cells"]:
         _judge(cell, by_id, seen, manifest)
@@ -52,35 +62,28 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     return table.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys((*metrics, "train_s", "least_gradient"), "float64")})
 
 
-def _observed(store: Store, cell_id: str) -> dict[str, Any]:
+def _observed(store: Store, cell_id: str, record: Lean | DamagedError | None) -> dict[str, Any]:
     """What the disk says of one cell: `state`, `why` and, from its record, metrics and circumstance."""
-    try:
-        record = store.record(cell_id)
-    except DamagedError as error:
-        return {"state": "damaged", "why": str(error)}
+    if isinstance(record, DamagedError):
+        return {"state": "damaged", "why": str(record)}
     if record is None:
         return _unfinished(store, cell_id)
-    result, circumstance = record.result, record.circumstance
-    why = "" if record.outcome == "finished" else f"diverged at step {result.get('diverged_at_step')}"
+    result, circumstance, largest = record.result, record.circumstance, record.largest
+    job = circumstance.get("job") or {}
+    idle_term = min(largest, key=largest.__getitem__, default=None)
     return {
         **(result.get("metrics") or {}),
-        **{name: result.get(name) for name in ("n_train", "n_test", "data_fingerprint")},
-        **{name: circumstance.get(name) for name in ("device", "torch", "train_s")},
+        **{name: result.get(name) for name in ("n_train", "n_test", "data_fingerprint", *DIGESTS)},
+        **{name: circumstance.get(name) for name in ("device", "torch", "train_s", *LIBRARIES, "host")},
         "code_version": circumstance.get("code", circumstance.get("kdbench")),
-        "least_gradient": _least_gradient(result.get("history") or []),
+        "job": job.get("id"),
+        "restarts": job.get("restart"),
+        "least_gradient": None if idle_term is None else largest[idle_term],
+        "idle_term": idle_term,
+        "sources": "; ".join(f"{part} {digest}" for part, digest in (circumstance.get("sources") or {}).items()) or None,
         "state": record.outcome,
-        "why": why,
+        "why": "" if record.outcome == "finished" else f"diverged at step {result.get('diverged_at_step')}",
     }
-
-
-def _least_gradient(history: list[dict[str, Any]]) -> float | None:
-    """The gradient of the term that had the smallest, relative to the task's, each at its largest over the epochs."""
-    largest: dict[str, float] = {}
-    for entry in history:
-        for name, term in entry.get("terms", {}).items():
-            if term.get("gradient_ratio") is not None:
-                largest[name] = max(largest.get(name, 0.0), term["gradient_ratio"])
-    return min(largest.values(), default=None)
 
 
 def _unfinished(store: Store, cell_id: str) -> dict[str, Any]:
@@ -170,13 +173,12 @@ def _measured(profile: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def write_frame(store: Store, suite: str, table: pd.DataFrame) -> None:
-    """Write `frame.parquet` and `frame.csv` (UTF-8; numbers as numbers, nothing for a null) into the suite's report folder.
+def write_frame(store: Store, folder: Path, table: pd.DataFrame) -> None:
+    """Write `frame.parquet` and `frame.csv` (UTF-8; numbers as numbers, nothing for a null) into a folder.
 
     Raises:
         StoreError: the disk is full, or the folder cannot be written.
     """
-    folder = store.suite_folder(suite) / "report"
     whole = io.BytesIO()
     table.to_parquet(whole, index=False)
     store.write_bytes(folder / "frame.parquet", whole.getvalue())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import DamagedError, KdbenchError
-from kdbench.report.manifest import CellLine, Manifest, labels
+from kdbench.report.manifest import Manifest, labels
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from kdbench.store import Store
@@ -26,24 +28,54 @@ def histories(store: Store, manifest: Manifest) -> pd.DataFrame:
         (`task`, or a distillation term), raw, weighted, gradient_ratio (its gradient's norm over the task's, at the epoch's first
         step); `<split>_<metric>` of the epochs that were evaluated, in the row of the task.
     """
+    import numpy as np
     import pandas as pd
 
-    rows = [row for cell in manifest["cells"] for row in _epochs(store, cell)]
-    metrics = dict.fromkeys(key for row in rows for key in row if key not in (*NAMES, *EPOCH))
-    return pd.DataFrame(rows, columns=[*NAMES, *EPOCH, *metrics])
+    runs, chunks = [], []
+    names: dict[str, int] = {}
+    for cell in manifest["cells"]:
+        with suppress(DamagedError):  # the frame says so
+            record = store.record(cell["id"])
+            if record is not None and record.result["history"]:
+                runs.append({name: cell.get(name) for name in NAMES})
+                chunks.append(_columns(record.result["history"], names))
+    if not runs:
+        return pd.DataFrame(columns=[*NAMES, *EPOCH])
+    whose = np.repeat(np.arange(len(runs)), [len(chunk["epoch"]) for chunk in chunks])
+    epochs = {name: np.concatenate([_column(chunk, name) for chunk in chunks]) for name in dict.fromkeys(itertools.chain(EPOCH, *chunks))}
+    term = pd.Series(list(names)).take(epochs["term"]).reset_index(drop=True)
+    return pd.concat([pd.DataFrame(runs).take(whose).reset_index(drop=True), pd.DataFrame({**epochs, "term": term})], axis=1)
 
 
-def _epochs(store: Store, cell: CellLine) -> Iterator[dict[str, Any]]:
-    try:
-        record = store.record(cell["id"])
-    except DamagedError:
-        return  # the frame says so
-    named = {name: cell.get(name) for name in NAMES}
-    for entry in (record.result["history"] or []) if record else []:
-        shared = {**named, **{key: entry.get(key) for key in ("epoch", "lr", "loss")}}
-        seen = {f"{split}_{name}": value for split in ("val", "test") for name, value in entry.get(split, {}).items()}
-        for name, term in (entry["terms"] or {"task": {}}).items():
-            yield {**shared, "term": name, **term, **(seen if name == "task" else {})}
+def _columns(history: list[dict[str, Any]], names: dict[str, int]) -> dict[str, np.ndarray]:
+    """A run's columns, a row an epoch and term: plain arrays, for ten thousand runs have millions of rows. The term as its number in
+    `names`, to which new ones are added."""
+    import numpy as np
+
+    terms = [entry["terms"] or {"task": {}} for entry in history]
+    counts = [len(one) for one in terms]
+    found = {
+        "epoch": np.repeat([entry["epoch"] for entry in history], counts),
+        **{key: np.repeat(np.array([entry.get(key) for entry in history], dtype=float), counts) for key in ("lr", "loss")},
+        "term": np.array([names.setdefault(name, len(names)) for one in terms for name in one]),
+        **{
+            key: np.array([term.get(key) for one in terms for term in one.values()], dtype=float)
+            for key in ("raw", "weighted", "gradient_ratio")
+        },
+    }
+    of_task = found["term"] == names.get("task")
+    evaluated = [entry for entry, one in zip(history, terms, strict=True) if "task" in one]
+    for split in ("val", "test"):
+        for metric in dict.fromkeys(metric for entry in evaluated for metric in entry.get(split, ())):
+            found[f"{split}_{metric}"] = np.full(len(of_task), np.nan)
+            found[f"{split}_{metric}"][of_task] = np.array([entry.get(split, {}).get(metric) for entry in evaluated], dtype=float)
+    return found
+
+
+def _column(chunk: dict[str, np.ndarray], name: str) -> np.ndarray:
+    import numpy as np
+
+    return chunk[name] if name in chunk else np.full(len(chunk["epoch"]), np.nan)
 
 
 def terms(store: Store, manifest: Manifest) -> pd.DataFrame:

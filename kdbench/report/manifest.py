@@ -70,7 +70,8 @@ class ProfileLine(TypedDict):
 
 
 class Manifest(TypedDict):
-    """`metrics[0]` is the primary one; `gates` holds what is asked of a teacher, by cell id."""
+    """`metrics[0]` is the primary one; `margin` is its least difference that matters, as stored;
+    `gates` holds what is asked of a teacher, by cell id."""
 
     schema: int
     suite: str
@@ -81,6 +82,7 @@ class Manifest(TypedDict):
     repeats: int
     teacher_seeds: int
     alpha: float
+    margin: NotRequired[float | None]
     objectives: list[Objective]
     blocks: list[Block]
     cells: list[CellLine]

@@ -13,8 +13,6 @@ STATES = ("diverged", "failed", "damaged", "blocked", "running", "missing")
 NAMED = 3
 """So many runs of a kind are named one by one; the frame beside the report has them all."""
 REASON_CHARACTERS = 160
-MIXED = {"device": "devices", "torch": "versions of torch", "code_version": "versions of the code"}
-"""Circumstances that a comparison should have in common."""
 IDLE = 0.01
 """A term whose gradient never reaches this share of the task's does nothing."""
 
@@ -82,23 +80,3 @@ def untested_notes(tests: Iterable[Mapping[str, Any]], names: Mapping[str, str])
         if test["why"]:
             said[test["why"]].append(f"{names[test['objective']]} - {names[test['baseline']]}")
     return [f"{UNTESTED} {', '.join(pairs)}: not tested, {why}" for why, pairs in said.items()]
-
-
-def idle_notes(runs: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """A warning where a term of an objective did nothing: its gradient was below 1 % of the task's in every epoch of some run."""
-    idle = {
-        label: min(values)
-        for label, mine in runs.items()
-        if (values := [run["least_gradient"] for run in mine if run["least_gradient"] == run["least_gradient"]]) and min(values) < IDLE
-    }
-    return [
-        f"Warning: a term of {label} did nothing: its gradient never exceeded {100 * ratio:.2g} % of the task's; its weight is too small"
-        for label, ratio in idle.items()
-    ]
-
-
-def mixed_notes(runs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A warning for each circumstance in which the runs of a block differ."""
-    runs = list(runs)
-    found = {name: sorted({run[name] for run in runs if isinstance(run[name], str)}) for name in MIXED}
-    return [f"Warning: the runs of this block mix {MIXED[name]}: {', '.join(values)}" for name, values in found.items() if len(values) > 1]

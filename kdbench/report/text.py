@@ -1,23 +1,63 @@
-"""Plain text of a table: for a terminal, and as Markdown."""
+"""Plain text of a report: for a terminal, and as Markdown."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TextIO
 
-from kdbench.report.table import Column, Group, Table
+from kdbench.report.document import Document, Owed
+from kdbench.report.table import BEST, TIED, Column, Entry, Group, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
+    from rich.text import Text
 
 PLAIN_WIDTH = 110
 WIDEST = 140
+FIGURES = "figures"
+"""The folder of the figures, beside the report."""
+
+PLAIN = {
+    BEST: ("**", "bold (the best)"),
+    TIED: ("_", "underlined (not distinguishable from the best)"),
+    "apart": ("~", "italic (published by others)"),
+}
+"""What stands around a number where no font can tell it apart, and for what."""
+STYLES = {BEST: "bold", TIED: "underline", "apart": "italic"}
+TAGS = {BEST: ("**", "**"), TIED: ("<u>", "</u>"), "apart": ("*", "*")}
 
 
-def terminal(title: str, facts: Sequence[str], tables: Sequence[Table], out: TextIO, width: int | None = None) -> None:
-    """Print a title, facts and tables; plain text, without escape codes, when `out` is not a terminal.
+@dataclass(frozen=True)
+class Pieces:
+    """An entry as a renderer sets it: `value + marks + spread + interval` is `Entry.text()`; each may be empty."""
+
+    value: str
+    marks: str
+    spread: str
+    interval: str
+
+
+def pieces(entry: Entry) -> Pieces:
+    """The parts of an entry's text, with the blanks and signs that join them."""
+    bare = replace(entry, marks=(), spread=None, interval=None).text()
+    wide = replace(entry, marks=(), spread=None).text()[len(bare) :]
+    spread = replace(entry, marks=(), interval=None).text()[len(bare) :]
+    return Pieces(bare, "".join(entry.marks), spread, wide)
+
+
+def emphasis(entry: Entry) -> tuple[str, ...]:
+    """How an entry is told apart: `BEST` or `TIED`, then "apart". An empty box, and one without a value, is not."""
+    if entry.value is None or entry.value == "":
+        return ()
+    return (*((entry.emphasis,) if entry.emphasis else ()), *(("apart",) if entry.apart else ()))
+
+
+def terminal(document: Document, out: TextIO, width: int | None = None) -> None:
+    """Print a report; plain text, without escape codes, when `out` is not a terminal.
 
     Args:
         width: in characters; None: the terminal's own, or 110 where there is none.
@@ -29,56 +69,94 @@ def terminal(title: str, facts: Sequence[str], tables: Sequence[Table], out: Tex
     own = min(Console(file=out).width, WIDEST) if live else PLAIN_WIDTH
     whole = io.StringIO()
     console = Console(file=whole, width=width or own, force_terminal=live, highlight=False, markup=False, emoji=False)
-    console.print(Text(title, style="bold"))
-    for fact in facts:
+    console.print(Text(document.title, style="bold"))
+    for fact in document.facts:
         console.print(Text(fact))
+    for warning in document.warnings:
+        console.print(Text(_warned(warning), style="bold"))
     console.print()
-    for table in tables:
-        _print_table(console, table)
+    for table in document.tables:
+        _print_table(console, table, live)
+    for figure in document.figures:
+        console.print(Text.assemble((f"{figure.title} ({FIGURES}/{figure.name}.png): ", "bold"), figure.caption))
     text = "\n".join(line.rstrip() for line in whole.getvalue().splitlines()) + "\n"
     # A terminal that cannot show ± or Δ must not cost anybody the report.
     encoding = getattr(out, "encoding", None) or "utf-8"
     out.write(text.encode(encoding, "replace").decode(encoding))
 
 
-def _print_table(console: Console, table: Table) -> None:
+def _warned(warning: Owed) -> str:
+    return f"Warning [{warning.code}] {warning.text()}"
+
+
+def _print_table(console: Console, table: Table, live: bool) -> None:
     from rich.text import Text
 
     console.print(Text(table.title, style="bold underline"))
     for group in table.groups:
         console.print()
-        console.print(Text(group.title, style="bold"))
+        if group.title:
+            console.print(Text(group.title, style="bold"))
         for fact in group.facts:
             console.print(Text(fact))
-        console.print(_grid(table.columns, group, console.width))
+        console.print(_grid(table.columns, group, console.width, live))
         for note in group.notes:
             console.print(Text(note))
-    if table.caption or table.notes:
+    explained = () if live else _explained(table)
+    if table.caption or table.notes or explained:
         console.print()
-    for sentence in (*table.caption, *table.notes):
+    for sentence in (*explained, *table.caption, *table.notes):
         console.print(Text(sentence, style="dim"))
     console.print()
 
 
-def _grid(columns: tuple[Column, ...], group: Group, width: int) -> Grid:
+def _explained(table: Table) -> tuple[str, ...]:
+    """One sentence on the signs that stand for fonts, where there are any."""
+    used = {name for group in table.groups for row in group.rows for entry in row for name in emphasis(entry)}
+    said = [f"{sign}x{sign} is {meaning}" for name, (sign, meaning) in PLAIN.items() if name in used]
+    return (f"In plain text {', '.join(said)}.",) if said else ()
+
+
+def _shown(entry: Entry, live: bool, stacked: bool = False) -> Text:
+    """The entry for the terminal: its value in a font of its own, or between signs where there are no fonts; spread and interval on
+    lines of their own where it is `stacked`."""
+    from rich.text import Text
+
+    parts, kinds = pieces(entry), emphasis(entry)
+    rest = f"{parts.marks}{parts.spread}{parts.interval}"
+    if stacked:
+        rest = parts.marks + "".join(f"\n{part.strip()}" for part in (parts.spread, parts.interval) if part)
+    if live:
+        return Text.assemble((parts.value, " ".join(STYLES[kind] for kind in kinds)), rest)
+    signs = "".join(PLAIN[kind][0] for kind in kinds)
+    return Text(f"{signs}{parts.value}{signs[::-1]}{rest}")
+
+
+def _grid(columns: tuple[Column, ...], group: Group, width: int, live: bool) -> Grid:
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
 
-    gap, widths = _fit(columns, group, width)
+    shown = [[_shown(entry, live) for entry in row] for row in group.rows]
+    gap, widths = _fit(columns, [[entry.plain for entry in row] for row in shown], width)
+    if None in widths:
+        shown = [[_shown(entry, live, stacked=True) for entry in row] for row in group.rows]
+        gap, widths = _fit(columns, [[entry.plain for entry in row] for row in shown], width)
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
     for column, own in zip(columns, widths, strict=True):
         title = Text(column.title)
         grid.add_column(title, justify="right" if column.numeric else "left", vertical="bottom", overflow="fold", width=own)
-    for row in group.rows:
-        grid.add_row(*(Text(entry.text()) for entry in row))
+    for row in shown:
+        most = max((entry.plain.count("\n") for entry in row), default=0)
+        # Titles stand at the bottom of their row, and so would a label beside numbers of two lines.
+        grid.add_row(*(entry + "\n" * (most - entry.plain.count("\n")) for entry in row))
     return grid
 
 
-def _fit(columns: tuple[Column, ...], group: Group, width: int) -> tuple[int, Sequence[int | None]]:
+def _fit(columns: tuple[Column, ...], rows: Sequence[Sequence[str]], width: int) -> tuple[int, Sequence[int | None]]:
     """The gap between columns and their widths, in characters: titles are folded before labels, and labels before numbers."""
-    texts = [[row[place].text() for row in group.rows] for place in range(len(columns))]
-    whole = [_longest(mine) for mine in texts]
+    texts = [[row[place] for row in rows] for place in range(len(columns))]
+    whole = [_longest(line for text in mine for line in text.split("\n")) for mine in texts]
     folded = [
         full if column.numeric else _longest(word for text in mine for word in text.split())
         for column, mine, full in zip(columns, texts, whole, strict=True)
@@ -100,40 +178,70 @@ def _longest(texts: Iterable[str]) -> int:
     return max(map(len, texts), default=0)
 
 
-def markdown(title: str, facts: Sequence[str], tables: Sequence[Table]) -> str:
-    """The title, facts and tables as Markdown, with their captions and notes below each."""
-    lines = [f"# {_escaped(title)}", ""]
-    for fact in facts:
-        lines += [_escaped(fact), ""]
-    for table in tables:
+def markdown(document: Document) -> str:
+    """A report as Markdown: warnings first, then the tables with their captions and notes below each, then the figures."""
+    lines = [f"# {_escaped(document.title)}", ""]
+    for fact in document.facts:
+        lines += [_line(fact), ""]
+    lines += [f"- {_line(_warned(warning))}" for warning in document.warnings]
+    lines += [""] if document.warnings else []
+    for table in document.tables:
         lines += [f"## {_escaped(table.title)}", ""]
         for group in table.groups:
             lines += _markdown_group(table.columns, group)
-        lines += [f"- {_escaped(sentence)}" for sentence in (*table.caption, *table.notes)]
+        lines += [f"- {_line(sentence)}" for sentence in (*table.caption, *table.notes)]
         lines += [""] if table.caption or table.notes else []
+    for figure in document.figures:
+        lines += [f"## {_escaped(figure.title)}", "", f"![{_alternative(figure.caption)}](<{FIGURES}/{figure.name}.png>)", ""]
+        lines += [_line(figure.caption), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _markdown_group(columns: tuple[Column, ...], group: Group) -> list[str]:
-    lines = [f"### {_escaped(group.title)}", ""]
+    lines = [f"### {_escaped(group.title)}", ""] if group.title else []
     for fact in group.facts:
-        lines += [_escaped(fact), ""]
-    lines.append(_markdown_row(column.title for column in columns))
+        lines += [_line(fact), ""]
+    lines.append(_markdown_row(_escaped(column.title) for column in columns))
     lines.append("|" + "|".join("---:" if column.numeric else ":---" for column in columns) + "|")
-    lines += [_markdown_row(entry.text() for entry in row) for row in group.rows]
+    lines += [_markdown_row(map(_markdown_entry, row)) for row in group.rows]
     lines.append("")
     for note in group.notes:
-        lines += [_escaped(note), ""]
+        lines += [_line(note), ""]
     return lines
 
 
-def _markdown_row(texts: Iterable[str]) -> str:
-    return "| " + " | ".join(_escaped(text) for text in texts) + " |"
+def _markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown_entry(entry: Entry) -> str:
+    parts = pieces(entry)
+    value = _escaped(parts.value)
+    for kind in emphasis(entry) if value else ():
+        opened, closed = TAGS[kind]
+        value = f"{opened}{value}{closed}"
+    rest = f"{parts.marks}{parts.spread}{parts.interval}"
+    # The blank before ± must stay, and nothing may open a link across the seam.
+    return f"{value}{' ' if rest[:1].isspace() else ''}{_escaped(rest)}"
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown prints as it stands: no pipe ends a cell; no star, backtick, angle bracket or link turns into markup."""
+    """Text that Markdown prints as it stands: no pipe ends a cell; no star, underscore, backtick, angle bracket, entity or link turns
+    into markup."""
     for special in "\\`*|<":
         text = text.replace(special, f"\\{special}")
+    # Inside a word an underscore is no markup, and names stay readable.
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    text = re.sub(r"&(?=#?\w+;)", r"\\&", text).replace("~~", r"\~\~")
     text = text.replace("](", "]\\(")
     return " ".join(text.split())
+
+
+def _line(text: str) -> str:
+    """Escaped text that begins a line: no heading, list, quotation or rule."""
+    return re.sub(r"^(?:(\d+)([.)])(?= |$)|([-+#>=]))", lambda found: f"{found[1] or ''}\\{found[2] or found[3]}", _escaped(text))
+
+
+def _alternative(text: str) -> str:
+    """Escaped text inside the brackets of an image."""
+    return re.sub(r"([\[\]])", r"\\\1", _escaped(text).replace("]\\(", "]("))

@@ -38,6 +38,7 @@ class Saver:
         self.store, self.data, self.circumstance, self.every_s, self.told = store, data, circumstance, every_s, told
         self.saved_at = time.monotonic()
         self.due: dict[Position, bool] = {}
+        self.sources: dict[str, dict[str, str]] = {}  # of each cell's parts, as they were when training began here
         self.started_at: dict[str, float] = {}
         self.trained_before_s: dict[str, float] = {}
 
@@ -104,6 +105,7 @@ class Saver:
         }
         begun = self.store.epochs_seen(member.cell.id)
         circumstance = {**self.circumstance, "train_s": round(self._trained_s(member), 3), "epochs_begun": len(begun)}
+        circumstance["sources"] = self.sources.get(member.cell.id)
         self.store.put_record(Record(member.cell.id, member.cell.config, outcome, result, circumstance))
         self.store.clear_failure(member.cell.id)
         self.store.remove(self.store.file(member.cell.id, "checkpoint.bin"))

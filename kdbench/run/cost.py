@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +33,7 @@ from kdbench.store import Store
 
 WARM_UP_STEPS = 3
 MEASURED_STEPS = 20
+LISTEN_S = 0.5
 SETTING = ("task", "dataset", "student", "objective", "recipe", "numerics")
 SCHEMA = 1
 
@@ -82,6 +84,7 @@ def measure(store: Store, cell: Cell, data_folder: Path, device: torch.device) -
     plan = BatchPlan.of(cell.config, data)
     member = Member(cell, make_student(cell, data, task, device), objective, task, plan.steps)
     work = _Step(member, plan, provider)
+    beside = others_at_work()
     clocks: dict[str, list[float]] = {}
     for turn in range(WARM_UP_STEPS + MEASURED_STEPS):
         for name, act in work.parts().items():
@@ -106,8 +109,13 @@ def measure(store: Store, cell: Cell, data_folder: Path, device: torch.device) -
         "setting": setting,
         "device": device_name(device),
         "result": result,
-        "circumstance": circumstance(device, 1),
+        "circumstance": {**circumstance(device, 1), "others_at_work": beside},
     }
+
+
+def others_at_work() -> float:
+    """The share of this machine's processors that others keep busy while this process waits: times taken beside them are theirs, too."""
+    return psutil.cpu_percent(LISTEN_S) / 100
 
 
 class _Step:

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from kdbench import parts
 from kdbench.cell import Cell
 from kdbench.errors import ClaimError, KdbenchError, StoppedError
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
@@ -158,6 +159,7 @@ def _train_bundle(
                 start = tuple(state["position"])
                 member.restore(state["state"], start[0] * plan.steps + start[1])
                 saver.trained_before_s[cell.id] = state["trained_s"]
+            saver.sources[cell.id] = parts.sources_of(cell.config, cell.sources)
             members.append(member)
         except Exception as error:  # one part that cannot be built is no reason for the others not to train
             failure.note(f"{cell.id}: {type(error).__name__}: {error}")

@@ -26,17 +26,58 @@ def holm(p: Sequence[float], m: int) -> np.ndarray:
         ValueError: more p values than the family has comparisons, or one outside [0, 1].
     """
     import numpy as np
-    from statsmodels.stats.multitest import multipletests
+
+    values = _checked(p, m)
+    tested = np.isfinite(values)
+    # Step down by hand: statsmodels' multipletests, which the tests hold this to, collects garbage at every call (0.1 s).
+    order = np.argsort(values, kind="stable")  # NaN last, beside the p = 1 of what is not listed at all
+    stepped = np.maximum.accumulate(np.where(tested, values, 1.0)[order] * (m - np.arange(len(values))))
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return np.where(tested, adjusted, np.nan)
+
+
+def _checked(p: Sequence[float], m: int) -> np.ndarray:
+    import numpy as np
 
     values = np.asarray(p, dtype=float)
     if len(values) > m:
         raise ValueError(f"{len(values)} p values in a family of {m} comparisons")
-    tested = np.isfinite(values)
-    if ((values[tested] < 0) | (values[tested] > 1)).any() or np.isinf(values).any():
+    if ((values < 0) | (values > 1)).any():
         raise ValueError("a p value lies outside [0, 1]")
-    if not tested.any():
-        return np.full(len(values), np.nan)
-    whole = np.ones(m)
-    whole[: len(values)] = np.where(tested, values, 1.0)
-    adjusted = multipletests(whole, method="holm")[1][: len(values)]
-    return np.where(tested, adjusted, np.nan)
+    return values
+
+
+def holm_by_direction(p: Sequence[float], difference: Sequence[float], m: int) -> np.ndarray:
+    """Adjust two-sided p values by Holm in each direction: greater and less are two families of `m` one-sided tests at alpha / 2.
+
+    A verdict says better or worse, so it must not err in its direction either, and it needs an interval beside it. Holm over
+    two-sided p values is not proven to keep to directions when the comparisons depend on each other, and no finite simultaneous
+    intervals agree with it: where all but one of the comparisons differ, the last is tested at the whole alpha, and nothing is left
+    for the far ends of the others (intervals that try cover 92 to 94 % instead of 95 %, simulated). In each direction at alpha / 2
+    both hold under any dependence: the chance of a false or wrong-way claim anywhere is at most alpha, and
+    `simultaneous.simultaneous` has the intervals.
+
+    Where all differences have one sign, and for the least p value always, this is Holm's two-sided adjustment; where both signs are
+    claimed it is larger, as the claims in one direction do not make the other's easier.
+
+    Args:
+        p: two-sided p values of symmetric tests, at most `m`, NaN where nothing was tested (it counts as p = 1).
+        difference: the estimates, whose signs are the directions, in the order of `p`.
+        m: the size of the family.
+
+    Returns:
+        Adjusted two-sided p values in the order of `p`, NaN where `p` is NaN.
+
+    Raises:
+        ValueError: more p values than the family has comparisons, one outside [0, 1], or not one difference a p value.
+    """
+    import numpy as np
+
+    values, signs = _checked(p, m), np.asarray(difference, dtype=float)
+    if values.shape != signs.shape:
+        raise ValueError(f"{len(values)} p values, but {len(signs)} differences")
+    positive = signs > 0
+    with np.errstate(invalid="ignore"):
+        greater, less = (2 * holm(np.where(toward, values / 2, 1 - values / 2).tolist(), m) for toward in (positive, ~positive))
+    return np.minimum(np.where(positive, greater, less), 1.0)

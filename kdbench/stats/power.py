@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 NODES = 400
 TAIL = 1e-14
@@ -66,6 +67,7 @@ def detectable_difference(n: int, alpha: float = 0.05, comparisons: int = 1, pow
     return float(brentq(lambda d: paired_power(d, n, level) - power, 0.0, high, xtol=1e-9))
 
 
+@lru_cache(maxsize=4096)
 def repeats_needed(difference: float, alpha: float = 0.05, comparisons: int = 1, power: float = 0.8) -> int:
     """The fewest pairs that find `difference` (in sd of the paired difference) with the chance `power`.
 
@@ -81,3 +83,41 @@ def repeats_needed(difference: float, alpha: float = 0.05, comparisons: int = 1,
         middle = (low + high) // 2
         low, high = (low, middle) if paired_power(difference, middle, alpha / comparisons) >= power else (middle, high)
     return high
+
+
+def repeats_for(difference: float, sd: float, alpha: float = 0.05, comparisons: int = 1, power: float = 0.8) -> int:
+    """The fewest pairs that find a `difference` with the chance `power`, where the paired difference has the standard deviation `sd`.
+
+    Never fewer than three: fewer are not tested.
+
+    Args:
+        difference, sd: in the unit of the metric.
+
+    Raises:
+        ValueError: a difference of zero, or an sd that is not a positive number.
+    """
+    if not 0 < sd < float("inf"):
+        raise ValueError(f"an sd of {sd}: a positive number is needed")
+    return max(3, repeats_needed(difference / sd, alpha, comparisons, power))
+
+
+def sensitivity(tested: pd.DataFrame, alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:
+    """What each comparison could have shown, at the spread that was observed.
+
+    Args:
+        tested: all comparisons of a family, with n, sd, p as `paired.paired_differences` gives them. Welch's t counts as a paired t
+            over the lesser of the two counts, which has no more degrees of freedom.
+
+    Returns:
+        `tested` with detectable (the least difference found with the chance `power` in this comparison alone) and detectable_all (at
+        the first step of Holm over the family), in the unit of `value`; NaN where nothing was tested.
+    """
+    import numpy as np
+
+    known = tested["p"].notna().to_numpy()
+    n, sd = tested["n"].to_numpy(), np.where(known, tested["sd"].to_numpy(dtype=float), np.nan)
+    columns = {}
+    for name, size in (("detectable", 1), ("detectable_all", max(len(tested), 1))):
+        least = {int(count): detectable_difference(int(count), alpha, size, power) for count in np.unique(n[known])}
+        columns[name] = sd * np.array([least.get(int(count), np.nan) for count in n])
+    return tested.assign(**columns)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 BLOCK = ("dataset", "teacher", "student")
+FAILED = ("failed", "diverged", "damaged")
+"""States of a run that was tried and left no result: what remains of its objective are survivors."""
+
+
+def block_key(block: Sequence[Any], objective: str) -> tuple[str, ...]:
+    """One key for a block and objective: a null teacher is None or NaN, by way of where the frame comes from."""
+    return (*(name if isinstance(name, str) else "" for name in block), objective)
 
 
 def spread_over_blocks(runs: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
@@ -33,32 +43,46 @@ def spread_over_blocks(runs: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame
 def repeat_means(runs: pd.DataFrame) -> pd.DataFrame:
     """Average over teacher seeds, so that one value a repeat is left.
 
-    A repeat counts only when each of its runs has a value: a mean over fewer teachers would be a mean over other teachers.
+    A repeat counts only when each of its runs has a value: a mean over fewer teachers would be a mean over other teachers. A run
+    whose `repeat` is null is a repeat of its own, which pairs with nothing.
 
     Args:
         runs: dataset, teacher, student, objective, repeat, teacher_seed, value; where there is a column `state`, only rows with
             the state `finished` have a value.
 
     Returns:
-        dataset, teacher, student, objective, repeat, value (NaN for an incomplete repeat).
+        dataset, teacher, student, objective, repeat, value (NaN for an incomplete repeat); the runs with a null repeat in the order
+        of their values.
 
     Raises:
-        ValueError: a run stands there twice.
+        ValueError: a run stands there twice (where the repeat is null, by the column `id`, if there is one).
     """
     import numpy as np
 
     keys = [*BLOCK, "objective", "repeat"]
-    twice = runs.duplicated([*keys, "teacher_seed"])
+    twice = _twice(runs, keys)
     if twice.any():
         raise ValueError(f"{int(twice.sum())} runs stand there twice, the first: {runs.loc[twice, keys].iloc[0].to_dict()}")
     value = runs["value"].astype(float)
     usable = np.isfinite(value)
     if "state" in runs:
         usable &= runs["state"] == "finished"
-    grouped = runs[keys].assign(value=value.where(usable)).groupby(keys, dropna=False)["value"]
+    value = value.where(usable)
+    # Numbered by value, not by place: the order of the rows must not reach the sums.
+    own = np.where(runs["repeat"].isna(), np.argsort(np.argsort(value.to_numpy())), -1)
+    grouped = runs[keys].assign(value=value, own=own).groupby([*keys, "own"], dropna=False)["value"]
     means = grouped.agg(["mean", "count", "size"]).reset_index()
     means["value"] = means["mean"].where(means["count"] == means["size"])
     return means[[*keys, "value"]]
+
+
+def _twice(runs: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Which rows repeat an earlier one. Without a repeat's number only the id tells two runs from one run told twice."""
+    unnamed = runs["repeat"].isna()
+    twice = runs.duplicated([*keys, "teacher_seed"]) & ~unnamed
+    if "id" in runs:
+        twice |= unnamed & runs["id"].notna() & runs.duplicated([*keys[:-1], "id"])
+    return twice
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -75,3 +99,26 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     grouped = repeat_means(runs).groupby(keys, dropna=False)["value"]
     summary = grouped.agg(n="count", n_asked="size", mean="mean", sd="std")
     return summary.reset_index()
+
+
+def run_counts(runs: pd.DataFrame, comparisons: pd.DataFrame, role: str) -> tuple[np.ndarray, np.ndarray]:
+    """How many runs of one side of each comparison failed, diverged or are damaged, and how many there are.
+
+    Args:
+        runs: dataset, teacher, student, objective, and `state`, without which nothing is known to have failed.
+        comparisons: dataset, teacher, student, and the column `role`.
+        role: "objective" or "baseline".
+
+    Returns:
+        Two arrays of counts, one number a comparison.
+    """
+    import numpy as np
+
+    failed, every = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    states = runs["state"] if "state" in runs else [""] * len(runs)
+    for *block, objective, state in zip(*(runs[name] for name in (*BLOCK, "objective")), states, strict=True):
+        key = block_key(block, objective)
+        every[key] += 1
+        failed[key] += state in FAILED
+    keys = [block_key(block, name) for *block, name in zip(*(comparisons[name] for name in (*BLOCK, role)), strict=True)]
+    return np.array([failed[key] for key in keys], dtype=int), np.array([every[key] for key in keys], dtype=int)

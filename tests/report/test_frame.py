@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pandas as pd
 import pytest
 
-from kdbench.errors import DamagedError
+from kdbench.errors import DamagedError, StoreError
+from kdbench.record import Record
 from kdbench.report.frame import costs, frame, write_frame
 from kdbench.report.manifest import checked
+from kdbench.store import Store
 
 
 def states(suite):
@@ -86,13 +89,13 @@ def test_students_of_a_teacher_that_failed_or_is_below_its_gate_are_blocked(made
     assert found.loc[suite.cells(objective="ce")[0]["id"], "state"] == "missing"
 
 
-def test_parquet_and_csv_give_back_what_was_written(made):
+def test_parquet_and_csv_give_back_what_was_written(made, tmp_path):
     suite = made().finish_all()
     suite.finish(suite.cells(objective="cc")[1]["id"], None, outcome="diverged")
     suite.manifest["objectives"][2]["label"] = 'cc (τ, "taylor"), β|γ'
     table = frame(suite.store, suite.checked())
-    write_frame(suite.store, suite.suite, table)
-    folder = suite.store.suite_folder(suite.suite) / "report"
+    folder = tmp_path / "somewhere"
+    write_frame(suite.store, folder, table)
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "frame.parquet"), table)
     back = pd.read_csv(folder / "frame.csv", dtype={"id": str})
     assert back["label"].fillna("").tolist() == table["label"].fillna("").tolist()
@@ -126,3 +129,130 @@ def test_a_manifest_with_mistakes_is_refused_with_the_place(made, spoil, said):
     spoil(suite.manifest)
     with pytest.raises(DamagedError, match=said):
         checked(suite.manifest)
+
+
+def test_what_a_comparison_should_have_in_common_stands_in_the_frame(made):
+    suite = made(repeats=1)
+    one, other = suite.cells(role="student")[:2]
+    suite.finish(one["id"], 0.5)
+    record = suite.store.record(one["id"])
+    more = {"timm": "1.0.22", "torchvision": "0.24", "pillow": "12", "host": "node7", "job": {"id": "12_3", "restart": 2}}
+    more["sources"] = {"task classification": "222", "loss kd": "111"}
+    result = {**record.result, "weights_digest": "aa", "predictions_digest": "bb"}
+    suite.store.put_record(Record(other["id"], {}, "finished", result, {**record.circumstance, **more}))
+    table = frame(suite.store, suite.checked())
+    new = [
+        "timm",
+        "torchvision",
+        "pillow",
+        "host",
+        "job",
+        "restarts",
+        "weights_digest",
+        "predictions_digest",
+        "idle_term",
+        "sources",
+        "why",
+    ]
+    assert table.columns[-len(new) :].tolist() == new
+    found = table.set_index("id")
+    wanted = ["1.0.22", "0.24", "12", "node7", "12_3", 2, "aa", "bb"]
+    assert found.loc[other["id"], new[:8]].tolist() == wanted
+    assert found.loc[other["id"], "sources"] == "task classification 222; loss kd 111"
+    assert found.loc[one["id"], [*new[:3], *new[4:10]]].isna().all() and found.loc[one["id"], "host"] == "node1"
+
+
+def entry(**ratios):
+    terms = {name: {"raw": 1.0, "weighted": 1.0, "gradient_ratio": ratio} for name, ratio in ratios.items()}
+    return {"epoch": 0, "lr": 0.1, "terms": {"task": {"raw": 1.0, "weighted": 1.0}, **terms}}
+
+
+def test_the_term_with_the_least_gradient_is_named_by_its_largest_over_the_epochs(made):
+    suite = made(repeats=1)
+    two, unknown, alone = suite.cells(role="student")[:3]
+    # Each is small at some time; `late` never gets beyond 0.2, and it is not there from the beginning.
+    suite.finish(two["id"], 0.5, history=[entry(early=0.9), entry(early=0.001, late=0.2), entry(early=None, late=0.1)])
+    suite.finish(unknown["id"], 0.5, history=[entry(early=None)])
+    suite.finish(alone["id"], 0.5, history=[entry()])
+    found = states(suite)
+    assert found.loc[two["id"], ["least_gradient", "idle_term"]].tolist() == [0.2, "late"]
+    assert found.loc[[unknown["id"], alone["id"]], ["least_gradient", "idle_term"]].isna().all(axis=None)
+
+
+@pytest.fixture
+def indexed(made, monkeypatch):
+    """A suite that has been reported once, so that its records stand in an index."""
+    monkeypatch.setattr("kdbench.report.records.WORTH_KEEPING", 5)
+    monkeypatch.setattr("kdbench.store.YOUNG_S", -60)
+    suite = made(repeats=2).finish_all()
+    cell = suite.cells(objective="cc")[0]
+    suite.finish(cell["id"], 0.75, history=[entry(cc=0.3)])
+    for other in suite.manifest["cells"]:  # of last week
+        os.utime(suite.store.file(other["id"], "record.json"), (1e9, 1e9))
+    suite.first = frame(suite.store, suite.checked())
+    return suite
+
+
+def refuse(*_):
+    raise AssertionError("a record was parsed")
+
+
+def index_of(suite):
+    return suite.store.suite_folder(suite.suite) / ".records.index"
+
+
+def test_records_that_were_read_once_are_not_parsed_again_and_the_frame_is_the_same(indexed, monkeypatch):
+    monkeypatch.setattr(Store, "record", refuse)
+    pd.testing.assert_frame_equal(frame(indexed.store, indexed.checked()), indexed.first)
+
+
+def test_a_record_that_was_replaced_damaged_or_removed_since_is_seen_as_it_is(indexed):
+    replaced, damaged, removed, same_size = indexed.cells(role="student")[:4]
+    indexed.finish(replaced["id"], 0.125)
+    indexed.store.file(damaged["id"], "record.json").write_text("{")
+    indexed.store.file(removed["id"], "record.json").unlink()
+    path = indexed.store.file(same_size["id"], "record.json")
+    path.write_text(path.read_text().replace('"top1_last": 0.9', '"top1_last": 0.1'))
+    os.utime(path, (1e9, 1e9))  # with the size and the time of the last change that it had
+    found = states(indexed)
+    assert found.loc[replaced["id"], "top1_last"] == 0.125
+    assert found.loc[[damaged["id"], removed["id"]], "state"].tolist() == ["damaged", "missing"]
+    assert 0.1 <= found.loc[same_size["id"], "top1_last"] < 0.2
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[:-9], lambda raw: b"", lambda raw: raw.replace(b"0.75", b"0.99")])
+def test_a_damaged_index_counts_for_nothing(indexed, spoil):
+    path = index_of(indexed)
+    path.write_bytes(spoil(path.read_bytes()))
+    pd.testing.assert_frame_equal(frame(indexed.store, indexed.checked()), indexed.first)
+
+
+def test_an_index_of_another_schema_counts_for_nothing(indexed, monkeypatch):
+    monkeypatch.setattr("kdbench.report.records.SCHEMA", 99)
+    monkeypatch.setattr(Store, "record", refuse)
+    with pytest.raises(AssertionError, match="parsed"):
+        frame(indexed.store, indexed.checked())
+
+
+def test_a_record_so_young_that_it_may_change_unseen_is_not_kept(indexed, monkeypatch):
+    monkeypatch.setattr("kdbench.store.YOUNG_S", 60)
+    monkeypatch.setattr(Store, "record", refuse)
+    with pytest.raises(AssertionError, match="parsed"):
+        frame(indexed.store, indexed.checked())
+
+
+def test_a_small_suite_leaves_no_index_and_one_that_cannot_be_written_is_no_trouble(made, monkeypatch):
+    monkeypatch.setattr("kdbench.store.YOUNG_S", -60)
+    suite = made().finish_all()
+    table = frame(suite.store, suite.checked())
+    assert not index_of(suite).exists()
+    monkeypatch.setattr("kdbench.report.records.WORTH_KEEPING", 5)
+    tried = []
+
+    def full(self, path, data):
+        tried.append(path)
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(type(suite.store), "write_bytes", full)
+    pd.testing.assert_frame_equal(frame(suite.store, suite.checked()), table)
+    assert tried == [index_of(suite)]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from click.testing import CliRunner
 
 from kdbench.cli import main
 from kdbench.plan.matrix import Plan
+from kdbench.report.history import histories
 from kdbench.store import Store
 
 
@@ -46,3 +49,43 @@ def test_without_being_asked_no_history_is_written(plan_of: Callable[..., Plan],
     CliRunner().invoke(main, ["report", "tiny", "--results", str(store.root)])
 
     assert sorted(path.name for path in (store.suite_folder("tiny") / "report").iterdir()) == ["frame.csv", "frame.parquet", "report.md"]
+
+
+def test_epochs_terms_and_what_was_evaluated_stand_in_their_rows(made: Callable[..., Any]) -> None:
+    suite = made(repeats=2)
+    teacher, (one, other), damaged = suite.cells(role="teacher")[0], suite.cells(objective="cc"), suite.cells(objective="kd")[0]
+    terms = {"task": {"raw": 2.0, "weighted": 1.0}, "cc": {"raw": 0.5, "weighted": 50.0, "gradient_ratio": 0.25}}
+    suite.finish(teacher["id"], 0.9, history=[{"epoch": -1, "lr": 0.0, "terms": {}, "test": {"top1": 0.9}}])
+    first = {"epoch": 0, "lr": 0.1, "terms": terms, "loss": 51.0}
+    late = {"late": {"raw": 3.0, "weighted": None}, **terms}
+    second = {"epoch": 1, "lr": 0.01, "terms": late, "loss": None, "val": {"top1": 0.5}, "test": {"top1": 0.25, "nll": None}}
+    suite.finish(one["id"], 0.5, history=[first, second])
+    suite.finish(other["id"], None, outcome="diverged")
+    suite.store.file(damaged["id"], "record.json").parent.mkdir(parents=True)
+    suite.store.file(damaged["id"], "record.json").write_text("{")
+    found = histories(suite.store, suite.checked())
+
+    nan = float("nan")
+    numbers = ["epoch", "lr", "loss", "raw", "weighted", "gradient_ratio", "test_top1", "val_top1", "test_nll"]
+    assert found[["role", "objective", "term"]].values.tolist()[1:] == [
+        ["student", "cc", term] for term in ("task", "cc", "late", "task", "cc")
+    ]
+    assert found["id"].tolist() == [teacher["id"], *[one["id"]] * 5] and found["repeat"].tolist() == [0] * 6
+    np.testing.assert_array_equal(
+        found[numbers].to_numpy(float),
+        [
+            [-1, 0.0, nan, nan, nan, nan, 0.9, nan, nan],
+            [0, 0.1, 51.0, 2.0, 1.0, nan, nan, nan, nan],
+            [0, 0.1, 51.0, 0.5, 50.0, 0.25, nan, nan, nan],
+            [1, 0.01, nan, 3.0, nan, nan, nan, nan, nan],
+            [1, 0.01, nan, 2.0, 1.0, nan, 0.25, 0.5, nan],
+            [1, 0.01, nan, 0.5, 50.0, 0.25, nan, nan, nan],
+        ],
+    )
+    assert pd.api.types.is_integer_dtype(found["epoch"])
+
+
+def test_a_suite_without_records_has_no_row_and_every_column(made: Callable[..., Any]) -> None:
+    found = histories(made().store, made().checked())
+
+    assert len(found) == 0 and {"id", "epoch", "term", "gradient_ratio"} <= set(found)

@@ -36,7 +36,7 @@ def only(runs, objective="cc", baseline="kd", **options):
 @pytest.mark.parametrize("seed", range(10))
 def test_the_paired_difference_is_that_of_scipy(seed):
     draw = np.random.default_rng(seed)
-    n = int(draw.integers(2, 12))
+    n = int(draw.integers(3, 12))
     one, other = draw.normal(0.9, 0.01, n), draw.normal(0.89, 0.02, n)
     alpha = float(draw.uniform(0.01, 0.2))
     found, expected = only(long({"cc": one, "kd": other}), alpha=alpha), stats.ttest_rel(one, other)
@@ -48,8 +48,8 @@ def test_the_paired_difference_is_that_of_scipy(seed):
     assert [found["difference"], found["sd"]] == pytest.approx([delta.mean(), delta.std(ddof=1)])
     assert found["d_z"] == pytest.approx(delta.mean() / delta.std(ddof=1))
     assert found["n"] == found["n_asked"] == n and found["why"] == ""
-    if n >= 3:
-        assert found["correlation"] == pytest.approx(np.corrcoef(one, other)[0, 1])
+    assert found["correlation"] == pytest.approx(np.corrcoef(one, other)[0, 1])
+    assert (found["test"], found["df"]) == ("paired t", n - 1)
 
 
 def test_a_worked_example_comes_out_as_by_hand():
@@ -78,8 +78,8 @@ def test_repeats_pair_by_their_number_and_not_by_their_place():
 
 def test_a_value_that_is_not_a_number_does_not_pair():
     for bad in (np.nan, np.inf):
-        found = only(long({"cc": [0.5, bad, 0.7], "kd": [0.4, 0.45, 0.65]}))
-        assert (found["n"], found["n_objective"]) == (2, 2)
+        found = only(long({"cc": [0.5, bad, 0.7, 0.6], "kd": [0.4, 0.45, 0.65, 0.6]}))
+        assert (found["n"], found["n_objective"]) == (3, 3)
         assert np.isfinite(found["p"])
 
 
@@ -93,6 +93,7 @@ def test_only_finished_runs_pair():
     ("values", "n", "why"),
     [
         ({"cc": [0.5], "kd": [0.4]}, 1, "one pair only: no spread to test against"),
+        ({"cc": [0.5, 0.7], "kd": [0.4, 0.5]}, 2, "two pairs only: fewer than three are not tested"),
         ({"cc": [np.nan, np.nan], "kd": [0.4, 0.5]}, 0, "no complete repeat of the objective"),
         ({"kd": [0.4, 0.5]}, 0, "no complete repeat of the objective"),
         ({"cc": [np.nan], "kd": [np.nan]}, 0, "no complete repeat of the objective and the baseline"),
@@ -108,7 +109,8 @@ def test_only_finished_runs_pair():
 def test_what_cannot_be_tested_has_no_p_value_and_says_why(values, n, why):
     found = only(long(values))
     assert (found["n"], found["why"]) == (n, why)
-    assert np.isnan([found["p"], found["t"], found["low"], found["high"], found["d_z"]]).all()
+    assert np.isnan([found["p"], found["t"], found["df"], found["low"], found["high"], found["d_z"]]).all()
+    assert found["test"] == ""
 
 
 def test_teacher_seeds_are_averaged_inside_their_repeats():

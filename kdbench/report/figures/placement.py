@@ -1,0 +1,126 @@
+"""Where the names of points go: beside them, on nothing else, the same way each time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kdbench.report.figures.style import LINE
+from kdbench.report.figures.words import width
+
+DOT = 0.045
+NEAR = 0.035
+"""Inches: half a marker, and from a marker's edge to its name."""
+
+FAR = (0.12, 0.2, 0.3, 0.45, 0.65, 0.9, 1.2)
+"""How far a name may go from its point, in inches, when there is no room beside it; a line then leads to it."""
+
+Rectangle = tuple[float, float, float, float]
+"""Left, bottom, right, top."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Put:
+    """A name's lower left corner, and the end of the line that leads to its point (None: it stands right beside it)."""
+
+    corner: Point
+    lead: Point | None
+
+
+def placed(points: Sequence[Point], names: Sequence[str], panel: Point, blocked: Sequence[Rectangle] = ()) -> list[Put | None]:
+    """A place for each name, in inches from the panel's lower left corner; None for a name that has none.
+
+    The first place that is free is taken, from the left point to the right: beside the point, then further and further away. A name
+    that finds none is tried before all others. A name overlaps no other name, no marker and no line that leads to another, stays in
+    the panel, and where no line leads to it is nearest to its own point.
+
+    Args:
+        points: inches from the panel's lower left corner.
+        panel: its width and height in inches.
+        blocked: what no name shall cover while there is another place; the lines that lead to names may cross it.
+    """
+    found: list[Put | None] = []
+    for kept in (blocked, ()):
+        order = sorted(range(len(points)), key=lambda place: (points[place], place))
+        for _ in range(len(points) + 1):
+            found = _attempt(points, names, panel, kept, order)
+            stuck = [place for place in order if found[place] is None]
+            if not stuck:
+                return found
+            order.remove(stuck[0])
+            order.insert(0, stuck[0])
+    return found
+
+
+def _attempt(
+    points: Sequence[Point], names: Sequence[str], panel: Point, blocked: Sequence[Rectangle], order: Sequence[int]
+) -> list[Put | None]:
+    dots = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in points]
+    taken: list[Rectangle] = []
+    leads: list[tuple[Point, Point]] = []
+    found: list[Put | None] = [None] * len(points)
+    for one in order:
+        point = points[one]
+        others = [place for place in range(len(points)) if place != one]
+        for box, lead in _candidates(point, width(names[one]) + 0.02):
+            if box[0] < 0 or box[1] < 0 or box[2] > panel[0] or box[3] > panel[1]:
+                continue
+            if not lead and _away(point, box) > min((_away(points[other], box) for other in others), default=math.inf):
+                continue
+            if any(_overlap(box, other) for other in (*taken, *dots, *blocked)) or any(_crosses(*other, box) for other in leads):
+                continue
+            if lead and any(_crosses(point, lead, other) for other in (*taken, *(dots[place] for place in others))):
+                continue
+            taken.append(box)
+            leads += [(point, lead)] if lead else []
+            found[one] = Put((box[0] + 0.01, box[1] + 0.01), lead)
+            break
+    return found
+
+
+def _candidates(point: Point, wide: float) -> Iterator[tuple[Rectangle, Point | None]]:
+    x, y = point
+    out = DOT + NEAR
+    corners = [
+        (x + out, y - LINE / 2),
+        (x - out - wide, y - LINE / 2),
+        (x - wide / 2, y + out),
+        (x - wide / 2, y - out - LINE),
+        *((x + side * out - (wide if side < 0 else 0), y + up * out - (LINE if up < 0 else 0)) for up in (1, -1) for side in (1, -1)),
+    ]
+    for left, bottom in corners:
+        yield (left, bottom, left + wide, bottom + LINE), None
+    for away in FAR:
+        for step in range(16):
+            angle = 2 * math.pi * step / 16
+            end = (x + away * math.cos(angle), y + away * math.sin(angle))
+            left = end[0] if math.cos(angle) > 0.3 else end[0] - wide if math.cos(angle) < -0.3 else end[0] - wide / 2
+            bottom = end[1] if math.sin(angle) > 0.9 else end[1] - LINE if math.sin(angle) < -0.9 else end[1] - LINE / 2
+            yield (left, bottom, left + wide, bottom + LINE), end
+
+
+def _away(point: Point, box: Rectangle) -> float:
+    """How far a point is from a box."""
+    return math.hypot(*(max(box[axis] - point[axis], 0.0, point[axis] - box[axis + 2]) for axis in (0, 1)))
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _crosses(start: Point, end: Point, box: Rectangle) -> bool:
+    """Whether the line from `start` to `end` passes through the box (Liang and Barsky's clipping)."""
+    first, last = 0.0, 1.0
+    for axis in (0, 1):
+        step = end[axis] - start[axis]
+        low, high = box[axis] - start[axis], box[axis + 2] - start[axis]
+        if step == 0:
+            if low >= 0 or high <= 0:
+                return False
+            continue
+        near, far = sorted((low / step, high / step))
+        first, last = max(first, near), min(last, far)
+    return first < last
