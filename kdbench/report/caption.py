@@ -77,9 +77,10 @@ def _test_sentences(study: Study) -> list[str]:
     )
     return [
         "Δ is objective minus baseline, paired by repeat: the same initial weights and the same images in the same order.",
-        f"p: two-sided paired t, by Holm over the family of m = {m} comparisons that the suite fixes (every objective with {known} "
-        "in every block; two baselines count once; what cannot be tested counts as p = 1). Holm holds however the comparisons depend "
-        f"on each other; the t distribution takes the differences to be normal, which few repeats cannot check.{welch}",
+        f"p: two-sided paired t, by Holm in each direction at {alpha / 2:g} over the family of m = {m} comparisons that the suite fixes "
+        f"(every objective with {known} in every block; two baselines count once; what cannot be tested counts as p = 1): no less than "
+        "Holm's two-sided p, and the same where all claims have one sign. It holds however the comparisons depend on each other; the t "
+        f"distribution takes the differences to be normal, which few repeats cannot check.{welch}",
         f"In brackets {level} simultaneous intervals: all of the family hold together, and one contains 0 where and only where "
         f"p (Holm) is {alpha:g} or more. A nearer bound of 0 says that the sign is established, and no more.",
         mark_sentence(manifest),

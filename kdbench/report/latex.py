@@ -107,13 +107,14 @@ def _tabular(given: Table, fitted: Fit, part: Sequence[int], titled: str | None)
     spec = " ".join(_spec(column, shape, fitted, place) for place, column, shape in zip(part, columns, shapes, strict=True))
     spec = f"@{{}}{spec}@{{}}"
     total = sum(shape.columns for shape in shapes)
+    room = part_width(given, fitted, part)
     head = ["\\toprule", _head(given, part, shapes, fitted.stacked), "\\midrule"]
     # At the head of a page a rule would stand below a rule.
     between = r"\midrule" if titled is None else r"\addlinespace[6pt]"
     rows = [
         line
         for place, group in enumerate(given.groups)
-        for line in ([between] if place else []) + list(_group(given, group, fitted, part, shapes))
+        for line in ([between] if place else []) + list(_group(given, group, fitted, part, shapes, room))
     ]
     if titled is None:
         return "\n".join([f"\\begin{{tabular}}{{{spec}}}", *head, *rows, r"\bottomrule", r"\end{tabular}"])
@@ -152,10 +153,9 @@ def _head(given: Table, part: Sequence[int], shapes: Sequence[Shape], stacked: b
     return " & ".join(cells) + r" \\"
 
 
-def _group(given: Table, group: Group, fitted: Fit, part: Sequence[int], shapes: Sequence[Shape]) -> Iterator[str]:
+def _group(given: Table, group: Group, fitted: Fit, part: Sequence[int], shapes: Sequence[Shape], room: float) -> Iterator[str]:
     if group.title:
         title = rf"\textit{{{escaped(group.title)}}}"
-        room = part_width(given, fitted, part)
         # A title never widens the table.
         shown = title if EM[fitted.size] * width(group.title) < room else f"\\parbox[t]{{{room:.0f}pt}}{{\\raggedright {title}}}"
         total = sum(shape.columns for shape in shapes)
@@ -169,11 +169,15 @@ def _group(given: Table, group: Group, fitted: Fit, part: Sequence[int], shapes:
 
 
 def _comments(columns: Sequence[Column], group: Group, row: Sequence[Entry], part: Sequence[int]) -> Iterator[str]:
-    """Which runs are behind each entry; not again in a second tabular for the column that both have."""
+    """Which runs are behind each entry, entries with the same runs together; not again in a second tabular for the column that both
+    have."""
     named = " | ".join(text for text in (group.title, row[0].text()) if text)
+    titles: dict[tuple[str, ...], list[str]] = {}
     for place in part:
         if row[place].runs and (place or part[0] == place):
-            yield comment(f"% {named}, {columns[place].title}: run {', '.join(row[place].runs)}")
+            titles.setdefault(row[place].runs, []).append(columns[place].title)
+    for runs, mine in titles.items():
+        yield comment(f"% {named}, {'; '.join(mine)}: run {', '.join(runs)}")
 
 
 def _row(
@@ -273,8 +277,11 @@ def _note(text: str) -> str:
     return f"{_mark(mark)}{escaped(rest)}" if mark and mark in RAISED else escaped(text)
 
 
-def document(given: Document, suite: str) -> str:
+def document(given: Document, suite: str, fragments: Sequence[str] | None = None) -> str:
     """The whole report, to be compiled with pdflatex in its folder; the same report gives the same bytes.
+
+    Args:
+        fragments: the document's tables as `table` makes them, where they are there already.
 
     Its figures are the files `figures/<name>.pdf`; where one is not there, its caption stands alone.
     """
@@ -284,7 +291,7 @@ def document(given: Document, suite: str) -> str:
         lines += [r"\section*{Warnings}", r"\begin{itemize}"]
         lines += [f"\\item \\texttt{{[{escaped(warning.code)}]}} {escaped(warning.text())}" for warning in given.warnings]
         lines += [r"\end{itemize}"]
-    lines += [table(one, label(suite, one.name)) for one in given.tables]
+    lines += [table(one, label(suite, one.name)) for one in given.tables] if fragments is None else fragments
     lines += [_figure(figure, suite) for figure in given.figures]
     return "\n".join([*lines, r"\end{document}"]) + "\n"
 

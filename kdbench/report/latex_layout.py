@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from unicodedata import combining
 
 from kdbench.report.latex_text import CHARACTERS, LETTERS
@@ -50,6 +51,7 @@ class Fit:
     parts: tuple[tuple[int, ...], ...]
 
 
+@lru_cache(maxsize=1 << 16)
 def width(text: str) -> float:
     """The estimated width of a text, in em."""
     return sum(NARROW.get(char) or WIDE.get(char) or _other(char) for char in text)

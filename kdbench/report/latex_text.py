@@ -126,6 +126,8 @@ def escaped(text: str) -> str:
 
 def comment(text: str) -> str:
     """Text for the rest of a line after `%`: whatever it holds, it ends neither the line nor the file's encoding."""
+    if text.isprintable():
+        return " ".join(text.split())
     return " ".join("".join(char if char.isprintable() else " " if char.isspace() else _code(char) for char in text).split())
 
 

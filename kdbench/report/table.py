@@ -30,16 +30,20 @@ class Entry:
 
     def text(self) -> str:
         """The entry in plain text."""
-        marks = "".join(self.marks)
+        value, spread, interval = self.parts()
+        return f"{value}{''.join(self.marks)}{spread}{interval}"
+
+    def parts(self) -> tuple[str, str, str]:
+        """Value, spread and interval in plain text, with the blanks and signs that join them; the marks stand after the value."""
         if self.value is None:
-            return ABSENT + marks
+            return ABSENT, "", ""
         if isinstance(self.value, str):
-            return self.value + marks
+            return self.value, "", ""
         if self.least is not None and self.value < self.least:
-            return f"<{self.least:g}{marks}"
+            return f"<{self.least:g}", "", ""
         spread = "" if self.spread is None else f" ± {self._number(self.spread)}"
         interval = "" if self.interval is None else f" [{self._number(self.interval[0])}, {self._number(self.interval[1])}]"
-        return f"{self._number(self.value)}{marks}{spread}{interval}"
+        return self._number(self.value), spread, interval
 
     def _number(self, value: float) -> str:
         return format(self.scale * value, self.format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from kdbench.report.document import Document, Owed
@@ -43,10 +43,8 @@ class Pieces:
 
 def pieces(entry: Entry) -> Pieces:
     """The parts of an entry's text, with the blanks and signs that join them."""
-    bare = replace(entry, marks=(), spread=None, interval=None).text()
-    wide = replace(entry, marks=(), spread=None).text()[len(bare) :]
-    spread = replace(entry, marks=(), interval=None).text()[len(bare) :]
-    return Pieces(bare, "".join(entry.marks), spread, wide)
+    value, spread, interval = entry.parts()
+    return Pieces(value, "".join(entry.marks), spread, interval)
 
 
 def emphasis(entry: Entry) -> tuple[str, ...]:

@@ -198,9 +198,9 @@ def _duplicated(study: Study) -> Iterator[Owed]:
     if "weights_digest" not in study.runs:
         return
     known = study.runs[study.runs["weights_digest"].notna()].drop_duplicates("id")
-    for _, same in known.groupby("weights_digest", sort=False):
-        if len(same) > 1:
-            yield Owed("duplicated", f"these runs have the same weights, bit for bit: {', '.join(same['id'])}")
+    twice = known[known["weights_digest"].duplicated(keep=False)]
+    for _, same in twice.groupby("weights_digest", sort=False):
+        yield Owed("duplicated", f"these runs have the same weights, bit for bit: {', '.join(same['id'])}")
 
 
 def _unequal_spread(study: Study) -> Iterator[Owed]:

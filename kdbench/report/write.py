@@ -191,9 +191,10 @@ def write(found: Source, document: Document, drawn: Sequence[Drawing], store: St
         store.write_text(folder / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     store.write_text(folder / "report.md", markdown(document))
     suite = document.title
-    for table in document.tables:
-        store.write_text(folder / "tables" / f"{table.name}.tex", latex.table(table, f"tab:{suite}-{table.name}"))
-    store.write_text(folder / "report.tex", latex.document(document, suite))
+    fragments = {table.name: latex.table(table, latex.label(suite, table.name)) for table in document.tables}
+    for name, text in fragments.items():
+        store.write_text(folder / "tables" / f"{name}.tex", text)
+    store.write_text(folder / "report.tex", latex.document(document, suite, list(fragments.values())))
     for one in drawn:
         store.write_bytes(folder / "figures" / f"{one.name}.pdf", one.pdf)
         store.write_bytes(folder / "figures" / f"{one.name}.png", one.png)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from kdbench.stats.attainable import speaks
 from kdbench.stats.clusters import Clusters, clusters
 from kdbench.stats.generalise import Interval, new_blocks, these_blocks
 from kdbench.stats.holm import holm
-from kdbench.stats.ranks import ENUMERATED, least_p, rounded, sign_flip_p, wilcoxon_p
+from kdbench.stats.ranks import ENUMERATED, rounded, sign_flip_p, wilcoxon_p
 from kdbench.stats.repeats import BLOCK
 
 if TYPE_CHECKING:
@@ -189,21 +190,17 @@ def _tests(means: np.ndarray, shared: Clusters, m: int, alpha: float) -> dict[st
 
     label = np.array(shared.label)
     by_cluster = rounded(np.bincount(label, means) / np.bincount(label), float(np.abs(means).max()))
-    why = shared.refusal
-    if not why and least_p(shared.n) * m >= alpha:
-        why = (
-            f"{shared.n} independent clusters: the least p that any data can give is {least_p(shared.n):.2g}, and Holm's first step "
-            f"over m = {m} multiplies it to {min(1.0, least_p(shared.n) * m):.2g}, not below {alpha:g}"
-        )
-    if not why and not np.any(by_cluster):
-        why = "no cluster differs from zero"
+    tied = "" if np.any(by_cluster) else "no cluster differs from zero"
+    flip, wilcoxon = (
+        shared.refusal or speaks(test, shared.n, alpha, m, "independent clusters") or tied for test in ("sign-flip", "wilcoxon")
+    )
     many = f"more than {ENUMERATED} clusters: their signs are not enumerated" if shared.n > ENUMERATED else ""
     nothing = float("nan")
     return {
-        "sign_flip_p": nothing if why else sign_flip_p(by_cluster),
-        "sign_flip_why": why or many,
-        "wilcoxon_p": nothing if why else wilcoxon_p(by_cluster),
-        "wilcoxon_why": why,
+        "sign_flip_p": nothing if flip else sign_flip_p(by_cluster),
+        "sign_flip_why": flip or many,
+        "wilcoxon_p": nothing if wilcoxon else wilcoxon_p(by_cluster),
+        "wilcoxon_why": wilcoxon,
         "wilcoxon_blocks_p": wilcoxon_p(means),
     }
 

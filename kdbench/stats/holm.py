@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def holm(p: Sequence[float], m: int) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray, m: int) -> np.ndarray:
     """Adjust p values for the `m` comparisons of a family.
 
     Comparisons of the family that are not in `p`, or are NaN there, could not be tested: they count as p = 1, so a run that failed
@@ -37,7 +37,7 @@ def holm(p: Sequence[float], m: int) -> np.ndarray:
     return np.where(tested, adjusted, np.nan)
 
 
-def _checked(p: Sequence[float], m: int) -> np.ndarray:
+def _checked(p: Sequence[float] | np.ndarray, m: int) -> np.ndarray:
     import numpy as np
 
     values = np.asarray(p, dtype=float)
@@ -48,7 +48,7 @@ def _checked(p: Sequence[float], m: int) -> np.ndarray:
     return values
 
 
-def holm_by_direction(p: Sequence[float], difference: Sequence[float], m: int) -> np.ndarray:
+def holm_by_direction(p: Sequence[float] | np.ndarray, difference: Sequence[float] | np.ndarray, m: int) -> np.ndarray:
     """Adjust two-sided p values by Holm in each direction: greater and less are two families of `m` one-sided tests at alpha / 2.
 
     A verdict says better or worse, so it must not err in its direction either, and it needs an interval beside it. Holm over
@@ -79,5 +79,5 @@ def holm_by_direction(p: Sequence[float], difference: Sequence[float], m: int) -
         raise ValueError(f"{len(values)} p values, but {len(signs)} differences")
     positive = signs > 0
     with np.errstate(invalid="ignore"):
-        greater, less = (2 * holm(np.where(toward, values / 2, 1 - values / 2).tolist(), m) for toward in (positive, ~positive))
+        greater, less = (2 * holm(np.where(toward, values / 2, 1 - values / 2), m) for toward in (positive, ~positive))
     return np.minimum(np.where(positive, greater, less), 1.0)

@@ -36,11 +36,6 @@ def rounded(values: np.ndarray, largest: float) -> np.ndarray:
     return np.asarray(np.round(values / step) * step)
 
 
-def least_p(n: int) -> float:
-    """The least two-sided p that the signs of `n` independent values can give, whatever the data: sign-flip and Wilcoxon alike."""
-    return min(1.0, 2.0 ** (1 - n))
-
-
 def sign_flip_p(values: Sequence[float] | np.ndarray) -> float:
     """Exact two-sided p of the mean under all 2^n changes of sign; NaN without values, where all are zero, and beyond `ENUMERATED`.
 

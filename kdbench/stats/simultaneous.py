@@ -39,14 +39,26 @@ def simultaneous(tested: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     """
     import numpy as np
 
-    m = len(tested)
-    difference, p, df = (tested[name].to_numpy(dtype=float) for name in ("difference", "p", "df"))
-    error = tested["sd"].to_numpy(dtype=float) / np.sqrt(np.maximum(tested["n"].to_numpy(dtype=float), 1))
-    claimed = holm_by_direction(p.tolist(), difference.tolist(), m) < alpha
+    difference, sd, n, df, p = (tested[name].to_numpy(dtype=float) for name in ("difference", "sd", "n", "df", "p"))
+    low, high = bounds(difference, sd / np.sqrt(np.maximum(n, 1)), df, p, alpha)
+    return tested.assign(low_all=low, high_all=high)
+
+
+def bounds(difference: np.ndarray, error: np.ndarray, df: np.ndarray, p: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """The lower and the upper bounds of `simultaneous`, one of each a comparison of the family.
+
+    Args:
+        error: standard errors of the differences.
+        df: degrees of freedom of their t tests.
+        p: two-sided, NaN where nothing was tested.
+    """
+    import numpy as np
+
+    claimed = holm_by_direction(p, difference, len(p)) < alpha
     low = _lower(difference, error, df, claimed & (difference > 0), alpha / 2)
     high = -_lower(-difference, error, df, claimed & (difference < 0), alpha / 2)
     untested = np.isnan(p)
-    return tested.assign(low_all=np.where(untested, np.nan, low), high_all=np.where(untested, np.nan, high))
+    return np.where(untested, np.nan, low), np.where(untested, np.nan, high)
 
 
 def _lower(difference: np.ndarray, error: np.ndarray, df: np.ndarray, rejected: np.ndarray, level: float) -> np.ndarray:

@@ -26,7 +26,7 @@ def accuracies(objectives=("ce", "kd", "cc (taylor)", "cka"), baselines=("ce", "
     p = Entry(0.0004, format=".3f", least=0.001)
     columns = [Column("objective", numeric=False), Column("top-1, %"), Column("n")]
     for baseline in baselines:
-        columns += [Column(f"Δ to {baseline}, points [95 % sim.]"), Column("p (Holm)")]
+        columns += [Column(f"Δ to {baseline}, points [95 %]"), Column("p (Holm)")]
     rows = [(Entry(name), Entry(0.9312, spread=0.004, **NUMBER), Entry("5/5"), *[delta, p] * len(baselines)) for name in objectives]
     return Table("T", tuple(columns), (Group("g", tuple(rows)),))
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import kdbench.stats
-from kdbench.report.write import report
+from kdbench.report.write import Asked, report
 
 FAST_S = 6.0
 """For 2,000 records on a machine that does other things too; alone it takes well under a second."""
@@ -25,7 +25,11 @@ def test_a_report_leaves_the_frame_and_markdown_and_prints_the_same_tables(made)
     out = io.StringIO()
     done = report(suite.store, None, out, width=110)
     folder = done.folders["quickstart"]
-    assert sorted(path.name for path in folder.iterdir()) == ["frame.csv", "frame.parquet", "report.md"]
+    assert {path.name for path in folder.iterdir()} == {
+        *("frame.csv", "frame.parquet", "manifest.json", "summaries.csv", "comparisons.csv", "warnings.json"),
+        *("report.md", "report.tex", "tables"),
+    }
+    assert {path.name for path in (folder / "tables").iterdir()} == {"accuracy.tex", "comparisons.tex"}
     assert folder == suite.store.suite_folder("quickstart") / "report" and not done.problems
     page = (folder / "report.md").read_text(encoding="utf-8")
     for text in (page, out.getvalue()):
@@ -42,7 +46,7 @@ def test_the_same_records_give_the_same_bytes(made):
     for _ in range(2):
         out = io.StringIO()
         folder = report(suite.store, ["quickstart"], out).folders["quickstart"]
-        told.append([out.getvalue(), *(path.read_bytes() for path in sorted(folder.iterdir()))])
+        told.append([out.getvalue(), *(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())])
     assert told[0] == told[1]
 
 
@@ -93,11 +97,9 @@ def test_two_thousand_records_are_reported_in_seconds(many):
 
 
 MODULES = [
-    *(f"kdbench.stats.{name}" for name in ("repeats", "paired", "holm", "power")),
-    *(
-        f"kdbench.report.{name}"
-        for name in ("manifest", "frame", "comparison", "table", "accuracy", "caption", "cost", "notes", "text", "write")
-    ),
+    f"kdbench.{room}.{path.stem}"
+    for room in ("stats", "report")
+    for path in sorted((Path(kdbench.__file__).parent / room).glob("[!_]*.py"))
 ]
 
 
@@ -117,6 +119,29 @@ def test_reporting_loads_no_torch(made):
     load = "import sys\nfrom kdbench.store import Store\nfrom kdbench.report.write import report\n"
     code = f"{load}report(Store({str(suite.store.root)!r}), None, sys.stdout)\nprint()"
     assert not loaded_after(code) & {"torch", "torchvision", "timm"}
+
+
+def test_the_whole_report_is_the_same_bytes_again(made):
+    suite = made().finish_all().write()
+    suite.profile("kd")
+    suite.profile("ce", None)
+    suite.write()
+    asked = Asked(figures=True, page=True, histories=True)
+    told = []
+    for _ in range(2):
+        folder = report(suite.store, ["quickstart"], io.StringIO(), asked=asked).folders["quickstart"]
+        told.append({str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
+    assert told[0].keys() == told[1].keys() >= {"report.html", "figures/seeds.pdf", "figures/seeds.png", "figures/cost.pdf"}
+    assert [name for name in told[0] if told[0][name] != told[1][name]] == []
+
+
+def test_the_paper_layout_and_a_published_table_stand_in_the_report(made):
+    suite = made().finish_all().write()
+    out = io.StringIO()
+    report(suite.store, ["quickstart"], out, asked=Asked(layout="paper", beside="saha2022_table1"))
+    folder = suite.store.suite_folder("quickstart") / "report"
+    assert {"paper.tex", "beside.tex", "comparisons.tex"} == {path.name for path in (folder / "tables").iterdir()}
+    assert "Student alone" in out.getvalue()
 
 
 def test_statistics_open_no_file():

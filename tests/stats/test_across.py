@@ -155,7 +155,7 @@ def test_the_published_pairs_have_three_clusters_and_no_repeats_and_that_forbids
     assert table["these_low"].isna().all()
     assert set(table["these_why"]) == {"one repeat: nothing shows how a repeat differs from the next"}
     assert table[["sign_flip_p", "wilcoxon_p", "sign_flip_p_holm", "wilcoxon_p_holm"]].isna().all(axis=None)
-    assert table["wilcoxon_why"].str.startswith("3 independent clusters: the least p that any data can give is 0.25").all()
+    assert table["wilcoxon_why"].str.startswith("Wilcoxon's test over 3 independent clusters cannot give p < 0.05: the least p").all()
     assert table["new_why"].str.contains("left out: one repeat").all()
     sp = table[(table["baseline"] == "KD") & (table["objective"] == "SP")].iloc[0]
     assert sp["wilcoxon_blocks_p"] < 0.05 and sp["new_low"] < 0 < sp["new_high"]
@@ -310,7 +310,7 @@ def test_one_block_says_nothing_of_others_and_its_own_interval_is_the_paired_t()
 def test_two_blocks_give_an_interval_of_one_degree_of_freedom_and_no_rank_test():
     row = compared(disjoint(2), "ce", "kd")
     assert row["new_high"] - row["new"] == pytest.approx(12.706 * 0.005, rel=1e-3)
-    assert "the least p that any data can give is 0.5" in row["sign_flip_why"]
+    assert "over 2 independent clusters cannot give p < 0.05: the least p that any data can give is 0.5" in row["sign_flip_why"]
 
 
 def test_one_student_and_one_repeat_hide_the_error_that_all_its_blocks_share():
@@ -349,8 +349,8 @@ def test_a_rank_test_speaks_only_where_its_least_p_passes_holms_first_step():
     row = across(values, asked).iloc[0]
     assert np.isnan(row["sign_flip_p"])
     assert row["sign_flip_why"] == (
-        "6 independent clusters: the least p that any data can give is 0.031, and Holm's first step over m = 2 multiplies it to 0.062, "
-        "not below 0.05"
+        "the sign-flip test over 6 independent clusters cannot give p < 0.05: the least p that any data can give is 0.0625 "
+        "(after Holm over m = 2)"
     )
 
 

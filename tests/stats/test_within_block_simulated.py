@@ -10,9 +10,10 @@ from scipy import stats
 from kdbench.stats.best import standings
 from kdbench.stats.compare import compare
 from kdbench.stats.equivalence import equivalence
-from kdbench.stats.holm import holm_by_direction
+from kdbench.stats.holm import holm, holm_by_direction
 from kdbench.stats.paired import family, paired_differences
-from kdbench.stats.simultaneous import simultaneous
+from kdbench.stats.simultaneous import bounds, simultaneous
+from kdbench.stats.verdict import verdicts
 
 ALPHA = 0.05
 
@@ -89,14 +90,15 @@ def judged(shift, n, count, seed=0, ratio=1.0, shared=1.0):
     draw = np.random.default_rng([seed, n])
     tested = differences(drawn(draw, count, shift, n, ratio, shared))
     m, truth = len(shift) - 1, np.asarray(shift[1:], dtype=float) - shift[0]
-    columns = {name: tested[name].to_numpy().reshape(count, m) for name in ("difference", "sd", "n", "df", "p")}
+    columns = {name: tested[name].to_numpy(dtype=float).reshape(count, m) for name in ("difference", "sd", "n", "df", "p")}
+    difference, error, df, p = columns["difference"], columns["sd"] / np.sqrt(columns["n"]), columns["df"], columns["p"]
     low, high, p_holm = (np.empty((count, m)) for _ in range(3))
     for suite in range(count):
-        mine = pd.DataFrame({name: column[suite] for name, column in columns.items()})
-        found = simultaneous(mine, ALPHA)
-        low[suite], high[suite] = found["low_all"], found["high_all"]
-        p_holm[suite] = holm_by_direction(mine["p"], mine["difference"], m)
-    return truth, columns["difference"], low, high, p_holm
+        low[suite], high[suite] = bounds(difference[suite], error[suite], df[suite], p[suite], ALPHA)
+        p_holm[suite] = holm_by_direction(p[suite], difference[suite], m)
+    first = simultaneous(tested.iloc[:m], ALPHA)
+    assert (first["low_all"].tolist(), first["high_all"].tolist()) == (low[0].tolist(), high[0].tolist())
+    return truth, difference, low, high, p_holm
 
 
 def errors(shift, n, count, **options):
@@ -124,9 +126,9 @@ LAYOUTS = {
 def test_simultaneous_intervals_cover_and_claims_are_right_where_the_effects_are_huge(n, layout):
     # Huge effects are the hard case: Holm has spent everything on what is left. Levels for the far bounds that count the claims of
     # both directions, as two-sided Holm would, cover 92 to 94 % here.
-    missed, wrong = errors(np.array(LAYOUTS[layout]) * 300.0, n, 900)
-    assert missed <= most(900)
-    assert wrong <= most(900)
+    missed, wrong = errors(np.array(LAYOUTS[layout]) * 300.0, n, 2000)
+    assert missed <= most(2000)
+    assert wrong <= most(2000)
 
 
 @pytest.mark.slow
@@ -142,31 +144,28 @@ def test_simultaneous_intervals_cover_and_claims_are_right_everywhere(n, layout,
 def false_verdicts(shift, n, count, margin, ratio):
     """How often a suite calls anything better or worse that is not, and how often it calls anything equal that is not."""
     runs, asked = suites(drawn(np.random.default_rng(n), count, shift, n, ratio, shared=1))
-    truth = np.asarray(shift[1:], dtype=float) - shift[0]
-    differs, equal = 0, 0
-    places = [group.index for _, group in asked.groupby("dataset", sort=False)]
-    for (_, mine), place in zip(runs.groupby("dataset", sort=False), places, strict=True):
-        verdict = compare(mine, asked.loc[place], ALPHA, margin)["verdict"]
-        better, worse = verdict.str.startswith("better").to_numpy(), verdict.str.startswith("worse").to_numpy()
-        differs += (better & (truth <= 0) | worse & (truth >= 0)).any()
-        close = ((verdict == "equal") | verdict.str.contains("margin")).to_numpy()
-        equal += (close & (np.abs(truth) >= margin)).any()
-    return differs / count, equal / count
+    m, truth = len(shift) - 1, np.asarray(shift[1:], dtype=float) - shift[0]
+    # As `compare` does for one suite, for all of them: only the families are taken one by one.
+    found = equivalence(paired_differences(runs, asked, ALPHA), margin)
+    p, difference, p_equal = (found[name].to_numpy().reshape(count, m) for name in ("p", "difference", "p_equal"))
+    found["p_holm"] = np.concatenate([holm_by_direction(p[suite], difference[suite], m) for suite in range(count)])
+    found["p_equal_holm"] = np.concatenate([holm(p_equal[suite], m) for suite in range(count)])
+    found = verdicts(found.assign(failed_objective=0, failed_baseline=0, runs_objective=n, runs_baseline=n), ALPHA)
+    one = compare(runs[runs["dataset"] == "d0"], asked[:m], ALPHA, margin)
+    assert one["verdict"].tolist() == found["verdict"][:m].tolist()
+    better, worse = (found["verdict"].str.startswith(word).to_numpy().reshape(count, m) for word in ("better", "worse"))
+    close = ((found["verdict"] == "equal") | found["verdict"].str.contains("margin")).to_numpy().reshape(count, m)
+    differs = better & (truth <= 0) | worse & (truth >= 0)
+    return differs.any(axis=1).mean(), (close & (np.abs(truth) >= margin)).any(axis=1).mean()
 
 
-def test_verdicts_err_in_at_most_alpha_of_the_suites():
-    differs, equal = false_verdicts([0, 0, 0, 0, 2, -2, 2], 5, 150, 2.0, 3)
-    assert differs <= most(150)
-    assert equal <= most(150)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("effect", [1.0, 3.0, 100.0])
-def test_verdicts_err_in_at_most_alpha_of_the_suites_everywhere(n, effect):
-    differs, equal = false_verdicts(effect * np.array([0, 0, 0, 0, 1, -1, 1]), n, 600, effect, 3)
-    assert differs <= most(600)
-    assert equal <= most(600)
+def test_verdicts_err_in_at_most_alpha_of_the_suites(n, effect):
+    # Half the nulls false, a shared baseline, standard deviations 1:3; the false ones lie at the edge of the margin.
+    differs, equal = false_verdicts(effect * np.array([0, 0, 0, 0, 1, -1, 1]), n, 1000, effect, 3)
+    assert differs <= most(1000)
+    assert equal <= most(1000)
 
 
 def best_struck_out(shift, n, count, ratio=1.0, shared=1.0, unpaired=False, seed=0):

@@ -94,10 +94,10 @@ def _panel(sheet: Sheet, place: int, points: list[Line], study: Drawn, names: di
         for before, one in zip(front, front[1:], strict=False):
             corners += [(times[one], mean[before]), (times[one], mean[one])]
         xs, ys = zip(*corners, strict=True)
-        axes.plot(xs, ys, color=BLUE, linewidth=0.9, linestyle="--", zorder=2, gid="front")
+        axes.plot(xs, ys, color=BLUE, linewidth=0.9, linestyle="--", zorder=2, label="front")
     for one, (x, y) in enumerate(zip(times, mean, strict=True)):
         shape: Line = {"marker": "D", "markerfacecolor": BLUE} if one in front else {"marker": "o", "markerfacecolor": "white"}
-        axes.plot([x], [y], markeredgecolor=BLUE, markersize=4.2, markeredgewidth=0.8, zorder=3, gid=f"point {one}", **shape)
+        axes.plot([x], [y], markeredgecolor=BLUE, markersize=4.2, markeredgewidth=0.8, zorder=3, label=f"point {one}", **shape)
     at = [(across(x) * size[0], (y - up[0]) / (up[1] - up[0]) * size[1]) for x, y in zip(times, mean, strict=True)]
     said = [names[line["objective"]] for line in points]
     puts = placed(at, said, size, _drawn_lines(axes, size))
@@ -147,7 +147,7 @@ def _name(axes: Axes, point: tuple[float, float], name: str, put: Put, size: tup
         axes.plot([x / size[0] for x in xs], [y / size[1] for y in ys], transform=axes.transAxes, color=INK, linewidth=0.4, zorder=2.5)
     # The corner is that of a whole line's box; descenders hang into it.
     x, y = put.corner[0] / size[0], (put.corner[1] + 0.025) / size[1]
-    axes.text(x, y, name, transform=axes.transAxes, va="baseline", color=INK, gid="name")
+    axes.text(x, y, name, transform=axes.transAxes, va="baseline", color=INK, label="name")
 
 
 def pareto(times: Sequence[float], values: Sequence[float], higher_is_better: bool) -> list[int]:

@@ -72,8 +72,8 @@ def _span(study: Drawn, dataset: str) -> tuple[float, float]:
 def _panel(axes: Axes, table: pd.DataFrame, rows: list[str], study: Drawn, inches: float) -> None:
     scale, margin = study.scale, study.margin
     if margin is not None:
-        axes.axvspan(-scale * margin, scale * margin, color=PALE, linewidth=0, zorder=0, gid="margin")
-    axes.axvline(0, color=INK, linewidth=0.5, zorder=1, gid="zero")
+        axes.axvspan(-scale * margin, scale * margin, color=PALE, linewidth=0, zorder=0, label="margin")
+    axes.axvline(0, color=INK, linewidth=0.5, zorder=1, label="zero")
     found = {line["objective"]: line for line in lines(table)}
     for row, name in enumerate(rows):
         line = found.get(name)
@@ -84,7 +84,7 @@ def _panel(axes: Axes, table: pd.DataFrame, rows: list[str], study: Drawn, inche
         bar(axes, row, scale * line["low"], scale * line["high"], color=edge, linewidth=2.0, zorder=2)
         looks: dict[str, Any] = {"markeredgecolor": edge, "markerfacecolor": face, "markeredgewidth": 0.8, "markersize": 4.2}
         if line["n"] and math.isfinite(line["difference"]):
-            axes.plot([scale * line["difference"]], [row], marker=marker, linestyle="", zorder=3, gid=f"difference {row}", **looks)
+            axes.plot([scale * line["difference"]], [row], marker=marker, linestyle="", zorder=3, label=f"difference {row}", **looks)
         beside(axes, row, MARKS.get(line["verdict"], "") if line["n"] else "–", inches)
 
 

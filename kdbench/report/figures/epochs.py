@@ -24,7 +24,8 @@ def of_blocks(study: Drawn, column: str) -> dict[Place, pd.DataFrame]:
     if study.histories is None or column not in study.histories:
         return {}
     rows = study.histories.loc[study.histories["epoch"] >= 0, ["id", "epoch", "term", column]].dropna(subset=[column])
-    runs = study.students[["dataset", "teacher", "student", "objective", "id"]]
+    # Runs that saw other data are never averaged with these.
+    runs = study.students.loc[~study.students["mixed_data"].astype(bool), ["dataset", "teacher", "student", "objective", "id"]]
     return by_block(runs.merge(rows, on="id"))
 
 
@@ -60,10 +61,10 @@ def draw_line(axes: Axes, found: pd.DataFrame, place: int, last: int, scale: flo
     every = max(1, -(-len(found) // MARKED))
     axes.fill_between(found["epoch"], least, most, color=looks["color"], alpha=0.15, linewidth=0, zorder=1)
     fixed: dict[str, Any] = {"linewidth": 1.0, "markersize": 3.0, "markeredgewidth": 0.0, "markevery": (place % every, every)}
-    axes.plot(found["epoch"], mean, zorder=2, gid=f"line {place}", **fixed, **looks)
+    axes.plot(found["epoch"], mean, zorder=2, label=f"line {place}", **fixed, **looks)
     if found["epoch"].iloc[-1] < last:
         end: dict[str, Any] = {"marker": "x", "color": looks["color"], "markersize": 5, "markeredgewidth": 1.2}
-        axes.plot([found["epoch"].iloc[-1]], [mean[-1]], zorder=3, gid=ENDS, **end)
+        axes.plot([found["epoch"].iloc[-1]], [mean[-1]], zorder=3, label=ENDS, **end)
 
 
 def epoch_axis(axes: Axes, tables: list[pd.DataFrame], inches: float) -> int:
@@ -79,5 +80,5 @@ def epoch_axis(axes: Axes, tables: list[pd.DataFrame], inches: float) -> int:
 
 def ends_early(axes: list[Axes]) -> str:
     """The sentence that a figure with a line that stops owes."""
-    cut = any(line.get_gid() == ENDS for one in axes for line in one.lines)
+    cut = any(line.get_label() == ENDS for one in axes for line in one.lines)
     return "A cross: a line ends where its first run does." if cut else ""

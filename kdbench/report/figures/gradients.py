@@ -92,5 +92,5 @@ def _share_axis(axes: Axes, tables: list[pd.DataFrame], inches: float) -> float:
     ticks = [10.0**power for power in powers][:: max(1, math.ceil(len(powers) / room))]
     axes.set_yticks(ticks, [f"{tick:.10g}" for tick in ticks])
     axes.set_yticks([], minor=True)
-    axes.axhline(PER_CENT * IDLE, color=INK, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1, gid="idle")
+    axes.axhline(PER_CENT * IDLE, color=INK, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1, label="idle")
     return low

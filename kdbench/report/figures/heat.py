@@ -184,10 +184,10 @@ def _box(axes: Axes, at: tuple[int, int], line: Line | None, study: Drawn, colou
     column, row = at
     edge: Line = {"linewidth": 0.8, "edgecolor": "white"}
     if line is None or _is_missing(line):
-        axes.add_patch(Rectangle(at, 1, 1, facecolor="white", edgecolor=GREY, hatch="////", linewidth=0.0, gid="missing"))
+        axes.add_patch(Rectangle(at, 1, 1, facecolor="white", edgecolor=GREY, hatch="////", linewidth=0.0, label="missing"))
         return
     face = colours[0](float(colours[1](study.scale * line["difference"])))
-    axes.add_patch(Rectangle(at, 1, 1, facecolor=face, gid="box", **edge))
+    axes.add_patch(Rectangle(at, 1, 1, facecolor=face, label="box", **edge))
     text = f"{_number(study, line)}\n{MARKS.get(line['verdict'], '')}".strip()
     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink(face), linespacing=1.05)
 

@@ -16,6 +16,9 @@ NEAR = 0.035
 FAR = (0.12, 0.2, 0.3, 0.45, 0.65, 0.9, 1.2)
 """How far a name may go from its point, in inches, when there is no room beside it; a line then leads to it."""
 
+TRIES = 8
+"""How often the order of the names is changed for one that found no place."""
+
 Rectangle = tuple[float, float, float, float]
 """Left, bottom, right, top."""
 
@@ -43,10 +46,10 @@ def placed(points: Sequence[Point], names: Sequence[str], panel: Point, blocked:
         blocked: what no name shall cover while there is another place; the lines that lead to names may cross it.
     """
     found: list[Put | None] = []
-    for kept in (blocked, ()):
+    for loose in (False, True):
         order = sorted(range(len(points)), key=lambda place: (points[place], place))
-        for _ in range(len(points) + 1):
-            found = _attempt(points, names, panel, kept, order)
+        for _ in range(TRIES):
+            found = _attempt(points, names, panel, blocked, order, loose)
             stuck = [place for place in order if found[place] is None]
             if not stuck:
                 return found
@@ -55,30 +58,54 @@ def placed(points: Sequence[Point], names: Sequence[str], panel: Point, blocked:
     return found
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """What is on a panel already: names, and the lines that lead to them."""
+
+    points: Sequence[Point]
+    panel: Point
+    boxes: list[Rectangle]
+    leads: list[tuple[Point, Point]]
+
+    def has_room(self, one: int, box: Rectangle, lead: Point | None) -> bool:
+        """Whether the name of a point can stand in the box."""
+        point, others = self.points[one], [other for place, other in enumerate(self.points) if place != one]
+        if box[0] < 0 or box[1] < 0 or box[2] > self.panel[0] or box[3] > self.panel[1]:
+            return False
+        if not lead and _away(point, box) > min((_away(other, box) for other in others), default=math.inf):
+            return False
+        if any(_overlap(box, other) for other in (*self.boxes, *map(_dot, self.points))):
+            return False
+        if any(_crosses(*other, box) for other in self.leads):
+            return False
+        return not lead or not any(_crosses(point, lead, other) for other in (*self.boxes, *map(_dot, others)))
+
+
 def _attempt(
-    points: Sequence[Point], names: Sequence[str], panel: Point, blocked: Sequence[Rectangle], order: Sequence[int]
+    points: Sequence[Point], names: Sequence[str], panel: Point, blocked: Sequence[Rectangle], order: Sequence[int], loose: bool
 ) -> list[Put | None]:
-    dots = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in points]
-    taken: list[Rectangle] = []
-    leads: list[tuple[Point, Point]] = []
+    """The names placed one after the other. `loose`: one that finds no place beside what is blocked may cover it."""
+    taken = _Taken(points, panel, [], [])
     found: list[Put | None] = [None] * len(points)
     for one in order:
-        point = points[one]
-        others = [place for place in range(len(points)) if place != one]
-        for box, lead in _candidates(point, width(names[one]) + 0.02):
-            if box[0] < 0 or box[1] < 0 or box[2] > panel[0] or box[3] > panel[1]:
+        chosen = None
+        for box, lead in _candidates(points[one], width(names[one]) + 0.02):
+            covers = any(_overlap(box, other) for other in blocked)
+            if (covers and (chosen or not loose)) or not taken.has_room(one, box, lead):
                 continue
-            if not lead and _away(point, box) > min((_away(points[other], box) for other in others), default=math.inf):
-                continue
-            if any(_overlap(box, other) for other in (*taken, *dots, *blocked)) or any(_crosses(*other, box) for other in leads):
-                continue
-            if lead and any(_crosses(point, lead, other) for other in (*taken, *(dots[place] for place in others))):
-                continue
-            taken.append(box)
-            leads += [(point, lead)] if lead else []
+            chosen = box, lead
+            if not covers:
+                break
+        if chosen:
+            box, lead = chosen
+            taken.boxes.append(box)
+            taken.leads.extend([(points[one], lead)] if lead else [])
             found[one] = Put((box[0] + 0.01, box[1] + 0.01), lead)
-            break
     return found
+
+
+def _dot(point: Point) -> Rectangle:
+    return point[0] - DOT, point[1] - DOT, point[0] + DOT, point[1] + DOT
 
 
 def _candidates(point: Point, wide: float) -> Iterator[tuple[Rectangle, Point | None]]:
@@ -94,8 +121,8 @@ def _candidates(point: Point, wide: float) -> Iterator[tuple[Rectangle, Point | 
     for left, bottom in corners:
         yield (left, bottom, left + wide, bottom + LINE), None
     for away in FAR:
-        for step in range(16):
-            angle = 2 * math.pi * step / 16
+        for step in range(24):
+            angle = 2 * math.pi * step / 24
             end = (x + away * math.cos(angle), y + away * math.sin(angle))
             left = end[0] if math.cos(angle) > 0.3 else end[0] - wide if math.cos(angle) < -0.3 else end[0] - wide / 2
             bottom = end[1] if math.sin(angle) > 0.9 else end[1] - LINE if math.sin(angle) < -0.9 else end[1] - LINE / 2

@@ -61,7 +61,7 @@ def _panel(axes: Axes, means: pd.DataFrame, summaries: pd.DataFrame, rows: list[
         shifted = row + offset[mine.index].to_numpy()
         bar(axes, row, *intervals[name], color=INK, linewidth=1.1, zorder=2)
         looks: Line = {"markerfacecolor": "none", "markeredgecolor": BLUE, "markeredgewidth": 0.7, "markersize": 2.8}
-        axes.plot(study.scale * mine["value"], shifted, marker="o", linestyle="", zorder=3, gid=f"seeds of {row}", **looks)
+        axes.plot(study.scale * mine["value"], shifted, marker="o", linestyle="", zorder=3, label=f"seeds of {row}", **looks)
         line = found[name]
         if line["n"]:
             axes.plot([study.scale * line["mean"]], [row], marker="D", markersize=3.2, markeredgewidth=0, color=INK, zorder=4)

@@ -151,7 +151,7 @@ def explain(figure: Figure, key: Sequence[Key]) -> None:
                 shown = {"marker": "", "linewidth": 1.0, "markersize": 3.2, **looks}
                 figure.add_artist(Line2D(along, [y - LINE / 2] * 3, transform=figure.dpi_scale_trans, markevery=[1], **shown))
                 lead = LEAD
-            write(figure, x + lead, y - 0.75 * LINE, "\n".join(lines), va="baseline", gid="key")
+            write(figure, x + lead, y - 0.75 * LINE, "\n".join(lines), va="baseline", label="key")
         y -= LINE * max(len(lines) for _, lines, _ in row)
 
 
@@ -196,6 +196,7 @@ def round_ticks(low: float, high: float, inches: float, along: bool = True) -> l
     from matplotlib.ticker import MaxNLocator
 
     slack = 1e-9 * max(abs(low), abs(high))
+    kept: list[tuple[float, float, float]] = []
     for wanted in range(7, 0, -1):
         steps = MaxNLocator(wanted, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         ticks = [float(tick) for tick in steps if low - slack <= tick <= high + slack]
@@ -203,9 +204,16 @@ def round_ticks(low: float, high: float, inches: float, along: bool = True) -> l
         sizes = [width(text) if along else LINE for text in printed(ticks)]
         placed = zip(ticks, at, sizes, strict=True)
         kept = [one for one in placed if not along or (one[1] - one[2] / 2 > -SLACK and one[1] + one[2] / 2 < inches + SLACK)]
-        if kept and all(x + size / 2 + 0.06 <= after - other / 2 for (_, x, size), (_, after, other) in itertools.pairwise(kept)):
-            return [tick for tick, _, _ in kept]
-    return []
+        if kept and _keep_apart(kept):
+            break
+    while not _keep_apart(kept):
+        kept = kept[1::2]
+    return [tick for tick, _, _ in kept]
+
+
+def _keep_apart(ticks: Sequence[tuple[float, float, float]]) -> bool:
+    """Whether labels, as (number, place, size), leave room between each other."""
+    return all(x + size / 2 + 0.06 <= after - other / 2 for (_, x, size), (_, after, other) in itertools.pairwise(ticks))
 
 
 def number_axis(axes: Axes, name: str, low: float, high: float, inches: float) -> None:
@@ -240,12 +248,12 @@ def bar(axes: Axes, at: float, low: float, high: float, upright: bool = False, *
     for beyond, end, marker in ((low < least, least, "v" if upright else "<"), (high > most, most, "^" if upright else ">")):
         if beyond:
             head = {"markersize": 3.5, "markeredgewidth": 0, "color": looks.get("color", INK)}
-            axes.plot(*(([at], [end]) if upright else ([end], [at])), marker=marker, clip_on=False, gid=GOES_ON, **head)
+            axes.plot(*(([at], [end]) if upright else ([end], [at])), marker=marker, clip_on=False, label=GOES_ON, **head)
 
 
 def goes_on(figure: Figure) -> str:
     """The sentence that a figure with a cut interval owes."""
-    cut = any(line.get_gid() == GOES_ON for axes in figure.axes for line in axes.lines)
+    cut = any(line.get_label() == GOES_ON for axes in figure.axes for line in axes.lines)
     return "An arrowhead: the interval goes on beyond the panel." if cut else ""
 
 
