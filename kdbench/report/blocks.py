@@ -7,7 +7,7 @@ from typing import Any
 from kdbench.report.accuracy import LEAST_P, confidence
 from kdbench.report.manifest import labels
 from kdbench.report.study import Study, lines
-from kdbench.report.table import Column, Entry, Group, Table
+from kdbench.report.table import ABSENT, Column, Entry, Group, Table
 
 
 def across_blocks(study: Study) -> Table | None:
@@ -55,14 +55,15 @@ def _row(
 
     def delta(centre: str, low: str, high: str) -> Entry:
         known = line[low] == line[low]
-        value = line[centre] if line[centre] == line[centre] else None
-        return Entry(value, format=form, scale=scale, interval=(line[low], line[high]) if known else None, runs=ids)
+        return Entry(_known(line[centre]), format=form, scale=scale, interval=(line[low], line[high]) if known else None, runs=ids)
 
     def p(name: str) -> Entry:
-        return Entry(line[name] if line[name] == line[name] else None, format=".3f", least=LEAST_P, runs=ids)
+        return Entry(_known(line[name]), format=".3f", least=LEAST_P, runs=ids)
 
     rank = ranks.get(line["objective"])
-    shown = f"{line['wins_shown']:.0f} / {line['losses_shown']:.0f}" if line.get("wins_shown") is not None else "–"
+    mine = (study.comparisons["baseline"] == line["baseline"]) & (study.comparisons["objective"] == line["objective"])
+    tested = (study.comparisons.loc[mine, "why"] == "").any()
+    shown = f"{line['wins_shown']:.0f} / {line['losses_shown']:.0f}" if tested else ABSENT
     return (
         Entry(names[line["objective"]], runs=ids),
         Entry(f"{line['n_blocks']}/{line['n_blocks_asked']}", runs=ids),
@@ -72,9 +73,13 @@ def _row(
         Entry(shown, runs=ids),
         p("sign_flip_p_holm"),
         p("wilcoxon_p_holm"),
-        p("wilcoxon_blocks_p"),
+        Entry(_known(line["wilcoxon_blocks_p"]), format=".4f", least=0.0001, runs=ids),
         Entry(None if rank is None else rank["mean_rank"], format=".2f", runs=ids),
     )
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None
 
 
 def _notes(rows: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -100,7 +105,8 @@ def _caption(study: Study) -> tuple[str, ...]:
         study.clusters.sentence,
         "win / tie / loss: blocks by the sign of the mean difference, shown or not; shown: blocks whose verdict is better, or worse. "
         "p sign-flip and p Wilcoxon: exact, over independent clusters, by Holm over the rows of this table. The last p takes every block "
-        "as independent, as the literature does, which they are not: it is printed to compare with papers.",
+        "as independent, as the literature does, which they are not: it is printed to compare with papers. Mean ranks are among the "
+        "objectives that have a value in every block.",
     ]
     told = study.friedman
     if told is not None:

@@ -72,10 +72,17 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
         comparisons=compared,
         clusters=clusters(blocks) if several else None,
         across=across(values, compared, alpha, blocks, compared, higher) if several else None,
-        ranks=mean_ranks(values, higher) if several else None,
-        friedman=friedman(values, blocks, alpha) if several else None,
+        ranks=mean_ranks(_everywhere(values, blocks), higher) if several else None,
+        friedman=friedman(_everywhere(values, blocks), blocks, alpha) if several else None,
         costs=costs,
     )
+
+
+def _everywhere(values: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
+    """The objectives that have a value in every block: ranks are among those that can be ranked everywhere."""
+    known = values[values["value"].notna()]
+    places = known.drop_duplicates(["objective", "dataset", "teacher", "student"])["objective"].value_counts()
+    return values[values["objective"].isin(places[places == len(blocks)].index)]
 
 
 def block_name(dataset: object, teacher: object, student: object) -> str:

@@ -97,10 +97,12 @@ def _survivors(study: Study) -> Iterator[Owed]:
 
 
 def _few_repeats(study: Study) -> Iterator[Owed]:
+    told: dict[str, list[str]] = {}
     for where, block in _blocks(study.summaries):
         least = int(block["n_asked"].min())
         if least < 3:
-            yield Owed("few-repeats", f"{least} repeat{'s' * (least != 1)}: fewer than three show no spread, and nothing is tested", where)
+            told.setdefault(f"{least} repeat{'s' * (least != 1)}: fewer than three are not tested", []).append(where)
+    yield from _told("few-repeats", told, study)
 
 
 def _unpaired(study: Study) -> Iterator[Owed]:
@@ -109,7 +111,9 @@ def _unpaired(study: Study) -> Iterator[Owed]:
         welch = block[block["test"] == "Welch t"]
         if len(welch):
             told = ", ".join(f"{names[line['objective']]} - {names[line['baseline']]}" for line in lines(welch))
-            yield Owed("unpaired", f"repeats do not pair, so Welch's test stands for the paired one: {told}", where)
+            yield Owed(
+                "unpaired", f"repeats do not pair, so Welch's test, whose level is approximate, stands for the paired one: {told}", where
+            )
         paired = block[(block["test"] == "paired t") & (block["n"] < block[["n_objective", "n_baseline"]].max(axis=1))]
         if len(paired):
             told = ", ".join(f"{names[line['objective']]} - {names[line['baseline']]} ({line['n']})" for line in lines(paired))

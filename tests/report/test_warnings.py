@@ -51,14 +51,14 @@ def test_missing_and_failed_runs_are_told_by_loss(clean):
 
 def test_two_repeats_are_too_few(made):
     found = {owed.code: owed for owed in warnings(study_of(made(repeats=2).finish_all()))}
-    assert "nothing is tested" in found["few-repeats"].message
+    assert found["few-repeats"].message == "2 repeats: fewer than three are not tested"
 
 
 def test_repeats_that_do_not_pair_are_told(clean):
     apart = study_of(clean, repeat=lambda runs: (runs["repeat"] + 100 * (runs["objective"] == "cc")).astype("Int64"))
     found = [owed for owed in warnings(apart) if owed.code == "unpaired"]
     assert [owed.message for owed in found] == [
-        "repeats do not pair, so Welch's test stands for the paired one: cc (taylor) - ce, cc (taylor) - kd"
+        "repeats do not pair, so Welch's test, whose level is approximate, stands for the paired one: cc (taylor) - ce, cc (taylor) - kd"
     ]
     some = study_of(clean, repeat=lambda runs: (runs["repeat"] + 5 * (runs["objective"] == "cc")).astype("Int64"))
     assert "unequal-repeats" in codes(warnings(some))
