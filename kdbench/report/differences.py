@@ -129,7 +129,7 @@ def _caption(study: Study) -> tuple[str, ...]:
         "n: complete pairs. alone: the t interval of this comparison by itself; sim.: all of the family together, in agreement with the "
         "verdict. d_z: Δ over the standard deviation of the paired differences. ρ: the correlation of paired runs, which is what pairing "
         "gains.",
-        f"p equal: that Δ is as large as the margin{f' of {said}' if said else ''} or larger (two one-sided t tests). p by Holm in each direction, p equal by Holm, over "
-        f"m = {m}.",
+        f"p equal: that Δ is as large as the margin{f' of {said}' if said else ''} or larger (two one-sided t tests). p by Holm in each "
+        f"direction at {manifest['alpha'] / 2:g}, p equal by Holm, over m = {m}.",
         f"could see: the least difference found with 80 % power at the observed spread, at Holm's first step{needed}.",
     )

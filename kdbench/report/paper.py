@@ -287,7 +287,7 @@ def _verdict_sentences(found: Found, comparisons: pd.DataFrame) -> list[str]:
     beside = f"; those against {' and '.join(others)} stand in the table of comparisons" if others else ""
     return [
         f"Marks are verdicts against {names[found.reference]} with the same teacher{beside}. {caption.mark_sentence(found.manifest)}",
-        f"p: two-sided {' or '.join(tests)}{', by repeat' if 'paired t' in tests else ''}, by Holm over the family of m = {m} comparisons "
-        f"that the suite fixes (every objective with {known} in every block; two baselines count once; what cannot be tested counts as "
-        "p = 1).",
+        f"p: two-sided {' or '.join(tests)}{', by repeat' if 'paired t' in tests else ''}, by Holm in each direction over the family of "
+        f"m = {m} comparisons that the suite fixes (every objective with {known} in every block; two baselines count once; what cannot be "
+        "tested counts as p = 1).",
     ]

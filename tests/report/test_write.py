@@ -17,7 +17,7 @@ import kdbench.stats
 from kdbench.report.write import Asked, report
 
 FAST_S = 6.0
-"""For 2,000 records on a machine that does other things too; alone it takes well under a second."""
+"""Of processor time, for 2,000 records in 740 comparisons; half of it is the usual."""
 
 
 def test_a_report_leaves_the_frame_and_markdown_and_prints_the_same_tables(made):
@@ -91,9 +91,9 @@ def many(made):
 def test_two_thousand_records_are_reported_in_seconds(many):
     assert len(many.manifest["cells"]) > 1900
     report(many.store, None, io.StringIO())  # the first imports pandas, SciPy, statsmodels
-    start = time.perf_counter()
+    start = time.process_time()
     report(many.store, None, io.StringIO())
-    assert time.perf_counter() - start < FAST_S
+    assert time.process_time() - start < FAST_S
 
 
 MODULES = [
