@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
@@ -110,6 +111,12 @@ def test_a_suite_runs_to_its_table_and_again_it_trains_nothing_and_prints_the_sa
     assert table(kdbench("report", "--results", str(store.root)).output) == table(first.output)
     report = (store.suite_folder("tiny") / "report" / "report.md").read_text()
     assert "| mine |" in report and "step" in report
+    frame = pd.read_csv(store.suite_folder("tiny") / "report" / "frame.csv")
+    # What a report needs besides accuracies is kept while training: sources of parts, predictions of each image.
+    assert frame.loc[frame["objective"] == "kd", "sources"].str.contains("loss kd [0-9a-f]{12}").all()
+    checkpoints = pd.read_csv(store.suite_folder("tiny") / "report" / "images_checkpoints.csv")
+    counted = [f"n_{who}" for who in ("both", "objective_only", "baseline_only", "neither")]
+    assert len(checkpoints) == 6 and (checkpoints[counted].sum(axis=1) == 899).all()
     planned = json.loads(kdbench("plan", str(path), "--results", str(store.root), "--json").output)
     assert {cell["state"] for cell in planned["cells"]} == {"done"}
     assert set(planned) == {"cells", "bundles", "teachers"} and len(planned["teachers"]) == 1

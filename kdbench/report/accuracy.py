@@ -57,14 +57,15 @@ class Gathered:
         return [name for name in self.manifest["baselines"] if name in known]
 
 
-def accuracy(study: Study, shown: Collection[str] | None = None) -> Table:
+def accuracy(study: Study, shown: Collection[str] | None = None, gathered: Gathered | None = None) -> Table:
     """The table of accuracies and differences, one group a block.
 
     Args:
         shown: names of the objectives to print (None: all); which are printed changes no number.
+        gathered: of the study, where it was gathered already.
     """
     manifest = study.manifest
-    gathered = gather(study)
+    gathered = gathered or gather(study)
     names = labels(manifest)
     metric = gathered.metric
     unit, points = (", %", ", points") if metric["percent"] else ("", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdbench.report.accuracy import LEAST_P, confidence, gather
+from kdbench.report.accuracy import LEAST_P, Gathered, confidence, gather
 from kdbench.report.manifest import Block, labels
 from kdbench.report.notes import untested_notes
 from kdbench.report.study import Study, block_name
@@ -15,12 +15,16 @@ MANY = 1000
 """Repeats beyond which their number is not worth saying."""
 
 
-def differences(study: Study) -> Table | None:
-    """One row a comparison of the family, grouped by block; None where the suite compares nothing."""
+def differences(study: Study, gathered: Gathered | None = None) -> Table | None:
+    """One row a comparison of the family, grouped by block; None where the suite compares nothing.
+
+    Args:
+        gathered: of the study, where it was gathered already.
+    """
     manifest = study.manifest
     if not len(study.comparisons):
         return None
-    gathered = gather(study)
+    gathered = gathered or gather(study)
     points = ", points" if gathered.metric["percent"] else ""
     level = confidence(manifest)
     columns = (
@@ -55,7 +59,7 @@ def differences(study: Study) -> Table | None:
     )
 
 
-def _group(block: Block, found: list[dict[str, Any]], study: Study, gathered: Any) -> Group:
+def _group(block: Block, found: list[dict[str, Any]], study: Study, gathered: Gathered) -> Group:
     names = labels(study.manifest)
     m = len(study.comparisons)
     rows = []
@@ -73,7 +77,7 @@ def _group(block: Block, found: list[dict[str, Any]], study: Study, gathered: An
 
 
 def _row(
-    line: dict[str, Any], names: dict[str, str], gathered: Any, m: int, margin: float | None, alpha: float, runs: Any
+    line: dict[str, Any], names: dict[str, str], gathered: Gathered, m: int, margin: float | None, alpha: float, runs: Any
 ) -> tuple[Entry, ...]:
     form, scale = f".{gathered.decimals}f", gathered.scale
     tested = not line["why"]

@@ -148,7 +148,8 @@ def costs(store: Store, manifest: Manifest) -> pd.DataFrame:
     Returns:
         dataset, teacher (null for an objective without one), student, objective, label, id, state (measured or missing); for each
         of step, data, teacher, student, loss and optimizer the columns `<part>_ms` (median), `<part>_ms_q1`, `<part>_ms_q3`;
-        images_per_s, peak_mem_gib, added_parameters, added_flops (per step), device.
+        images_per_s, peak_mem_gib, added_parameters, added_flops (per step), others_at_work (the share of the
+        processors that other processes kept busy), device.
     """
     import pandas as pd
 
@@ -159,13 +160,14 @@ def costs(store: Store, manifest: Manifest) -> pd.DataFrame:
         profile = store.profile(line["id"])
         row: dict[str, Any] = {**line, "label": names.get(line["objective"], line["objective"])}
         rows.append({**row, "state": "missing"} if profile is None else {**row, "state": "measured", **_measured(profile)})
-    table = pd.DataFrame(rows, columns=[*COST_KEYS, *times, *COSTS, "device"])
-    return table.astype(dict.fromkeys((*times, *COSTS), "float64"))
+    table = pd.DataFrame(rows, columns=[*COST_KEYS, *times, *COSTS, "others_at_work", "device"])
+    return table.astype(dict.fromkeys((*times, *COSTS, "others_at_work"), "float64"))
 
 
 def _measured(profile: Mapping[str, Any]) -> dict[str, Any]:
     result = profile["result"]
     found: dict[str, Any] = {name: result.get(name) for name in COSTS} | {"device": profile.get("device")}
+    found["others_at_work"] = (profile.get("circumstance") or {}).get("others_at_work")
     for part in PARTS:
         quartiles = result.get(f"{part}_ms") or {}
         for suffix, key in (("", "median"), ("_q1", "q1"), ("_q3", "q3")):

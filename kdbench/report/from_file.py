@@ -233,4 +233,4 @@ def no_costs() -> pd.DataFrame:
     import pandas as pd
 
     times = [f"{part}_ms{suffix}" for part in PARTS for suffix in ("", "_q1", "_q3")]
-    return pd.DataFrame(columns=[*COST_KEYS, *times, *COSTS, "device"])
+    return pd.DataFrame(columns=[*COST_KEYS, *times, *COSTS, "others_at_work", "device"])

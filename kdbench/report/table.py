@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 ABSENT = "–"
 BEST, TIED = "best", "tied"
@@ -30,9 +31,10 @@ class Entry:
 
     def text(self) -> str:
         """The entry in plain text."""
-        value, spread, interval = self.parts()
+        value, spread, interval = self.parts
         return f"{value}{''.join(self.marks)}{spread}{interval}"
 
+    @cached_property
     def parts(self) -> tuple[str, str, str]:
         """Value, spread and interval in plain text, with the blanks and signs that join them; the marks stand after the value."""
         if self.value is None:

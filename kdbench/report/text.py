@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
+from unicodedata import combining, east_asian_width
 
 from kdbench.report.document import Document, Owed
 from kdbench.report.table import BEST, TIED, Column, Entry, Group, Table
@@ -31,6 +32,10 @@ STYLES = {BEST: "bold", TIED: "underline", "apart": "italic"}
 TAGS = {BEST: ("**", "**"), TIED: ("<u>", "</u>"), "apart": ("*", "*")}
 
 
+HARMLESS = dict.fromkeys(ord(char) for char in "0123456789.,+-±/ abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ()=Δ▲△▽▼†‡–")
+"""Characters that mean nothing to Markdown within a line, alone or together (brackets could begin a link)."""
+
+
 @dataclass(frozen=True)
 class Pieces:
     """An entry as a renderer sets it: `value + marks + spread + interval` is `Entry.text()`; each may be empty."""
@@ -43,7 +48,7 @@ class Pieces:
 
 def pieces(entry: Entry) -> Pieces:
     """The parts of an entry's text, with the blanks and signs that join them."""
-    value, spread, interval = entry.parts()
+    value, spread, interval = entry.parts
     return Pieces(value, "".join(entry.marks), spread, interval)
 
 
@@ -97,7 +102,11 @@ def _print_table(console: Console, table: Table, live: bool) -> None:
             console.print(Text(group.title, style="bold"))
         for fact in group.facts:
             console.print(Text(fact))
-        console.print(_grid(table.columns, group, console.width, live))
+        plain = None if live else _plain_grid(table.columns, group, console.width)
+        if plain is None:
+            console.print(_grid(table.columns, group, console.width, live))
+        else:
+            console.file.write(plain)
         for note in group.notes:
             console.print(Text(note))
     explained = () if live else _explained(table)
@@ -128,6 +137,33 @@ def _shown(entry: Entry, live: bool, stacked: bool = False) -> Text:
         return Text.assemble((parts.value, " ".join(STYLES[kind] for kind in kinds)), rest)
     signs = "".join(PLAIN[kind][0] for kind in kinds)
     return Text(f"{signs}{parts.value}{signs[::-1]}{rest}")
+
+
+def _plain_grid(columns: tuple[Column, ...], group: Group, width: int) -> str | None:
+    """The same as `_grid` without fonts, written at once (rich takes a second for a thousand rows); None where something must be folded
+    that is no title."""
+    from textwrap import wrap
+
+    shown = [[_shown(entry, False).plain for entry in row] for row in group.rows]
+    gap, fitted = _fit(columns, shown, width)
+    widths = [own for own in fitted if own is not None]
+    every = [text for row in shown for text in row]
+    if len(widths) < len(columns) or any(len(text) > widths[place % len(columns)] for place, text in enumerate(every)):
+        return None
+    # A character that is two columns wide, or none, is rich's to measure.
+    if not all(text.isascii() or not any(east_asian_width(char) in "WF" or combining(char) for char in text) for text in every):
+        return None
+    titles = [wrap(column.title, own, break_long_words=False, break_on_hyphens=False) for column, own in zip(columns, widths, strict=True)]
+    most = max(map(len, titles), default=0)
+    head = [[""] * (most - len(title)) + title for title in titles]
+    rows = [[title[line] for title in head] for line in range(most)]
+
+    def line(cells: Sequence[str]) -> str:
+        places = zip(cells, widths, columns, strict=True)
+        return (" " * gap).join(text.rjust(own) if column.numeric else text.ljust(own) for text, own, column in places) + "\n"
+
+    rule = "─" * (sum(widths) + gap * (len(widths) - 1)) + "\n"
+    return "".join(map(line, rows)) + rule + "".join(map(line, shown))
 
 
 def _grid(columns: tuple[Column, ...], group: Group, width: int, live: bool) -> Grid:
@@ -226,6 +262,8 @@ def _markdown_entry(entry: Entry) -> str:
 def _escaped(text: str) -> str:
     """Text that Markdown prints as it stands: no pipe ends a cell; no star, underscore, backtick, angle bracket, entity or link turns
     into markup."""
+    if not text.translate(HARMLESS):
+        return " ".join(text.split())
     for special in "\\`*|<":
         text = text.replace(special, f"\\{special}")
     # Inside a word an underscore is no markup, and names stay readable.

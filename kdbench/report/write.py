@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from kdbench import parts
 from kdbench.errors import KdbenchError
 from kdbench.report import from_file, latex
-from kdbench.report.accuracy import accuracy
+from kdbench.report.accuracy import accuracy, gather
 from kdbench.report.beside import beside
 from kdbench.report.blocks import across_blocks
 from kdbench.report.cost import cost
@@ -160,16 +160,17 @@ def report_tables(whole: Study, asked: Asked | None = None) -> list[Table]:
     """The tables of a suite: accuracies, comparisons, across blocks, beside published ones, predictions, and costs."""
     asked = asked or Asked()
     teachers = whole.runs[whole.runs["role"] != "student"]
+    gathered = gather(whole)
     main = (
         paper_table(whole.summaries, whole.students, whole.comparisons, whole.manifest, teachers)
         if asked.layout == "paper"
-        else accuracy(whole)
+        else accuracy(whole, gathered=gathered)
     )
     found = [
         main,
         across_blocks(whole),
         beside(asked.beside, whole.summaries, whole.students, whole.manifest, whole.terms) if asked.beside else None,
-        differences(whole),
+        differences(whole, gathered),
         predictions_table(whole.images, whole.manifest) if whole.images is not None else None,
         cost(whole.costs, whole.manifest),
     ]

@@ -175,3 +175,15 @@ def test_a_terminal_that_knows_no_greek_is_still_served():
     terminal(report(accuracies()), out, width=100)
     out.flush()
     assert b"cc (taylor)" in whole.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 90, 110, 200])
+def test_what_is_written_at_once_is_what_rich_would_print(monkeypatch, width):
+    document = Document("suite", ("a fact",), (accuracies(), replace(accuracies(), title="again")))
+    told = []
+    for _ in range(2):
+        out = io.StringIO()
+        terminal(document, out, width)
+        told.append(out.getvalue())
+        monkeypatch.setattr("kdbench.report.text._plain_grid", lambda *_: None)
+    assert told[0] == told[1] and "────" in told[0]

@@ -10,9 +10,10 @@ import pytest
 
 from kdbench.errors import RequestError
 from kdbench.report import verb
+from kdbench.report.block_warnings import expected_maximum
 from kdbench.report.frame import costs, frame
 from kdbench.report.study import study
-from kdbench.report.warnings import CODES, as_json, expected_maximum, unaccepted, warnings
+from kdbench.report.warnings import CODES, as_json, unaccepted, warnings
 from kdbench.report.write import Asked
 
 
