@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.errors import KdbenchError
 from kdbench.report.frame import frame
+from kdbench.report.from_file import SUFFIXES, read_rows
 from kdbench.report.manifest import checked
 from kdbench.store import Store
 
@@ -23,13 +24,9 @@ def load_frame(path: Path | str) -> pd.DataFrame:
     Raises:
         KdbenchError: it is neither.
     """
-    import pandas as pd
-
     path = Path(path).resolve()
-    if path.suffix == ".parquet" and path.is_file():
-        return pd.read_parquet(path)
-    if path.suffix == ".csv" and path.is_file():
-        return pd.read_csv(path)
+    if path.suffix in SUFFIXES and path.is_file():
+        return read_rows(path)
     if (path / "manifest.json").is_file():
         store = Store(path.parents[1])
         return frame(store, checked(store.manifest(path.name)))

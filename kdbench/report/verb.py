@@ -45,6 +45,10 @@ def run(
     files = [name for name in named if is_table(name)]
     if to is not None and not files:
         raise RequestError("--to is for frame files: the report of a suite lies in results/suites/<name>/report")
+    if files and to is None and (asked.figures or asked.page or asked.histories):
+        raise RequestError("the report of a frame file is only printed: say with --to where its figures and pages are to go")
+    if files and asked.tensorboard is not None:
+        raise RequestError("TensorBoard events are written from the records of a suite, which a frame file has not")
     if len(files) > 1 and to is not None:
         raise RequestError(f"--to is one folder, and {len(files)} frame files were named: report them one by one")
     done = [report_file(_read(name), to, out, asked=asked) for name in files]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, RequestError
+from kdbench.report import verb
 from kdbench.report.accuracy import accuracy
 from kdbench.report.frame import costs, frame
 from kdbench.report.from_file import derived, of_rows, read, read_rows
@@ -109,3 +111,29 @@ def test_our_own_measured_results_can_be_reported_again(suite, tmp_path):
     done = report_file(read(MEASURED / suite / "frame.csv"), tmp_path, out, width=140)
     assert not done.problems and suite in out.getvalue()
     assert {"report.md", "report.tex", "warnings.json", "comparisons.csv"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (Asked(figures=True), "say with --to"),
+        (Asked(page=True), "say with --to"),
+        (Asked(tensorboard=Path("events")), "from the records of a suite"),
+    ],
+)
+def test_what_a_frame_file_cannot_give_is_refused_before_anything_is_read(asked, told):
+    with pytest.raises(RequestError, match=told):
+        verb.run(Path("results"), ["no.csv"], [], None, asked, False, (), io.StringIO())
+
+
+def test_a_table_of_the_literature_goes_through_the_same_report(tmp_path):
+    out = io.StringIO()
+    assert verb.run(tmp_path, ["published:crd"], [], tmp_path / "crd", Asked(), False, (), out) == 0
+    codes = {entry["code"] for entry in json.loads((tmp_path / "crd" / "warnings.json").read_text())}
+    assert {"few-repeats", "shared-blocks", "rank-test"} <= codes  # one number a cell, 13 pairs that share their nets
+    across = pd.read_csv(tmp_path / "crd" / "across.csv").set_index(["baseline", "objective"])
+    crd = across.loc[("kd", "crd")]
+    assert crd["n_blocks"] == 13 and crd["n_clusters"] == 3
+    assert (round(100 * crd["difference"], 2), round(crd["wilcoxon_blocks_p"], 4)) == (1.08, 0.0002)
+    assert (across.loc["kd", "these_low"].isna()).all() and (across["sign_flip_p"].isna()).all()
+    assert (pd.read_csv(tmp_path / "crd" / "comparisons.csv")["verdict"] == "undecided").all()
