@@ -255,20 +255,17 @@ def from_config(kind: str, config: Mapping[str, Any], sources: Mapping[str, str]
     return part.build(dict(config["options"]))
 
 
-def sources_of(config: Mapping[str, Any], bases: Mapping[str, str]) -> dict[str, str]:
+def sources_of(config: Mapping[str, Any]) -> dict[str, str]:
     """A digest of the source of each part of a cell, by `<kind> <name>`: what its `version` does not tell when somebody edits a part
-    and forgets to raise it. Imports nothing; parts of other packages are left out, for their version is the hash of their source.
-
-    Args:
-        bases: in which folder a user's own part lies, by name.
-    """
+    and forgets to raise it. Imports nothing. Parts of other packages and users' own files are left out: their version is the hash of
+    their source."""
     named = [(kind, config[key]["name"]) for kind, key in (("task", "task"), ("dataset", "dataset"), ("model", "student"))]
     named += [("loss", term["loss"]) for term in config["objective"]["terms"]]
-    found = {f"{kind} {name}": source_digest(kind, name, Path(bases.get(name, "."))) for kind, name in named}
+    found = {f"{kind} {name}": source_digest(kind, name) for kind, name in named}
     return {name: digest for name, digest in found.items() if digest}
 
 
-def source_digest(kind: str, name: str, base: Path = Path(".")) -> str | None:
-    """The first 12 digits of the SHA-256 of a part's file as it is now; None where there is no such file (or it is another package's)."""
-    path = base / name.rpartition(":")[0] if ".py:" in name else HERE / KINDS[kind] / f"{name}.py"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None
+def source_digest(kind: str, name: str) -> str | None:
+    """The first 12 digits of the SHA-256 of the file of one of our own parts as it is now; None where there is no such file."""
+    path = HERE / KINDS[kind] / f"{name}.py"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if ":" not in name and path.is_file() else None

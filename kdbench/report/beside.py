@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DIFFERS = "§"
 MEASURED_SELECTION = "last epoch"
-"""The rule by which the reports of kdbench take a value."""
+"""The rule by which kdbench takes a value, where the frame does not name another (`selection`)."""
 BASELINE_POINTS = 0.5
 """Where cross-entropy alone is off by more, the two studies have different baselines, and levels do not compare."""
 
@@ -28,7 +28,8 @@ Block = tuple[str, str, str]
 @dataclass(frozen=True)
 class Measured:
     """One objective in one block: `mean` and `sd` as stored (fractions; None: no complete repeat); `n_train` and `n_test` as the
-    finished runs have them (None: not known, or not the same in all)."""
+    finished runs have them (None: not known, or not the same in all); `selection` is the rule, or the rules, that their values were
+    taken by."""
 
     objective: str
     label: str
@@ -41,6 +42,7 @@ class Measured:
     standing: str
     n_train: int | None
     n_test: int | None
+    selection: str
     runs: tuple[str, ...]
 
 
@@ -68,13 +70,18 @@ def beside(
         terms: as `history.terms` makes it: the exact variant of each objective; None: by the objective's name.
 
     Raises:
-        KdbenchError: there is no such table, it holds no accuracies, or the suite's primary metric is not top-1.
+        KdbenchError: there is no such table, it holds no accuracies, or the suite's primary metric is not top-1 as a fraction.
     """
     cells = table(published_name)
     if "top1" not in cells:
         raise KdbenchError(f"the published table '{published_name}' holds no top-1 accuracies")
     if manifest["metrics"][0]["name"] != "top1":
         raise KdbenchError(f"published tables hold top-1 accuracies, and the suite's primary metric is {manifest['metrics'][0]['label']}")
+    if not manifest["metrics"][0]["percent"]:
+        raise KdbenchError(
+            "published tables hold top-1 in per cent, and by its manifest this suite's top1 is no fraction that is printed so "
+            "(percent is false): the two cannot stand beside each other"
+        )
     measured = _measured(summaries, students, manifest, terms)
     by_block = _published(cells, published_name)
     alone = {(line["dataset"], _ours(published_name, line["student"])): line for line in lines(cells) if line["role"] == "alone"}
@@ -158,9 +165,15 @@ def _measured(
         named = {"objective": name, "label": names[name], "variant": variant, "loss": loss}
         numbers = {key: line[key] for key in ("mean", "sd", "n", "n_asked")}
         images: dict[str, Any] = {column: _shared(finished, column) for column in ("n_train", "n_test")}
-        ids = tuple(run["id"] for run in mine)
-        found[block].append(Measured(**named, **numbers, **images, standing=line.get("standing") or "", runs=ids))
+        kept = {"selection": _selection(finished), "standing": line.get("standing") or "", "runs": tuple(run["id"] for run in mine)}
+        found[block].append(Measured(**named, **numbers, **images, **kept))
     return found
+
+
+def _selection(runs: list[Line]) -> str:
+    """The rule that the frame names for these runs; more than one is no rule that any table has."""
+    rules = {run.get("selection") or MEASURED_SELECTION for run in runs}
+    return " and ".join(sorted(rules)) or MEASURED_SELECTION
 
 
 def _shared(runs: list[Line], column: str) -> int | None:
@@ -210,10 +223,10 @@ def differing(measured: Measured, published: Line) -> str:
         said.append("variant unknown")
     elif theirs != measured.variant or theirs == OTHER:
         said.append(f"variant {_named(measured.variant)} against {_named(theirs)}")
-    if published["selection"] == UNKNOWN:
+    if UNKNOWN in (published["selection"], measured.selection):
         said.append("selection rule unknown")
-    elif published["selection"] != MEASURED_SELECTION:
-        said.append(f"{MEASURED_SELECTION} against {published['selection']}")
+    elif published["selection"] != measured.selection:
+        said.append(f"{measured.selection} against {published['selection']}")
     for column in ("n_train", "n_test"):
         ours, other = getattr(measured, column), published[column]
         if other is None or ours is None:

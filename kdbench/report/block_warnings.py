@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LIBRARIES = ("torch", "timm", "torchvision", "pillow")
+NEEDED = ("dataset", "teacher", "student", "objective", "state", "least_gradient")
+TOLD = ("device", *LIBRARIES, "code_version")
 LOST = ("failed", "diverged", "damaged")
 UNEQUAL = 3.0
 """Standard deviations that differ by more than this factor."""
@@ -26,6 +28,9 @@ NO_PAIRING = 0.1
 """A median correlation of paired runs below this."""
 CEILING = 0.995
 LEAST_REPEATS = 3
+ENOUGH = 5
+"""Repeats from which a correlation is worth saying."""
+DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Found:
 
 def block_warnings(study: Study) -> list[Owed]:
     """Every warning that a block gives rise to; what holds in all blocks alike is said once."""
-    found = Found(study, labels(study.manifest), _by_block(study.summaries), _by_block(study.comparisons), _by_block(study.students))
+    students = study.students[[*NEEDED, *(name for name in TOLD if name in study.students)]]
+    found = Found(study, labels(study.manifest), _by_block(study.summaries), _by_block(study.comparisons), _by_block(students))
     return [owed for rule in RULES for owed in rule(found)]
 
 
@@ -158,18 +164,32 @@ def _no_spread(found: Found) -> Iterator[Owed]:
 def _unequal_spread(found: Found) -> Iterator[Owed]:
     for where, block in found.summaries.items():
         known = sorted((line for line in block if line["n"] >= LEAST_REPEATS and line["sd"] > 0), key=lambda line: line["sd"])
-        if len(known) > 1 and known[-1]["sd"] > UNEQUAL * known[0]["sd"]:
-            high, low = known[-1], known[0]
-            told = (
-                f"the sd of {found.names[high['objective']]} is {high['sd'] / low['sd']:.1f} times that of {found.names[low['objective']]}"
-            )
-            yield Owed("unequal-spread", told, where)
+        if len(known) < 2:
+            continue
+        high, low = known[-1], known[0]
+        usual = largest_ratio(len(known), int(median(line["n"] for line in known)))
+        if high["sd"] > max(UNEQUAL, usual) * low["sd"]:
+            one, other = (found.names[line["objective"]] for line in (high, low))
+            told = f"the sd of {one} is {high['sd'] / low['sd']:.1f} times that of {other}"
+            yield Owed("unequal-spread", f"{told} (of equally noisy losses one in 20 such blocks would have {usual:.1f} or more)", where)
+
+
+@lru_cache(maxsize=256)
+def largest_ratio(k: int, n: int) -> float:
+    """What the largest of `k` sample standard deviations over the least exceeds in one of 20 cases, when all are of one population and
+    over `n` repeats each: Hartley's F max (Biometrika 37:308, 1950), its root, simulated with a fixed seed."""
+    import numpy as np
+
+    spread = np.sqrt(np.random.default_rng(0).chisquare(n - 1, (DRAWS, k)))
+    return float(np.quantile(spread.max(axis=1) / spread.min(axis=1), 0.95))
 
 
 def _pairing(found: Found) -> Iterator[Owed]:
     for where, block in found.comparisons.items():
         known = [line["correlation"] for line in block if line["correlation"] == line["correlation"]]
-        if known and median(known) < NO_PAIRING:
+        repeats = [line["n"] for line in block if line["correlation"] == line["correlation"]]
+        # Over three or four pairs a correlation says next to nothing.
+        if known and median(repeats) >= ENOUGH and median(known) < NO_PAIRING:
             told = f"paired runs do not go together (median correlation {median(known):.2f}): pairing gained nothing here"
             yield Owed("pairing", told, where)
 

@@ -25,7 +25,7 @@ def accuracy_caption(study: Study) -> tuple[str, ...]:
     return (
         *_number_sentences(study),
         *_test_sentences(study),
-        teacher_sentence(manifest),
+        *teacher_sentence(manifest),
         _images_sentence(study),
         *weight_sentences(manifest),
         *(f"Assumed: {line}" for line in manifest.get("assumed", [])),
@@ -56,7 +56,9 @@ def _number_sentences(study: Study) -> list[str]:
 def selection(study: Study) -> str:
     """Which checkpoint the numbers are of."""
     rules = sorted({str(rule) for rule in study.runs["selection"].dropna()}) if "selection" in study.runs else []
-    return f"(checkpoint: {', '.join(rules)})" if rules else "at the last epoch"
+    if rules:
+        return f"(checkpoint: {', '.join(rules)})"
+    return "(which checkpoint, these rows do not say)" if study.manifest.get("derived") else "at the last epoch"
 
 
 def _level(manifest: Manifest) -> str:
@@ -72,20 +74,31 @@ def _test_sentences(study: Study) -> list[str]:
         return [*said, "The suite compares nothing: no baseline is among its objectives beside another objective."]
     alpha, m, level = manifest["alpha"], len(tests), _level(manifest)
     known = " and ".join(names[name] for name in manifest["baselines"] if name in names)
-    welch = (
-        " Where repeats do not pair, Welch's t stands for it: see the table of comparisons." if (tests["test"] == "Welch t").any() else ""
-    )
+    kinds = set(tests["test"]) - {""}
+    test = "Welch's t" if kinds == {"Welch t"} else "paired t"
+    welch = " Where repeats do not pair, Welch's t stands for it: see the table of comparisons." if len(kinds) > 1 else ""
+    fixed = "that these rows make up, which nobody fixed beforehand" if manifest.get("derived") else "that the suite fixes"
     return [
-        "Δ is objective minus baseline, paired by repeat: the same initial weights and the same images in the same order.",
-        f"p: two-sided paired t, by Holm in each direction at {alpha / 2:g} over the family of m = {m} comparisons that the suite fixes "
+        _pairing_sentence(study),
+        f"p: two-sided {test}, by Holm in each direction at {alpha / 2:g} over the family of m = {m} comparisons {fixed} "
         f"(every objective with {known} in every block; two baselines count once; what cannot be tested counts as p = 1): no less than "
-        "Holm's two-sided p, and the same where all claims have one sign. It holds however the comparisons depend on each other; the t "
-        f"distribution takes the differences to be normal, which few repeats cannot check.{welch}",
+        "Holm's two-sided p, and the same where all differences have one sign. It holds however the comparisons depend on each other; the "
+        f"t distribution takes values to be normal, which few repeats cannot check.{welch}",
         f"In brackets {level} simultaneous intervals: all of the family hold together, and one contains 0 where and only where "
-        f"p (Holm) is {alpha:g} or more. A nearer bound of 0 says that the sign is established, and no more.",
+        f"p (Holm) is {alpha:g} or more. A nearer bound of 0 beside a ▲ or ▼ says that the sign is established, and no more.",
         mark_sentence(manifest),
         *said,
     ]
+
+
+def _pairing_sentence(study: Study) -> str:
+    """What pairs: our own runs share weights and images; of others' nobody here knows."""
+    kinds = set(study.comparisons["test"])
+    if "paired t" not in kinds:
+        return "Δ is objective minus baseline."
+    if study.manifest.get("derived"):
+        return "Δ is objective minus baseline, paired by repeat: rows with the same repeat are taken to belong together."
+    return "Δ is objective minus baseline, paired by repeat: the same initial weights and the same images in the same order."
 
 
 def mark_sentence(manifest: Manifest) -> str:
@@ -107,14 +120,19 @@ def _images_sentence(study: Study) -> str:
     return "All claims are for this test set: the luck of its images is in no interval."
 
 
-def teacher_sentence(manifest: Manifest) -> str:
+def teacher_sentence(manifest: Manifest) -> tuple[str, ...]:
+    """For which teachers the intervals are; nothing where there is none."""
+    if not any(block["teacher"] for block in manifest["blocks"]):
+        return ()
     teachers = manifest["teacher_seeds"]
-    if teachers == 1:
-        return "For these teachers: one trained teacher per pair, so the luck of its training is in no interval."
-    return (
-        f"For these teachers: each repeat is the mean over {teachers} trained teachers per pair; the intervals are over repeats, "
-        "so the choice of teachers is in none of them."
-    )
+    if teachers > 1:
+        return (
+            f"For these teachers: each repeat is the mean over {teachers} trained teachers per pair; the intervals are over repeats, "
+            "so the choice of teachers is in none of them.",
+        )
+    if manifest.get("derived"):
+        return ("How many teachers were trained per pair, these rows do not say: their luck may be in no interval.",)
+    return ("For these teachers: one trained teacher per pair, so the luck of its training is in no interval.",)
 
 
 def weight_sentences(manifest: Manifest) -> list[str]:

@@ -65,6 +65,21 @@ def fresh_report(store: Store, suite: str) -> Iterator[Path]:
 
 
 @contextmanager
+def put_at_the_end(store: Store, place: Path) -> Iterator[Path]:
+    """A folder to write a report into; when the block ends, its files are put into `place` one by one, each whole. What else lies in
+    `place` stays. Killed before the end, `place` is as it was.
+
+    Raises:
+        StoreError: the folder around `place` cannot be written, or is full.
+    """
+    folder = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}")
+    with _removed_after(store, folder):
+        yield folder
+        for name in store.files_under(folder):
+            store.put_file(folder / name, place / name)
+
+
+@contextmanager
 def _removed_after(store: Store, folder: Path) -> Iterator[None]:
     store.make_folder(folder)
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import DamagedError, KdbenchError, nearest
 from kdbench.report.frame import CIRCUMSTANCE, COST_KEYS, COSTS, IDENTITY, PARTS, WHOLE
 from kdbench.report.images import Images
-from kdbench.report.manifest import Manifest, checked
+from kdbench.report.manifest import Manifest, block_frame, checked
+from kdbench.report.notes import NAMED, STATES
+from kdbench.stats.repeats import BLOCK, spread_over_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,9 +24,18 @@ SUFFIXES = (".csv", ".parquet")
 IMAGES = ("intervals", "predictions", "checkpoints", "per_class")
 NEEDED = ("dataset", "student", "objective")
 NUMBERS = ("train_s", "least_gradient")
-PERCENT = {"top1": "top-1", "top5": "top-5", "acc": "accuracy", "accuracy": "accuracy"}
-LOWER = ("nll", "loss", "error", "ece")
-DEFAULT_BASELINES = ("ce", "kd")
+MEASURED = ("_last", "_best_val", "_best_test")
+TEXTS = ("role", "dataset", "teacher", "student", "objective", "label", "id", "state")
+FILLED = ("role", "dataset", "student", "id")
+KNOWN_STATES = ("finished", *STATES)
+EMPTY = ("", "NA", "NaN", "nan")
+LABELS = {"top1": "top-1", "top5": "top-5", "acc": "accuracy"}
+ACCURACIES = frozenset(("top1", "top5", "top", "acc", "accuracy"))
+HIGHER = ACCURACIES | {"f1", "auc", "auroc", "map", "ap", "iou", "miou", "precision", "recall", "bleu", "score"}
+LOWER = frozenset(
+    ("nll", "loss", "error", "err", "ece", "entropy", "perplexity", "ppl", "rmse", "mae", "mse", "fid", "brier", "wer", "cer")
+)
+"""Words of a metric's name that say which way is better. A name with words of both kinds (top1_error) is one of LOWER."""
 ALPHA, MARGIN = 0.05, 0.002
 
 
@@ -44,12 +57,17 @@ def read(path: Path) -> FromFile:
     the baselines `ce` and `kd`, and every objective with every baseline in every block as the family.
 
     Raises:
-        KdbenchError: the file cannot be read, lacks a column, or holds no student's run.
+        KdbenchError: the file cannot be read, lacks a column, or holds no student's run, a cell that its column cannot hold, one run
+            twice, or runs that the manifest beside it does not know.
     """
     rows = read_rows(path)
     beside = path.parent / "manifest.json"
     terms = _beside(path, "terms.csv")
-    manifest = _manifest_file(beside) if beside.is_file() else derived(rows, path.stem, terms)
+    if beside.is_file():
+        manifest = _manifest_file(beside)
+        _refuse_strangers(rows, manifest, path)
+    else:
+        manifest = derived(rows, path.stem, terms)
     costs = _beside(path, "costs.csv")
     images = {name: _beside(path, f"images_{name}.csv") for name in IMAGES}
     return FromFile(
@@ -82,16 +100,24 @@ def read_rows(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        first = pd.read_csv(path, nrows=0, comment="#")
+        first = pd.read_csv(_uncommented(path), nrows=0)
         # An id such as 123456789012 or 1234e5678901 is no number.
         words = {str(name): str for name in first if not _numeric(str(name))}
-        return pd.read_csv(path, dtype=words, keep_default_na=False, na_values=[""], comment="#")
+        return pd.read_csv(_uncommented(path), dtype=words, keep_default_na=False, na_values=[""], low_memory=False)
     except (ValueError, OSError) as error:
         raise KdbenchError(f"{path} is no frame: {error}") from error
 
 
+def _uncommented(path: Path) -> io.StringIO:
+    """A file from its first line that begins with no `#`. Further on, `#` is a character like any other: labels and reasons have it."""
+    text = path.read_bytes().decode("utf-8-sig")
+    while text.startswith("#"):
+        text = text.partition("\n")[2]
+    return io.StringIO(text, newline="")
+
+
 def _numeric(name: str) -> bool:
-    measured = name.endswith(("_last", "_best_val", "_best_test", "_ms", "_q1", "_q3")) or name.startswith(("test_", "val_"))
+    measured = name.endswith((*MEASURED, "_ms", "_q1", "_q3")) or name.startswith(("test_", "val_"))
     history = ("epoch", "lr", "loss", "raw", "weighted", "gradient_ratio", "weight", "task")
     return measured or name in (*WHOLE, *NUMBERS, *COSTS, "others_at_work", "published_n", "published_sd") or name in history[:3]
 
@@ -103,7 +129,7 @@ def _beside(path: Path, name: str) -> pd.DataFrame | None:
     if not other.is_file():
         return None
     try:
-        found = pd.read_csv(other, dtype={"id": str, "teacher": str, "student": str, "objective": str}, comment="#")
+        found = pd.read_csv(_uncommented(other), dtype={"id": str, "teacher": str, "student": str, "objective": str})
     except ValueError as error:
         raise KdbenchError(f"{other} is no table: {error}") from error
     return found.astype(object).where(found.notna(), None).infer_objects() if name == "costs.csv" else found
@@ -116,41 +142,53 @@ def _manifest_file(path: Path) -> Manifest:
         raise KdbenchError(f"{path} is no manifest: {error}") from error
 
 
+def _refuse_strangers(rows: pd.DataFrame, manifest: Manifest, path: Path) -> None:
+    """A manifest tells of the runs of a file by their ids only."""
+    if "id" not in rows:
+        raise KdbenchError(f"{path} has no column id, so manifest.json beside it knows none of its runs: add the ids or take it away")
+    known = {cell["id"] for cell in manifest["cells"]}
+    strange = [one for one in _normal(rows)["id"] if one not in known]
+    if strange:
+        more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
+        raise KdbenchError(
+            f"{path} holds runs that manifest.json beside it does not know: {', '.join(strange[:NAMED])}{more}; "
+            "move the file or take the manifest away"
+        )
+
+
 def derived(rows: pd.DataFrame, name: str, terms: pd.DataFrame | None = None) -> Manifest:
     """The manifest that a frame implies.
 
     Raises:
-        KdbenchError: a column is missing, or there is no student's run.
+        KdbenchError: a column is missing, there is no student's run, a cell is not what its column holds, a run stands there twice, or
+            a metric's name does not tell whether higher is better.
     """
-    missing = [column for column in NEEDED if column not in rows]
     metrics = [str(column).removesuffix("_last") for column in rows if str(column).endswith("_last")]
-    if not metrics:
-        missing.append("<metric>_last (such as top1_last)")
-    if missing:
-        raise KdbenchError(f"the frame has no column {', '.join(missing)}; its columns are {', '.join(map(str, rows.columns))}")
-    rows = _normal(rows)
+    rows = _normal(rows, () if metrics else ("<metric>_last (such as top1_last)",))
     students = rows[rows["role"] == "student"]
     if not len(students):
         raise KdbenchError("the frame holds no student's run (role student)")
+    blocks = _blocks(students)
+    _refuse_twice(rows, blocks, len(rows))
     objectives = students.drop_duplicates("objective")
-    whose = {} if terms is None else dict(zip(terms["objective"], terms["weight_from"], strict=True))
-    names = list(objectives["objective"])
-    suites = [one for one in rows["suite"].dropna().unique()] if "suite" in rows else []
+    whose = {} if terms is None else dict(zip(terms["objective"], terms["weight_from"].map(_null), strict=True))
+    suites = [str(one) for one in rows["suite"].dropna().unique()] if "suite" in rows else []
     teachers = rows[rows["role"] == "teacher"].to_dict(orient="records")
-    taught = {(str(line["student"]), _null(line["teacher_seed"])): str(line["id"]) for line in teachers}
+    taught = {(str(line["dataset"]), str(line["student"]), _null(line["teacher_seed"])): str(line["id"]) for line in teachers}
+    described = [_metric(metric, rows) for metric in metrics]
     raw: dict[str, Any] = {
         "schema": 1,
         "suite": suites[0] if len(suites) == 1 else name,
-        "metrics": [_metric(metric, rows) for metric in metrics],
-        "baselines": [one for one in DEFAULT_BASELINES if one in names],
-        "repeats": int(students.groupby(["dataset", "student", "teacher", "objective"], dropna=False)["repeat"].size().max()),
-        "teacher_seeds": int(max(1, students["teacher_seed"].nunique())),
+        "metrics": described,
+        "baselines": _baselines(list(objectives["objective"])),
+        **_counts(students),
         "alpha": ALPHA,
-        "margin": MARGIN if _metric(metrics[0], rows)["percent"] else None,
+        "margin": MARGIN if described[0]["percent"] else None,
+        "derived": True,
         "objectives": [
             {"name": line.objective, "label": line.label, "weight_from": whose.get(line.objective)} for line in objectives.itertuples()
         ],
-        "blocks": _blocks(students),
+        "blocks": blocks.to_dict(orient="records"),
         "cells": [
             {**{key: _null(line[key]) for key in ("id", "role", "dataset", "student", "teacher", "objective", "repeat", "teacher_seed")}}
             | {"depends": _depends(line, taught)}
@@ -160,39 +198,93 @@ def derived(rows: pd.DataFrame, name: str, terms: pd.DataFrame | None = None) ->
     return checked(raw)
 
 
-def _depends(line: dict[Any, Any], taught: dict[tuple[str, int | None], str]) -> dict[str, str]:
-    """The teacher's run, by its name and seed, where it has a row."""
-    found = taught.get((line["teacher"], _null(line["teacher_seed"])))
+def _counts(students: pd.DataFrame) -> dict[str, int]:
+    """How many repeats an objective has in a block, and how many teacher seeds a repeat, where there are most. A run whose repeat is
+    null is a repeat of its own, with one teacher."""
+    repeats = students.groupby([*BLOCK, "objective"], dropna=False)["repeat"].agg(lambda of: of.nunique() + of.isna().sum())
+    numbered = students[students["repeat"].notna()]
+    seeds = numbered.groupby([*BLOCK, "objective", "repeat"], dropna=False)["teacher_seed"].nunique()
+    return {"repeats": int(repeats.max()), "teacher_seeds": max(1, int(seeds.max()) if len(seeds) else 1)}
+
+
+def _baselines(names: list[str]) -> list[str]:
+    """`ce` and `kd` as the objectives are named here, in whatever case; the one variant of kd where there is no plain one."""
+    found = [sorted((name for name in names if name.lower() == wanted), key=lambda name: name != name.lower()) for wanted in ("ce", "kd")]
+    variants = [name for name in names if name.lower().startswith("kd:")]
+    if not found[1] and len(variants) == 1:
+        found[1] = variants
+    return [several[0] for several in found if several]
+
+
+def _depends(line: dict[Any, Any], taught: dict[tuple[str, str, int | None], str]) -> dict[str, str]:
+    """The teacher's run, by its dataset, name and seed, where it has a row."""
+    found = taught.get((line["dataset"], line["teacher"], _null(line["teacher_seed"])))
     return {} if found is None or line["role"] != "student" else {"teacher": found}
 
 
 def _metric(name: str, rows: pd.DataFrame) -> dict[str, Any]:
-    values = rows[f"{name}_last"].dropna()
-    percent = name in PERCENT and (not len(values) or bool(values.between(0, 1).all()))
-    return {"name": name, "label": PERCENT.get(name, name), "percent": percent, "higher_is_better": not name.startswith(LOWER)}
+    import numpy as np
+
+    words = set(re.split(r"[_.]", name.lower()))
+    lower = bool(words & LOWER)
+    if not lower and not words & HIGHER:
+        raise KdbenchError(f"the frame does not tell whether a higher {name} is better; put a manifest.json beside it")
+    values = rows[f"{name}_last"]
+    # A run that diverged may well have an infinite loss: it is never averaged.
+    _refuse(values, np.isinf(values) & (rows["state"] == "finished"), "a finite number")
+    percent = not lower and bool(words & ACCURACIES)
+    if percent:
+        _refuse(values, np.isfinite(values) & ~values.between(0, 1), "a fraction between 0 and 1")
+    return {"name": name, "label": LABELS.get(name, name), "percent": percent, "higher_is_better": not lower}
 
 
-def _blocks(students: pd.DataFrame) -> list[dict[str, Any]]:
-    found = students.drop_duplicates(["dataset", "teacher", "student"])
+def _blocks(students: pd.DataFrame) -> pd.DataFrame:
+    """One row a block: dataset, teacher, student. A student alone is a block only where none of its runs has a teacher."""
+    import pandas as pd
+
+    found = students.drop_duplicates(list(BLOCK))
     taught = {(line.dataset, line.student) for line in found.itertuples() if line.teacher is not None}
-    return [
-        {"dataset": line.dataset, "teacher": line.teacher, "student": line.student}
-        for line in found.itertuples()
-        if line.teacher is not None or (line.dataset, line.student) not in taught
-    ]
+    kept = [line for line in found.itertuples() if line.teacher is not None or (line.dataset, line.student) not in taught]
+    return pd.DataFrame([(line.dataset, line.teacher, line.student) for line in kept], columns=list(BLOCK), dtype=object)
+
+
+def _refuse_twice(rows: pd.DataFrame, blocks: pd.DataFrame, held: int) -> None:
+    """Two runs where there is one: the statistics would have to choose. The first `held` rows are the frame's, the others missing."""
+    students = rows[(rows["role"] == "student") & rows["repeat"].notna()]
+    key = [*BLOCK, "objective", "repeat", "teacher_seed"]
+    spread = spread_over_blocks(students[[*key, "id"]].assign(place=students.index), blocks)
+    again = spread.duplicated(key)
+    if not again.any():
+        return
+    later = spread[again].iloc[0]
+    same = (spread[key].eq(later[key]) | (spread[key].isna() & later[key].isna())).all(axis=1)
+    first = spread[same].iloc[0]
+    one, other = (f"row {run['place'] + 1}" if run["place"] < held else f"run {run['id']} of the manifest" for run in (first, later))
+    said = ", ".join(f"{column} {later[column]}" for column in key if _null(later[column]) is not None)
+    raise KdbenchError(f"{one} and {other} are runs of one {said}: keep one of them, or give them other repeats or teacher seeds")
 
 
 def _null(value: Any) -> Any:
     """A missing value of pandas' as None; numbers as Python has them."""
     if value is None or value != value or str(value) == "<NA>":
         return None
-    return int(value) if hasattr(value, "item") and float(value).is_integer() else value
+    number = isinstance(value, float) or (hasattr(value, "item") and not isinstance(value, str))
+    return int(value) if number and float(value).is_integer() else value
 
 
-def _normal(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the columns that say what a run is: an absent role is a student's, an absent id is made from its place."""
+def _text(value: Any) -> str | None:
+    value = _null(value)
+    return None if value is None or value == "" else str(value)
+
+
+def _normal(rows: pd.DataFrame, lacking: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The rows with the columns that say what a run is, and numbers as numbers: an absent role is a student's, an absent id is made
+    from its place."""
     import pandas as pd
 
+    missing = [*(column for column in NEEDED if column not in rows), *lacking]
+    if missing:
+        raise KdbenchError(f"the frame has no column {', '.join(missing)}; its columns are {', '.join(map(str, rows.columns))}")
     rows = rows.reset_index(drop=True)
     given: dict[str, Any] = {"role": "student", "teacher": None, "state": "finished", "repeat": pd.NA, "teacher_seed": pd.NA}
     rows = rows.assign(**{name: value for name, value in given.items() if name not in rows})
@@ -200,12 +292,66 @@ def _normal(rows: pd.DataFrame) -> pd.DataFrame:
         rows = rows.assign(label=rows["objective"])
     if "id" not in rows:
         rows = rows.assign(id=[hashlib.sha256(f"row {place}".encode()).hexdigest()[:12] for place in rows.index])
-    texts = ("role", "dataset", "teacher", "student", "objective", "label", "id", "state")
-    plain = {name: rows[name].astype(object).where(rows[name].notna(), None) for name in texts}
+    texts = {name: pd.Series([_text(value) for value in rows[name]], dtype=object, name=name) for name in TEXTS}
+    rows = rows.assign(**(texts | {"label": texts["label"].where(texts["label"].notna(), texts["objective"])}))
+    for name in (*FILLED, "objective"):
+        _refuse(rows[name], rows[name].isna() & ((name in FILLED) | (rows["role"] == "student")), "filled")
+    _refuse(rows["state"], ~rows["state"].isin(KNOWN_STATES), f"one of {', '.join(KNOWN_STATES)}")
     twice = rows["id"].duplicated()
     if twice.any():
         raise KdbenchError(f"run {rows.loc[twice, 'id'].iloc[0]} stands in {int(twice.sum()) + 1} rows of the frame: each run has one")
-    return rows.assign(**plain).astype(dict.fromkeys(("repeat", "teacher_seed"), "Int64"))
+    whole = {name: _repeats(rows[name]) if name == "repeat" else _numbers(rows[name], True) for name in WHOLE if name in rows}
+    numbers = {str(name): _numbers(rows[name]) for name in _measured(rows)}
+    return rows.assign(**numbers, **whole)
+
+
+def _measured(rows: pd.DataFrame) -> list[str]:
+    return [str(name) for name in rows if str(name).endswith(MEASURED) or name in NUMBERS]
+
+
+def _empty(cells: pd.Series) -> pd.Series:
+    return cells.isna() | cells.astype(str).str.strip().isin(EMPTY)
+
+
+def _numbers(cells: pd.Series, whole: bool = False) -> pd.Series:
+    """A column as float64 (NaN where a cell is empty), or `whole` as Int64.
+
+    Raises:
+        KdbenchError: a cell holds something else.
+    """
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells):
+        numbers = cells.astype("float64")
+    else:
+        empty = _empty(cells)
+        numbers = pd.to_numeric(cells.astype(str).mask(empty), errors="coerce").astype("float64")
+        _refuse(cells, numbers.isna() & ~empty, "a number")
+    if not whole:
+        return numbers
+    _refuse(cells, numbers.notna() & ~(numbers % 1 == 0), "a whole number")
+    return numbers.astype("Int64")
+
+
+def _repeats(cells: pd.Series) -> pd.Series:
+    """Repeats as whole numbers. Words (s0, s1) are labels, which are numbered as they first appear."""
+    import pandas as pd
+
+    named = cells[~_empty(cells)].astype(str).str.strip()
+    if not pd.to_numeric(named, errors="coerce").isna().any():
+        return _numbers(cells, True)
+    order = {label: number for number, label in enumerate(named.unique())}
+    return named.map(order).reindex(cells.index).astype("Int64")
+
+
+def _refuse(cells: pd.Series, wrong: pd.Series, wanted: str) -> None:
+    """Raise with the first wrong cell of a column; rows are counted from 1, without the header."""
+    if not wrong.any():
+        return
+    place = int(wrong.to_numpy().argmax())
+    value = cells.iloc[place]
+    held = "is empty" if _text(value) is None else f"holds '{value}'" if isinstance(value, str) else f"holds {value}"
+    raise KdbenchError(f"{cells.name} is to be {wanted}, and {held} (row {place + 1})")
 
 
 def _complete(rows: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
@@ -213,6 +359,7 @@ def _complete(rows: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     import pandas as pd
 
     rows = _normal(rows)
+    held = len(rows)
     metrics = [f"{metric['name']}_last" for metric in manifest["metrics"]]
     absent = [name for name in (*IDENTITY, *metrics, *CIRCUMSTANCE) if name not in rows]
     rows = rows.assign(**dict.fromkeys(map(str, absent)))
@@ -222,8 +369,9 @@ def _complete(rows: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
         gone = gone.assign(suite=manifest["suite"], label=gone["objective"], state="missing", why="")
         rows = pd.concat([rows.astype(object), gone.reindex(columns=rows.columns).astype(object)], ignore_index=True)
     rows = rows.assign(why=rows["why"].fillna(""), suite=rows["suite"].fillna(manifest["suite"]))
-    numeric = [name for name in rows if str(name).endswith(("_last", "_best_val", "_best_test")) or name in NUMBERS]
+    numeric = _measured(rows)
     rows = rows.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys(numeric, "float64")})
+    _refuse_twice(rows, block_frame(manifest), held)
     words = [name for name in rows if rows[name].dtype != "Int64" and name not in numeric]
     return rows.assign(**{str(name): rows[name].astype(object).where(rows[name].notna(), None) for name in words})
 

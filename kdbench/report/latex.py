@@ -277,6 +277,11 @@ def _note(text: str) -> str:
     return f"{_mark(mark)}{escaped(rest)}" if mark and mark in RAISED else escaped(text)
 
 
+def left_out(given: Table, rows: int) -> str:
+    """What stands in a document instead of a table that is too long to be printed."""
+    return f"\\par\\noindent\\textbf{{{_sentence(given.title)}}} Its {rows} rows are not printed here: they stand in report.md.\\par\n"
+
+
 def document(given: Document, suite: str, fragments: Sequence[str] | None = None) -> str:
     """The whole report, to be compiled with pdflatex in its folder; the same report gives the same bytes.
 

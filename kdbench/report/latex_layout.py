@@ -84,7 +84,8 @@ def natural(table: Table, place: int, stacked: bool = False) -> float:
 
 def body(table: Table, place: int, stacked: bool = False) -> float:
     """The width of a column's entries, in em."""
-    return _body(_Same(table), place, stacked)
+    first, rest = _widths(_Same(table), place)
+    return max(first, rest) if stacked and table.columns[place].numeric else first + rest
 
 
 class _Same:
@@ -101,12 +102,12 @@ class _Same:
 
 
 @lru_cache(maxsize=64)
-def _body(same: _Same, place: int, stacked: bool) -> float:
-    table = same.table
-    parts = [pieces(row[place]) for group in table.groups for row in group.rows]
-    first = _most(part.value for part in parts) + _most(part.marks for part in parts)
-    rest = _most(part.spread for part in parts) + _most(part.interval for part in parts)
-    return max(first, rest) if stacked and table.columns[place].numeric else first + rest
+def _widths(same: _Same, place: int) -> tuple[float, float]:
+    """The widths of a column's values with their marks, and of its spreads and intervals, in em."""
+    parts = [pieces(row[place]) for group in same.table.groups for row in group.rows]
+    first = _most({part.value for part in parts}) + _most({part.marks for part in parts})
+    rest = _most({part.spread for part in parts}) + _most({part.interval for part in parts})
+    return first, rest
 
 
 def _most(texts: Iterable[str]) -> float:

@@ -114,11 +114,17 @@ LIGATURES = re.compile(r"([-',])(?=\1)|([!?])(?=\\`)")
 """`--` would be a dash, `''` and `,,` quotation marks, and ?` an inverted mark."""
 
 
+PLAIN = re.compile(r"(?:[A-Za-z0-9.:;/()+= ]|,(?!,))*")
+"""Text that is LaTeX as it stands."""
+
+
 def escaped(text: str) -> str:
     """Text as LaTeX that prints it on one line: nothing in it is a command, an option, a ligature or the end of a cell.
 
     Any run of white space becomes one space. A character that pdflatex cannot print becomes its visible code, `[U+4E2D]`.
     """
+    if PLAIN.fullmatch(text):
+        return " ".join(text.split()) if "  " in text else text
     clusters = _clusters(unicodedata.normalize("NFC", text))
     printed = "".join(_cluster(cluster) for cluster in clusters)
     return re.sub(" +", " ", LIGATURES.sub(lambda found: f"{found[0]}{{}}", printed))

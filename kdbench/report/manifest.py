@@ -71,6 +71,7 @@ class ProfileLine(TypedDict):
 
 class Manifest(TypedDict):
     """`metrics[0]` is the primary one; `margin` is its least difference that matters, as stored;
+    `derived`: it was made from a frame's rows, and nobody fixed its family beforehand;
     `gates` holds what is asked of a teacher, by cell id."""
 
     schema: int
@@ -83,6 +84,7 @@ class Manifest(TypedDict):
     teacher_seeds: int
     alpha: float
     margin: NotRequired[float | None]
+    derived: NotRequired[bool]
     objectives: list[Objective]
     blocks: list[Block]
     cells: list[CellLine]

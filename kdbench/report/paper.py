@@ -261,7 +261,7 @@ def _caption(found: Found, students: pd.DataFrame, comparisons: pd.DataFrame) ->
         "repeats. Runs that diverged, failed or are missing are in no number and are marked †: a mean over survivors may flatter.",
         *_standing_sentence(found),
         *_verdict_sentences(found, comparisons),
-        caption.teacher_sentence(manifest),
+        *caption.teacher_sentence(manifest),
         "Teacher alone: the teacher's own test result. All claims are for this test set.",
         *caption.weight_sentences(manifest),
         *(f"Assumed: {line}" for line in manifest.get("assumed", [])),

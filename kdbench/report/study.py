@@ -63,7 +63,7 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
     summaries = summarise(students).merge(standings(students, alpha, higher)[[*keys, "standing"]], on=keys, how="left")
     blocks = block_frame(manifest)
     several = len(blocks) >= LEAST_BLOCKS
-    values = repeat_means(students)
+    values = _labelled(repeat_means(students))
     return Study(
         manifest=manifest,
         runs=runs,
@@ -76,6 +76,15 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
         friedman=friedman(_everywhere(values, blocks), blocks, alpha) if several else None,
         costs=costs,
     )
+
+
+def _labelled(values: pd.DataFrame) -> pd.DataFrame:
+    """Runs whose repeat is null, each as a repeat of its own that no other run has: over blocks they pair with nothing."""
+    unknown = values["repeat"].isna()
+    if not unknown.any():
+        return values
+    repeats = values["repeat"].astype(object).where(~unknown, [f"unknown {place}" for place in range(len(values))])
+    return values.assign(repeat=repeats)
 
 
 def _everywhere(values: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:

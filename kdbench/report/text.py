@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 from unicodedata import combining, east_asian_width
 
 from kdbench.report.document import Document, Owed
@@ -36,8 +35,7 @@ HARMLESS = dict.fromkeys(ord(char) for char in "0123456789.,+-±/ abcdefghijklmn
 """Characters that mean nothing to Markdown within a line, alone or together (brackets could begin a link)."""
 
 
-@dataclass(frozen=True)
-class Pieces:
+class Pieces(NamedTuple):
     """An entry as a renderer sets it: `value + marks + spread + interval` is `Entry.text()`; each may be empty."""
 
     value: str

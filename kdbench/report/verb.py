@@ -49,6 +49,8 @@ def run(
         raise RequestError("the report of a frame file is only printed: say with --to where its figures and pages are to go")
     if files and asked.tensorboard is not None:
         raise RequestError("TensorBoard events are written from the records of a suite, which a frame file has not")
+    if to is not None and any(Path(name).resolve().parent == to.resolve() for name in files if not name.startswith(PUBLISHED)):
+        raise RequestError(f"{to} holds the frame file itself, which a report would write anew: name another folder")
     if len(files) > 1 and to is not None:
         raise RequestError(f"--to is one folder, and {len(files)} frame files were named: report them one by one")
     done = [report_file(_read(name), to, out, asked=asked) for name in files]

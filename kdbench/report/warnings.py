@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,16 @@ CODES = {
     "mixed-data": "runs saw different data",
     "idle-term": "a term's gradient never mattered",
     "no-kd": "no row of plain KD",
+    "derived-family": "the family was made from the rows of a file",
     "shared-blocks": "blocks share students or teachers: they are not independent",
     "teacher": "a teacher is below its gate",
     "shared-node": "costs were measured beside other work, or on different devices",
 }
 """Every code and what it means."""
+
+
+UNREACHABLE = "the least p that any data can give"
+"""How `stats.attainable` says that a test cannot reach alpha."""
 
 
 def warnings(study: Study, sources_now: Mapping[str, str | None] | None = None) -> tuple[Owed, ...]:
@@ -65,9 +71,22 @@ def unaccepted(found: tuple[Owed, ...], accepted: tuple[str, ...]) -> list[Owed]
 def _rank_tests(study: Study) -> Iterator[Owed]:
     if study.across is None or not len(study.across):
         return
-    said = dict.fromkeys(why for name in ("sign_flip_why", "wilcoxon_why") for why in study.across[name] if why)
+    # Other reasons to refuse (crossed nets, nothing to compare) stand in the notes of the table.
+    said = dict.fromkeys(why for name in ("sign_flip_why", "wilcoxon_why") for why in study.across[name] if UNREACHABLE in why)
     for why in said:
         yield Owed("rank-test", why)
+
+
+def _changed_code(study: Study) -> Iterator[Owed]:
+    dirty = sorted({str(one) for one in study.runs["code_version"].dropna() if str(one).endswith("-dirty")})
+    if dirty:
+        yield Owed("changed-code", f"runs were made by code that had changes beside its commit: {', '.join(dirty)}")
+
+
+def _derived(study: Study) -> Iterator[Owed]:
+    if study.manifest.get("derived") and len(study.comparisons):
+        told = "the family of comparisons was made from the rows of this file: taking rows out changes every p"
+        yield Owed("derived-family", f"{told} (with manifest.json beside it, it would not)")
 
 
 def _tuned(study: Study) -> Iterator[Owed]:
@@ -84,7 +103,7 @@ def _selected_on_test(study: Study) -> Iterator[Owed]:
     if "selection" not in study.runs:
         return  # ours are all of the last epoch
     rules = sorted({str(rule) for rule in study.runs["selection"].dropna()})
-    bad = [rule for rule in rules if "test" in rule]
+    bad = [rule for rule in rules if re.search(r"\btest\b", rule)]
     if bad:
         yield Owed("selected-on-test", f"checkpoints were chosen on the test set ({', '.join(bad)}): every such number is too good")
     if len(rules) > 1:
@@ -131,7 +150,7 @@ def _costs(study: Study) -> Iterator[Owed]:
         yield Owed("shared-node", f"costs were measured on different devices: {', '.join(devices)}")
     busy = measured[measured["others_at_work"] > BUSY] if "others_at_work" in measured else measured.iloc[:0]
     if len(busy):
-        told = f"{len(busy)} of {len(measured)} costs were measured while others kept more than {100 * BUSY:.0f} % of the processors busy"
+        told = f"just before {len(busy)} of {len(measured)} costs were measured, others kept over {100 * BUSY:.0f} % of the processors busy"
         yield Owed("shared-node", told)
 
 
@@ -150,6 +169,8 @@ def _changed_sources(study: Study, now: Mapping[str, str | None]) -> Iterator[Ow
     for name in sorted(was):
         if len(was[name]) > 1:
             yield Owed("source-changed", f"the source of the {name} changed between these runs, and its version did not")
+        elif name in now and now[name] is None:
+            yield Owed("source-changed", f"the {name} is no longer here: these runs cannot be made again with this version of kdbench")
         elif name in now and {now[name]} != was[name]:
             yield Owed("source-changed", f"the source of the {name} changed since these runs")
 
@@ -161,6 +182,8 @@ RULES: tuple[Callable[[Study], Iterator[Owed]], ...] = (
     _duplicated,
     _mixed_data,
     _no_kd,
+    _changed_code,
+    _derived,
     _shared_blocks,
     _teachers,
     _costs,

@@ -17,7 +17,7 @@ from kdbench.report.blocks import across_blocks
 from kdbench.report.cost import cost
 from kdbench.report.differences import differences
 from kdbench.report.document import Document, Figure, Owed
-from kdbench.report.folder import fresh_report
+from kdbench.report.folder import fresh_report, put_at_the_end
 from kdbench.report.frame import costs, frame, write_frame
 from kdbench.report.history import histories, terms
 from kdbench.report.images import load_images, predictions_table
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 ON_TERMINAL = ("accuracy", "paper", "across", "beside", "cost")
 """Tables that are printed; the others stand in the files."""
+
+
+MOST_ROWS_IN_PRINT = 1000
+"""Nobody prints a longer table: it stands in Markdown, on the page and as CSV."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ def report_file(read: from_file.FromFile, to: Path | None, out: TextIO, width: i
     found = Source(whole, None)
     document, drawn = compose(found, asked)
     if to is not None:
-        write(found, document, drawn, Store(to), to, asked)
+        with put_at_the_end(Store(to.parent), to.resolve()) as folder:
+            write(found, document, drawn, Store(folder), folder, asked)
     terminal(printed(document), out, width)
     suite = read.manifest["suite"]
     return Reported({} if to is None else {suite: to}, {}, {suite: document.warnings})
@@ -192,10 +197,15 @@ def write(found: Source, document: Document, drawn: Sequence[Drawing], store: St
         store.write_text(folder / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     store.write_text(folder / "report.md", markdown(document))
     suite = document.title
-    fragments = {table.name: latex.table(table, latex.label(suite, table.name)) for table in document.tables}
-    for name, text in fragments.items():
-        store.write_text(folder / "tables" / f"{name}.tex", text)
-    store.write_text(folder / "report.tex", latex.document(document, suite, list(fragments.values())))
+    fragments = []
+    for table in document.tables:
+        rows_of_it = sum(len(group.rows) for group in table.groups)
+        if rows_of_it > MOST_ROWS_IN_PRINT:
+            fragments.append(latex.left_out(table, rows_of_it))
+            continue
+        fragments.append(latex.table(table, latex.label(suite, table.name)))
+        store.write_text(folder / "tables" / f"{table.name}.tex", fragments[-1])
+    store.write_text(folder / "report.tex", latex.document(document, suite, fragments))
     for one in drawn:
         store.write_bytes(folder / "figures" / f"{one.name}.pdf", one.pdf)
         store.write_bytes(folder / "figures" / f"{one.name}.png", one.png)
@@ -222,11 +232,10 @@ def frames(whole: Study, with_histories: bool) -> dict[str, pd.DataFrame]:
 
 
 def _sources_now(runs: pd.DataFrame) -> dict[str, str | None]:
-    """The digest of each part's source as it is now, for the parts that are found here."""
+    """The digest of each part's source as it is now; None for one that is no longer here."""
     texts = [str(text) for text in runs["sources"].dropna().unique()] if "sources" in runs else []
     names = [entry.rpartition(" ")[0].partition(" ") for text in texts for entry in text.split("; ")]
-    found = {f"{kind} {name}": parts.source_digest(kind, name) for kind, _, name in names if kind in parts.KINDS}
-    return {name: digest for name, digest in found.items() if digest}
+    return {f"{kind} {name}": parts.source_digest(kind, name) for kind, _, name in names if kind in parts.KINDS}
 
 
 def progress(runs: pd.DataFrame) -> str:

@@ -159,7 +159,7 @@ def _train_bundle(
                 start = tuple(state["position"])
                 member.restore(state["state"], start[0] * plan.steps + start[1])
                 saver.trained_before_s[cell.id] = state["trained_s"]
-            saver.sources[cell.id] = parts.sources_of(cell.config, cell.sources)
+            saver.sources[cell.id] = parts.sources_of(cell.config)
             members.append(member)
         except Exception as error:  # one part that cannot be built is no reason for the others not to train
             failure.note(f"{cell.id}: {type(error).__name__}: {error}")

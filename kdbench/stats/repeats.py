@@ -114,11 +114,11 @@ def run_counts(runs: pd.DataFrame, comparisons: pd.DataFrame, role: str) -> tupl
     """
     import numpy as np
 
+    lost = runs["state"].isin(FAILED) if "state" in runs else False
+    counts = runs.assign(lost=lost).groupby([*BLOCK, "objective"], dropna=False)["lost"].agg(["sum", "size"]).reset_index()
     failed, every = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
-    states = runs["state"] if "state" in runs else [""] * len(runs)
-    for *block, objective, state in zip(*(runs[name] for name in (*BLOCK, "objective")), states, strict=True):
+    for *block, objective, some, whole in counts.itertuples(index=False, name=None):
         key = block_key(block, objective)
-        every[key] += 1
-        failed[key] += state in FAILED
+        failed[key], every[key] = int(some), int(whole)
     keys = [block_key(block, name) for *block, name in zip(*(comparisons[name] for name in (*BLOCK, role)), strict=True)]
     return np.array([failed[key] for key in keys], dtype=int), np.array([every[key] for key in keys], dtype=int)

@@ -68,8 +68,9 @@ class Classification(Task):
 
 
 def _rank(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The place of the true class, from 1. Ties count against the model: a constant output must not be right about everything."""
-    return (logits >= np.take_along_axis(logits, targets[:, None], 1)).sum(1)
+    """The place of the true class, from 1. Ties count against the model, and so does what is no number: a constant output, or none, must
+    not be right about everything."""
+    return (~(logits < np.take_along_axis(logits, targets[:, None], 1))).sum(1)
 
 
 def _nll(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

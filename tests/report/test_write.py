@@ -96,6 +96,15 @@ def test_two_thousand_records_are_reported_in_seconds(many):
     assert time.process_time() - start < FAST_S
 
 
+def test_a_table_of_thousands_of_rows_is_left_out_of_print_and_said_to_be(made, monkeypatch):
+    monkeypatch.setattr("kdbench.report.write.MOST_ROWS_IN_PRINT", 4)
+    suite = made().finish_all().write()
+    folder = report(suite.store, ["quickstart"], io.StringIO()).folders["quickstart"]
+    assert [path.name for path in (folder / "tables").iterdir()] == ["accuracy.tex"]  # of four rows; five comparisons
+    assert "Its 5 rows are not printed here: they stand in report.md." in (folder / "report.tex").read_text()
+    assert "| cka - kd |" in (folder / "report.md").read_text()
+
+
 MODULES = [
     f"kdbench.{room}.{path.stem}"
     for room in ("stats", "report")
