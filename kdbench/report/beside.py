@@ -165,7 +165,11 @@ def _measured(
         named = {"objective": name, "label": names[name], "variant": variant, "loss": loss}
         numbers = {key: line[key] for key in ("mean", "sd", "n", "n_asked")}
         images: dict[str, Any] = {column: _shared(finished, column) for column in ("n_train", "n_test")}
-        kept = {"selection": _selection(finished), "standing": line.get("standing") or "", "runs": tuple(run["id"] for run in mine)}
+        kept: dict[str, Any] = {
+            "selection": _selection(finished),
+            "standing": line.get("standing") or "",
+            "runs": tuple(run["id"] for run in mine),
+        }
         found[block].append(Measured(**named, **numbers, **images, **kept))
     return found
 

@@ -171,7 +171,7 @@ def derived(rows: pd.DataFrame, name: str, terms: pd.DataFrame | None = None) ->
     blocks = _blocks(students)
     _refuse_twice(rows, blocks, len(rows))
     objectives = students.drop_duplicates("objective")
-    whose = {} if terms is None else dict(zip(terms["objective"], terms["weight_from"].map(_null), strict=True))
+    whose = {} if terms is None else dict(zip(terms["objective"], map(_null, terms["weight_from"]), strict=True))
     suites = [str(one) for one in rows["suite"].dropna().unique()] if "suite" in rows else []
     teachers = rows[rows["role"] == "teacher"].to_dict(orient="records")
     taught = {(str(line["dataset"]), str(line["student"]), _null(line["teacher_seed"])): str(line["id"]) for line in teachers}
@@ -256,9 +256,9 @@ def _refuse_twice(rows: pd.DataFrame, blocks: pd.DataFrame, held: int) -> None:
     again = spread.duplicated(key)
     if not again.any():
         return
-    later = spread[again].iloc[0]
-    same = (spread[key].eq(later[key]) | (spread[key].isna() & later[key].isna())).all(axis=1)
-    first = spread[same].iloc[0]
+    run_of = spread.groupby(key, dropna=False).ngroup()
+    second = int(again.to_numpy().argmax())
+    first, later = spread.iloc[int((run_of == run_of.iloc[second]).to_numpy().argmax())], spread.iloc[second]
     one, other = (f"row {run['place'] + 1}" if run["place"] < held else f"run {run['id']} of the manifest" for run in (first, later))
     said = ", ".join(f"{column} {later[column]}" for column in key if _null(later[column]) is not None)
     raise KdbenchError(f"{one} and {other} are runs of one {said}: keep one of them, or give them other repeats or teacher seeds")
@@ -266,7 +266,7 @@ def _refuse_twice(rows: pd.DataFrame, blocks: pd.DataFrame, held: int) -> None:
 
 def _null(value: Any) -> Any:
     """A missing value of pandas' as None; numbers as Python has them."""
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None or str(value) == "<NA>" or value != value:
         return None
     number = isinstance(value, float) or (hasattr(value, "item") and not isinstance(value, str))
     return int(value) if number and float(value).is_integer() else value

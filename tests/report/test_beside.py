@@ -253,3 +253,44 @@ def test_what_cannot_stand_beside_is_refused(made):
     with pytest.raises(KdbenchError, match="primary metric is NLL"):
         table_of(suite)
     assert module.MEASURED_SELECTION == "last epoch"
+
+
+def by_rule(made, rules, name="crd"):
+    """The table where the frame says by which rule the two repeats of every objective were taken."""
+    suite = measured(made)
+    manifest = suite.checked()
+    runs = frame(suite.store, manifest)
+    students = student_runs(runs.assign(selection=[rules[(repeat or 0) % 2] for repeat in runs["repeat"]]), manifest)
+    return beside(name, summarise(students), students, manifest)
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        (("best test epoch",) * 2, "best test epoch against last epoch"),
+        (("best val", "last epoch"), "best val and last epoch against last epoch"),
+        (("best val", None), "best val and last epoch against last epoch"),
+        (("unknown",) * 2, "selection rule unknown"),
+    ],
+)
+def test_a_rule_that_the_frame_names_and_the_published_table_has_not_is_no_difference(made, rules, told):
+    table = by_rule(made, rules)
+    assert difference(table, "kd") == difference(table, "ce") == f"–{DIFFERS}"
+    assert table.groups[0].notes == (f"{DIFFERS} ce, kd, cc:crd: {told}",)
+
+
+@pytest.mark.parametrize("rules", [("last epoch",) * 2, (None, None)])
+def test_a_rule_that_is_the_published_one_or_is_not_named_leaves_the_difference(made, rules):
+    assert difference(by_rule(made, rules), "kd") == "+0.50"
+
+
+def test_measured_best_test_epochs_stand_beside_published_ones(made):
+    table = by_rule(made, ("best test epoch",) * 2, "ls")
+    assert f"{DIFFERS} kd: variant kd:crd against kd:lskd" in table.groups[0].notes
+
+
+def test_top1_that_is_no_fraction_is_refused_beside_per_cent(made):
+    suite = measured(made)
+    suite.manifest["metrics"][0]["percent"] = False
+    with pytest.raises(KdbenchError, match="published tables hold top-1 in per cent"):
+        table_of(suite)

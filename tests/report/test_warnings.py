@@ -10,7 +10,7 @@ import pytest
 
 from kdbench.errors import RequestError
 from kdbench.report import verb
-from kdbench.report.block_warnings import expected_maximum
+from kdbench.report.block_warnings import expected_maximum, largest_ratio
 from kdbench.report.frame import costs, frame
 from kdbench.report.study import study
 from kdbench.report.warnings import CODES, as_json, unaccepted, warnings
@@ -167,7 +167,7 @@ def test_blocks_that_share_a_student_or_a_teacher_are_told(made):
     suite = made(teachers=("big", "other"), students=("small", "tiny"), repeats=10)
     suite.manifest["margin"] = 0.01
     found = {owed.code: owed.message for owed in warnings(study_of(suite.finish_all()))}
-    assert "shared-blocks" in found and "rank-test" in found
+    assert "crossed (2 x 2)" in found["shared-blocks"] and "rank-test" not in found
 
 
 def test_a_teacher_below_its_gate_is_told(clean):
@@ -233,3 +233,33 @@ def test_warnings_stand_in_every_format(made):
     texts = [out.getvalue(), *((folder / name).read_text() for name in ("report.md", "report.tex", "report.html", "warnings.json"))]
     assert all("few-repeats" in text for text in texts)
     assert isinstance(pd.read_csv(folder / "frame.csv"), pd.DataFrame)
+
+
+def test_a_rank_test_over_two_students_is_said_to_be_mute(made):
+    suite = made(students=("small", "tiny"), repeats=10)
+    suite.manifest["margin"] = 0.01
+    found = [owed.message for owed in warnings(study_of(suite.finish_all())) if owed.code == "rank-test"]
+    assert found and all("the least p that any data can give is" in message for message in found)
+
+
+def test_unequal_spread_is_only_told_where_equal_noise_would_seldom_look_so(made):
+    assert [round(largest_ratio(k, 5), 1) for k in (2, 10)] == [3.1, 6.8]  # the roots of Hartley's F max: 9.60 and 46
+    told = 0
+    for seed in range(40):
+        suite = made(suite=f"s{seed}", repeats=5).finish_all(seed=seed, noise=0.004)
+        told += "unequal-spread" in codes(warnings(study_of(suite)))
+    assert told <= 6  # one in 20, as luck has it
+
+
+def test_a_family_made_from_rows_is_told(clean):
+    clean.manifest["derived"] = True
+    assert codes(warnings(study_of(clean))) == {"derived-family"}
+
+
+def test_the_latest_epoch_is_no_choice_on_the_test_set(clean):
+    assert warnings(study_of(clean, selection="latest epoch")) == ()
+
+
+def test_a_part_that_is_gone_is_told(clean):
+    (owed,) = warnings(study_of(clean, sources="loss lost 111"), {"loss lost": None})
+    assert "no longer here" in owed.message
