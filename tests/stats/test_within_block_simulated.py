@@ -134,7 +134,7 @@ def test_simultaneous_intervals_cover_and_claims_are_right_where_the_effects_are
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("effect", [0.5, 3.0, 300.0])
+@pytest.mark.parametrize("effect", [3.0, 300.0])
 def test_simultaneous_intervals_cover_and_claims_are_right_everywhere(n, layout, effect):
     missed, wrong = errors(np.array(LAYOUTS[layout]) * effect, n, 2000, ratio=3)
     assert missed <= most(2000)
