@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.report.figures.words import plain
 from kdbench.report.manifest import Block, Manifest, Metric, labels
+from kdbench.report.study import lines as lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,12 +128,6 @@ def rows_of(study: Drawn, *tables: pd.DataFrame) -> list[str]:
     """The objectives that any of the tables names, in the suite's order."""
     there = {name for table in tables for name in table["objective"]}
     return [name for name in study.names if name in there]
-
-
-def lines(table: pd.DataFrame) -> list[dict[str, Any]]:
-    import pandas as pd
-
-    return [{str(name): None if value is pd.NA else value for name, value in line.items()} for line in table.to_dict(orient="records")]
 
 
 def counted(count: int, what: str) -> str:
