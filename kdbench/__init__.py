@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kdbench.version import VERSION
+
+__version__ = VERSION
 __all__ = ["Batch", "Loss", "Pair", "Taps", "load", "make_loss"]
 
 if TYPE_CHECKING:
@@ -53,6 +55,6 @@ def make_loss(name: str, **options: Any) -> Loss:
 
 def load(path: str | Path) -> pandas.DataFrame:
     """The per-run rows of a suite, as pandas has them: `path` is a suite's folder (`results/suites/<name>`), or a frame file."""
-    from kdbench.report.load import load_frame
+    from kdbench.report.from_file import load_frame
 
     return load_frame(path)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from kdbench import parts
-from kdbench.errors import PartError, nearest
-from kdbench.run import watch
-from kdbench.store import Store
+from kdbench.errors import DataError, PartError, nearest
+from kdbench.store import Store, cell_state
+
+DEPARTS = "Differences from the source"
+"""What readers see for the label `Departs` of a docstring."""
+
+WEIGHTS = """Keys beside the options, in a suite:
+  weights: a checkpoint, {file: x.pth, key: state_dict_ema, prefix: student.} to choose among the weights in it, or pretrained (timm)
+  head: kept, new; train: true, false; recipe, input_size, mean, std: of this net alone"""
 
 
 def listed(kind: str | None) -> str:
@@ -20,7 +29,7 @@ def listed(kind: str | None) -> str:
     if kind is not None:
         singular = {**{one: one for one in kinds}, **{folder: one for one, folder in parts.KINDS.items()}}
         if kind not in singular:
-            raise PartError(f"there is no kind of part '{kind}'{nearest(kind, singular)}")
+            raise PartError(f"unknown kind of part '{kind}'{nearest(kind, singular)}")
         kinds = [singular[kind]]
     lines = []
     for one in kinds:
@@ -29,74 +38,119 @@ def listed(kind: str | None) -> str:
         wide = max(map(len, [*parts.names(one), *stands_for]), default=0)
         for name in parts.names(one):
             lines.append(f"  {name:<{wide}}  {parts.summary(one, name)}")
-            lines += [
-                f"    {called:<{wide}} {part} with {_said(options)}" for called, (part, options) in stands_for.items() if part == name
-            ]
+            lines += [f"    {called:<{wide}} {_in_words(*meant)}" for called, meant in stands_for.items() if meant[0] == name]
     return "\n".join(lines) + "\n"
 
 
-def _said(options: dict[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items())
+def _in_words(part: str, options: Mapping[str, Any]) -> str:
+    return f"{part} with {', '.join(f'{key} {value}' for key, value in options.items())}"
 
 
 def shown(name: str, results: Path) -> str:
-    """Every part of this name (specification, options, presets), or the cell whose id begins so (configuration, state, metrics).
-
-    Raises:
-        PartError: there is neither.
-    """
-    key = name.partition(":")[0] if ".py" not in name else name
-    key = next((parts.named(kind)[key][0] for kind in parts.KINDS if key in parts.named(kind)), key)
-    found = [kind for kind in parts.KINDS if key in parts.names(kind)]
-    name = key if found else name
-    if not found and ".py:" in name:
+    """Every part of this name (specification, options, presets), or the cell whose id begins so (configuration, state, metrics). Raises
+    PartError: there is neither."""
+    if ".py:" in name:
         return _shown("loss", name)
-    if not found and re.fullmatch("[0-9a-f]{4,12}", name):
+    key, _, preset = name.partition(":")
+    meant = next((parts.named(kind)[key] for kind in parts.KINDS if key in parts.named(kind)), None)
+    first, key = (f"{key} is {_in_words(*meant)}.\n\n", meant[0]) if meant else ("", key)
+    found = [kind for kind in parts.KINDS if key in parts.names(kind)]
+    if found:
+        return first + "\n".join(_shown(kind, key, preset) for kind in found)
+    if re.fullmatch("[0-9a-f]{4,12}", name) and Store(results).matching(f"cells/{name[:2]}/{name}*"):
         return _cell(Store(results), name)
-    if not found:
-        everything = sorted({one for kind in parts.KINDS for one in parts.names(kind)})
-        raise PartError(f"there is no part '{name}'{nearest(name, everything)}")
-    return "\n".join(_shown(kind, name) for kind in found)
+    from kdbench.timm_adapter import factory_arguments, has_model
+
+    if any(name == parts.load("task", task).make.alone for task in parts.names("task")):
+        return f"{name} is the loss of the task alone, without a teacher. It has no options.\n"
+    if has_model(name):
+        own = f"{name} is a model of timm: `kdbench show timm` shows its options."
+        return f"{own} Arguments that it also takes: {', '.join(sorted(factory_arguments(name)))}\n"
+    everything = {*(one for kind in parts.KINDS for one in parts.names(kind)), *parts.named("model")}
+    raise PartError(f"there is no part '{name}', and no cell id begins with it{nearest(name, everything)}")
+
+
+def downloaded(name: str, data: Path) -> str:
+    """Download a dataset: where it is, or that it needs no download. Raises DataError: it cannot be downloaded, and is not there."""
+    dataset = parts.load("dataset", name).build({})
+    try:
+        return str(dataset.download(data))
+    except DataError:
+        with suppress(DataError):
+            dataset.load(data)
+            return f"{name} needs no download: it is part of an installed package, or in the data folder already"
+        raise
 
 
 def _cell(store: Store, start: str) -> str:
     cell_id = store.find(start)
     record, cell = store.record(cell_id), store.cell(cell_id)
-    told = {"id": cell_id, "state": watch.state(store, cell_id).name, "config": cell.config}
+    message = {"id": cell_id, "state": cell_state.of(store, cell_id).name, "config": cell.config}
     if record:
-        told |= {"metrics": record.result["metrics"], "circumstance": record.circumstance}
+        message |= {"metrics": record.result["metrics"], "circumstance": record.circumstance}
     if failure := store.failure(cell_id):
-        told["failure"] = failure
-    return json.dumps(told, indent=1) + "\n"
+        message["failure"] = failure.to_json()
+    return json.dumps(message, indent=1) + "\n"
 
 
-def _shown(kind: str, name: str) -> str:
+def _shown(kind: str, name: str, asked: str = "") -> str:
+    """`asked`: the preset to show alone; empty for all."""
     part = parts.load(kind, name)
-    lines = [f"{kind} {name} (version {part.version})", "", inspect.cleandoc(part.make.__doc__ or "(no description)"), ""]
+    described = re.sub("^Departs:", f"{DEPARTS}:", inspect.cleandoc(part.make.__doc__ or "(no description)"), flags=re.M)
+    if is_dataclass(base := parts.contract(kind)) and base is not part.make:
+        described += f"\n\n{inspect.cleandoc(base.__doc__ or '')}"  # the options that all parts of the kind share
+    lines = [f"{kind} {name} (version {part.version})", "", described, ""]
     signature = inspect.signature(part.make)
     if signature.parameters:
         lines.append("Options:")
-        for option in signature.parameters.values():
-            default = "needed" if option.default is option.empty else f"= {option.default!r}"
-            lines.append(
-                f"  {option.name}: {option.annotation if isinstance(option.annotation, str) else option.annotation.__name__} {default}"
-            )
+        for option in [signature.parameters[option] for option in part.known()]:
+            default = "required" if option.default is option.empty else f"default {literal(option.default)}"
+            lines.append(f"  {option.name}: {values(option.annotation)}; {default}")
         lines.append("")
+    if kind == "model":
+        lines += [WEIGHTS, ""]
     presets = getattr(part.make, "presets", {})
-    for place, (key, preset) in enumerate(presets.items()):
-        if place == 0:
-            lines.append("Presets (the first is the default):")
-        weight = "no published weight: the suite must say it" if preset.weight is None else f"weight {preset.weight:g}"
-        more = "".join(f", + {other} {value:g} {dict(options)}" for other, value, options in preset.terms)
-        lines.append(f"  {name}:{key}  task {preset.task:g}, {weight}{more}, options {dict(preset.options)}")
+    if asked and asked not in presets:
+        raise PartError(f"{kind} {name} has no preset '{asked}'{nearest(asked, presets)}")
+    if presets:
+        lines.append(f"The preset {asked} (of {', '.join(presets)}):" if asked else "Presets (the first is the default):")
+    for key, preset in presets.items() if not asked else [(asked, presets[asked])]:
+        chosen = _chosen(preset.options, "the defaults")
+        given = "not published (the suite must give it)" if preset.weight is None else f"{preset.weight:g}"
+        more = "".join(f", of {other} {value:g} ({_chosen(options)})" for other, value, options in preset.terms)
+        lines.append(f"  {name}:{key}  loss weights: of the task {preset.task:g}, of {name} {given}{more}; options: {chosen}")
         lines.append(f"      Source: {preset.source}")
         if kind == "loss":
             lines.append(f"      value on the reference batch: {_on_reference(part, dict(preset.options))}")
     if presets and kind == "loss":
-        lines.append(
-            "The reference batch: sines and cosines, kdbench/losses/_reference.py. Values are unweighted, the loss's own term alone."
-        )
+        lines.append("The reference batch is fixed (kdbench/losses/_reference.py). Values are of the loss itself, without its weight.")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _chosen(options: Mapping[str, Any], otherwise: str = "none") -> str:
+    return ", ".join(f"{key} {literal(value)}" for key, value in options.items()) or otherwise
+
+
+def values(annotation: object) -> str:
+    """The values that an option may have, in the words of a suite file: `none, both, teacher`; `integer, null`."""
+    text = re.sub(r"Literal\[(.*?)\]", r"\1", getattr(annotation, "__name__", str(annotation))).replace("'", "").replace('"', "")
+    for code, words in (
+        ("int", "integer"),
+        ("float", "number"),
+        ("bool", "true, false"),
+        ("str", "text"),
+        ("None", "null"),
+        ("Subset", "mapping"),
+        ("tuple(?!\\[)", "list of numbers"),
+    ):
+        text = re.sub(rf"\b{code}\b", words, text)
+    text = re.sub(r"dict\[.*?\]", "mapping", text)
+    return re.sub(r"(?:tuple|list)\[(\w+).*?\]", r"list of \1s", text).replace(" | ", ", ")
+
+
+def literal(value: object) -> str:
+    """A value as a suite file holds it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _on_reference(part: parts.Part, options: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,32 @@ from typing import Any
 import click
 
 from kdbench.errors import KdbenchError, SuiteError
+from kdbench.version import VERSION
 
-RESULTS = click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="the results folder")
+
+class _GivenPath(click.Path):
+    """A path with `~`, which shells do not expand behind `=`, in quotes or in a variable from a file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        from kdbench.validation import given_path
+
+        try:
+            return given_path(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, context)
+
+
+PATH = _GivenPath(path_type=Path)
+RESULTS = click.option("--results", type=PATH, default=Path("results"), show_default=True, help="the results folder")
 DATA = click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=lambda: Path(os.environ.get("KDBENCH_DATA", "data")),
-    help="the data folder  [default: $KDBENCH_DATA, else ./data]",
+    "--data", type=PATH, default=Path("data"), envvar="KDBENCH_DATA", help="the data folder  [default: $KDBENCH_DATA or ./data]"
 )
-DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-SUITE = click.argument("suite", type=click.Path(path_type=Path))
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="where to train")
+SUITE = click.argument("suite", type=PATH)
+
+
+def _is_given(context: click.Context, option: str) -> bool:
+    return context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
 
 
 class _Group(click.Group):
@@ -29,26 +45,51 @@ class _Group(click.Group):
         try:
             return super().invoke(context)
         except SuiteError as error:
-            count = len(error.mistakes)
-            click.echo("\n".join(error.mistakes), err=True)
-            click.echo(f"{count} mistake{'s' if count > 1 else ''}; nothing was run", err=True)
+            after = {"run": "; nothing was run", "init": "; nothing was written"}.get(context.invoked_subcommand or "", "")
+            click.echo("".join(f"error: {text}\n" for text in error.errors), err=True, nl=False)
+            click.echo(f"{len(error.errors)} error{'s' * (len(error.errors) > 1)}{after}", err=True)
         except KdbenchError as error:
             click.echo(f"error: {error}", err=True)
         context.exit(2)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(package_name="kdbench")
+@click.version_option(VERSION, prog_name="kdbench")
 def main() -> None:
-    """Compare knowledge-distillation losses honestly: a suite goes in, cells are trained, a table with tests comes out."""
+    """Compare knowledge-distillation losses: train everything that a suite (a YAML file) lists, then print tables with statistical tests.
+
+    The usual order is init, plan, check, run, report. A cell is one training."""
+
+
+@main.command()
+@click.argument("name")
+@click.option("--student", "students", multiple=True, metavar="MODEL", help="may be repeated  [default: small_mobile]")
+@click.option("--teacher", "teachers", multiple=True, metavar="MODEL", help="may be repeated  [default: cifar_resnet20]")
+@click.option("--dataset", default="digits", show_default=True, help="a dataset of kdbench")
+@click.option("--objective", "objectives", multiple=True, metavar="LOSS", help="may be repeated  [default: ce, kd, sp, cc, rkd]")
+@click.option("--from", "original", metavar="SHIPPED", help="copy a shipped suite or cluster file, such as cifar100_table1 or default")
+@click.pass_context
+def init(context: click.Context, name: str, original: str | None, **chosen: Any) -> None:
+    """Write a new suite with comments to NAME.yaml in the current folder. MODEL is a model of kdbench or timm."""
+    from kdbench.plan import new_suite
+
+    if original is None:
+        path, cells = new_suite.new_suite(name, **chosen)
+        click.echo(f"wrote {path}: {cells} trainings (cells)\nnext: kdbench plan {shlex.quote(str(path))}")
+        return
+    if any(_is_given(context, one) for one in chosen):
+        raise click.UsageError("--from copies a file as it is: edit the copy instead of giving other options")
+    path, kind = new_suite.copy_shipped(name, original)
+    click.echo(f"wrote {path}\nnext: kdbench {'plan' if kind == 'suite' else 'run SUITE --on'} {shlex.quote(str(path))}")
 
 
 @main.command()
 @SUITE
 @RESULTS
-@click.option("--json", "as_json", is_flag=True, help="cells, bundles and teachers as JSON")
+@click.option("--json", "as_json", is_flag=True, help="print cells, bundles and teachers as JSON")
 def plan(suite: Path, results: Path, as_json: bool) -> None:
-    """What running SUITE would do: cells by state, bundles, teachers, work, and what its repeats can show."""
+    """Show what `run SUITE` will do: cells by state, bundles, teachers, work, and which differences its repeats can detect. SUITE is a
+    YAML file."""
     from kdbench.plan import summary
 
     click.echo(summary.as_json(suite, results) if as_json else summary.as_text(suite, results))
@@ -59,53 +100,49 @@ def plan(suite: Path, results: Path, as_json: bool) -> None:
 @RESULTS
 @DATA
 @DEVICE
-@click.option("--jobs", type=click.IntRange(1), default=None, help="processes at a time  [default: the cores; with CUDA, the GPUs]")
-@click.option("--checkpoint-every", type=click.FloatRange(0), default=None, metavar="SECONDS", help="at most so often  [default: 30]")
+@click.option("--jobs", type=click.IntRange(1), help="parallel processes  [default: the number of cores; with CUDA, of GPUs]")
+@click.option(
+    "--checkpoint-every",
+    "checkpoint_every_s",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="least time between two saves of progress  [default: 30]",
+)
 @click.option("--profile/--no-profile", "costs", default=True, show_default=True, help="measure costs after training (not with --on)")
-@click.option("--on", type=click.Path(path_type=Path), metavar="CLUSTER", help="submit to SLURM, as this file of slurm/ says, and return")
-@click.option("--wait", is_flag=True, help="with --on: follow the jobs, try again what may be, and print the tables")
-@click.option("--dry-run", "dry", is_flag=True, help="with --on: say what would be submitted")
+@click.option("--on", type=PATH, metavar="CLUSTER", help="submit SLURM jobs as this cluster file describes, and return")
+@click.option("--wait", is_flag=True, help="with --on: wait for the jobs, resubmit failed cells where allowed, then print the tables")
+@click.option("--dry-run", "dry", is_flag=True, help="with --on: only show what would be submitted (needs SLURM's commands)")
 @click.pass_context
-def run(
-    context: click.Context,
-    suite: Path,
-    results: Path,
-    data: Path,
-    device: str,
-    jobs: int | None,
-    checkpoint_every: float | None,
-    costs: bool,
-    on: Path | None,
-    wait: bool,
-    dry: bool,
-) -> None:
-    """Train what SUITE wants and is not there yet, then print its tables. Safe to repeat, to interrupt and to run twice."""
+def run(context: click.Context, suite: Path, on: Path | None, wait: bool, dry: bool, **how: Any) -> None:
+    """Train the missing cells of SUITE, then print its tables. SUITE is a YAML file. You can interrupt this command, repeat it,
+    and run it in two terminals at once."""
     if on is None:
         if wait or dry:
-            raise click.UsageError("--wait and --dry-run go with --on")
-        from kdbench.run import verb
+            raise click.UsageError("--wait and --dry-run need --on")
+        from kdbench.run import verbs
 
-        sys.exit(verb.run(suite, results, data, device, jobs, checkpoint_every, costs))
-    said = [name for name in ("device", "jobs") if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
-    if said:
-        raise click.UsageError(f"--{said[0]} is for this machine; with --on, the cluster file says what a job gets")
-    from kdbench.slurm import verb as cluster_verb
+        sys.exit(verbs.run(suite, **how))
+    if refused := [name for name in ("device", "jobs") if _is_given(context, name)]:
+        raise click.UsageError(f"--{refused[0]} cannot be used with --on: the cluster file sets the resources of a job")
+    from kdbench.slurm import cluster_verbs
 
-    sys.exit(cluster_verb.run(suite, on, results, data, checkpoint_every, wait, dry))
+    sys.exit(cluster_verbs.run(suite, on, how["results"], how["data"], how["checkpoint_every_s"], wait, dry))
 
 
 @main.command()
 @click.argument("suite")
 @RESULTS
-@click.option("--why", is_flag=True, help="only what is missing and why, on one page; exit status 1 if anything is")
+@click.option("--why", is_flag=True, help="show only what is missing and why; exit status 1 if anything is missing")
 def status(suite: str, results: Path, why: bool) -> None:
-    """Each cell's state, what is running, where and how far it is, and why anything is missing. SUITE is a name or a file."""
-    from kdbench.run import status as told
+    """Show the state of each cell, the progress of running cells, and why cells are missing. SUITE is a name or a file."""
+    from kdbench.run import status as pages
+    from kdbench.slurm.queue_status import queue_of
 
+    queue = queue_of(results, suite)
     if not why:
-        click.echo(told.text(results, suite), nl=False)
+        click.echo(pages.text(results, suite, queue), nl=False)
         return
-    page = told.why(results, suite)
+    page = pages.why(results, suite, queue)
     click.echo(page or "nothing is missing")
     sys.exit(1 if page else 0)
 
@@ -115,67 +152,48 @@ def status(suite: str, results: Path, why: bool) -> None:
 @click.argument("cell", required=False)
 @RESULTS
 def cancel(suite: str, cell: str | None, results: Path) -> None:
-    """Cancel the SLURM jobs of SUITE, or of one CELL of it (the start of an id). What was saved stays."""
-    from kdbench.slurm import verb as cluster_verb
+    """Cancel the SLURM jobs of SUITE, or of one CELL (the start of its id). Saved progress is kept."""
+    from kdbench.slurm import cluster_verbs
 
-    count = cluster_verb.cancel(results, suite, cell)
-    click.echo(f"{count} job{'s' * (count != 1)} cancelled" if count else "there is no job of it to cancel")
+    count = cluster_verbs.cancel(results, suite, cell)
+    click.echo(f"{count} job{'s' * (count != 1)} cancelled" if count else "there are no jobs to cancel")
 
 
 @main.command()
 @click.argument("suites", nargs=-1)
 @RESULTS
 @click.option(
-    "--layout", type=click.Choice(["long", "paper"]), default="long", show_default=True, help="paper: a row a pair, a column a loss"
+    "--layout", type=click.Choice(["long", "paper"]), default="long", help="paper: also a table with one row per pair  [default: long]"
 )
-@click.option("--beside", metavar="PUBLISHED", help="a published table beside ours (`kdbench published` lists them)")
-@click.option("--figures", is_flag=True, help="draw the figures (PDF and PNG), too")
-@click.option("--html", "page", is_flag=True, help="write report.html, too: one file with tables, figures and every run")
-@click.option("--histories", is_flag=True, help="write histories.csv (each epoch and term) and terms.csv, too")
-@click.option("--images/--no-images", default=True, show_default=True, help="read the stored predictions")
-@click.option(
-    "--tensorboard", type=click.Path(path_type=Path), metavar="FOLDER", help="write TensorBoard events, too (extra `tensorboard`)"
-)
-@click.option(
-    "--to", type=click.Path(path_type=Path), metavar="FOLDER", help="where the report of a frame file goes  [default: only printed]"
-)
-@click.option("--strict", is_flag=True, help="exit status 1 if the report carries a warning")
-@click.option("--accept", multiple=True, metavar="CODE", help="with --strict: a warning that may stand")
-def report(
-    suites: tuple[str, ...],
-    results: Path,
-    layout: str,
-    beside: str | None,
-    figures: bool,
-    page: bool,
-    histories: bool,
-    images: bool,
-    tensorboard: Path | None,
-    to: Path | None,
-    strict: bool,
-    accept: tuple[str, ...],
-) -> None:
-    """Tables of SUITES (names or files), or of every suite under the results folder; or of frame files (.csv, .parquet), or of
-    published tables (published:NAME)."""
+@click.option("--metric", metavar="NAME", help="compare this metric of the runs, such as balanced_accuracy  [default: the suite's]")
+@click.option("--beside", metavar="PUBLISHED", help="show a published table beside ours (`kdbench published` lists them)")
+@click.option("--figures", is_flag=True, help="also draw the figures (PDF and PNG)")
+@click.option("--html", "page", is_flag=True, help="also write report.html: one file with tables, figures and every run")
+@click.option("--histories", is_flag=True, help="also write histories.csv (each epoch and term) and terms.csv")
+@click.option("--images/--no-images", default=True, show_default=True, help="add what follows from the stored predictions of each image")
+@click.option("--tensorboard", type=PATH, metavar="FOLDER", help="also write TensorBoard events (needs `pip install kdbench[tensorboard]`)")
+@click.option("--to", type=PATH, metavar="FOLDER", help="write the report of a table file here  [default: only print it]")
+@click.option("--full", is_flag=True, help="print every table: pair by pair, across pairs, comparisons, costs")
+@click.option("--strict", is_flag=True, help="exit status 1 if the report has a warning")
+@click.option("--accept", multiple=True, metavar="CODE", help="with --strict: the code of a warning to ignore")
+def report(suites: tuple[str, ...], results: Path, to: Path | None, strict: bool, accept: tuple[str, ...], **options: Any) -> None:
+    """Report SUITES (names or YAML files; default: all suites of the results folder), files with one row for each run (.csv,
+    .parquet), or published tables (published:NAME)."""
     from kdbench.plan.yaml import suite_name
-    from kdbench.report import verb
-    from kdbench.report.write import Asked
+    from kdbench.report import report_command
+    from kdbench.report.write import ReportOptions
 
-    asked = Asked(layout, beside, figures, page, histories, images, tensorboard)
-    named = [suite_name(suite) for suite in suites if not verb.is_table(suite)]
-    sys.exit(verb.run(results, suites, named, to, asked, strict, accept, sys.stdout))
+    named = [suite_name(suite) for suite in suites if not report_command.is_table(suite)]
+    sys.exit(report_command.run(results, suites, named, to, ReportOptions(**options), strict, accept, sys.stdout))
 
 
 @main.command()
 @click.argument("table", required=False)
-@click.option("--lint", is_flag=True, help="look for wrong deltas and for numbers copied from a neighbouring column")
-def published(table: str | None, lint: bool) -> None:
-    """The literature's numbers that kdbench carries: all tables, or one TABLE."""
-    from kdbench.report import verb
+def published(table: str | None) -> None:
+    """Show the published numbers that kdbench contains: all tables, or one TABLE."""
+    from kdbench.report import report_command
 
-    text, failed = verb.published_text(table, lint)
-    click.echo(text, nl=False)
-    sys.exit(int(failed))
+    click.echo(report_command.published_text(table), nl=False)
 
 
 @main.command()
@@ -183,18 +201,19 @@ def published(table: str | None, lint: bool) -> None:
 @RESULTS
 @DATA
 @DEVICE
-@click.option("--on", type=click.Path(path_type=Path), metavar="CLUSTER", help="in one SLURM job, as this file of slurm/ says")
+@click.option("--on", type=PATH, metavar="CLUSTER", help="measure in one SLURM job, as this cluster file describes")
 def profile(suite: Path, results: Path, data: Path, device: str, on: Path | None) -> None:
-    """Measure what each objective of SUITE costs on this machine, one after another. The suite must have been run."""
+    """Measure the cost of each objective of SUITE on this machine, one after another. Run the suite first: only
+    objectives with a trained student are measured."""
     if on is not None:
-        from kdbench.slurm import verb as cluster_verb
+        from kdbench.slurm import cluster_verbs
 
-        job = cluster_verb.profile(suite, on, results, data)
-        click.echo(f"submitted {job}: costs are measured there; `kdbench report` prints them when it has ended")
+        job = cluster_verbs.profile(suite, on, results, data)
+        click.echo(f"submitted job {job}, which measures the costs; `kdbench report` prints them after it has ended")
         return
-    from kdbench.run import verb
+    from kdbench.run import verbs
 
-    sys.exit(verb.profile(suite, results, data, device))
+    sys.exit(verbs.profile(suite, results, data, device))
 
 
 @main.command()
@@ -202,43 +221,42 @@ def profile(suite: Path, results: Path, data: Path, device: str, on: Path | None
 @RESULTS
 @DATA
 @DEVICE
-@click.option("--json", "as_json", is_flag=True, help="what was found, as JSON")
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) -> None:
-    """Every pair with every objective of SUITE takes two real training steps: finite, sensible, sparing the teacher, resumable."""
-    from kdbench.run import verb
+    """Take real training steps of every objective in every pair of SUITE (a YAML file), and print what fails. Nothing is written."""
+    from kdbench.run import verbs
 
-    sys.exit(verb.check(suite, results, data, device, as_json))
+    sys.exit(verbs.check(suite, results, data, device, as_json))
 
 
 @main.command()
 @click.argument("cell")
 @RESULTS
-@click.option("--to", type=click.Path(path_type=Path), default=None, help="the folder to write into  [default: export/<id>]")
+@click.option("--to", type=PATH, help="the folder to write to  [default: export/<id>]")
 def export(cell: str, results: Path, to: Path | None) -> None:
-    """The trained net of CELL (the start of an id) as plain weights and one file that makes it, for use without kdbench."""
-    from kdbench.run.export import export as write
+    """Write the trained network of CELL (the start of its id) as weights and a Python file that builds it, for use without kdbench."""
     from kdbench.store import Store
+    from kdbench.train.export import export as write
 
     store = Store(results)
     cell_id = store.find(cell)
-    for path in write(store, cell_id, to or Path("export") / cell_id):
-        click.echo(f"{path}")
+    click.echo("\n".join(map(str, write(store, cell_id, to or Path("export") / cell_id))))
 
 
 @main.command()
 @click.argument("dataset")
 @DATA
 def download(dataset: str, data: Path) -> None:
-    """Bring DATASET into the data folder, where its makers offer it to everybody."""
-    from kdbench import parts
+    """Download DATASET to the data folder, if it is public."""
+    from kdbench import catalogue
 
-    click.echo(f"{parts.load('dataset', dataset).build({}).download(data)}")
+    click.echo(catalogue.downloaded(dataset, data))
 
 
 @main.command("list")
 @click.argument("kind", required=False)
 def list_(kind: str | None) -> None:
-    """The parts there are: losses, datasets, models, recipes, tasks."""
+    """List the losses, datasets, models, recipes and tasks, or those of one KIND (such as `losses`)."""
     from kdbench import catalogue
 
     click.echo(catalogue.listed(kind), nl=False)
@@ -248,7 +266,8 @@ def list_(kind: str | None) -> None:
 @click.argument("name")
 @RESULTS
 def show(name: str, results: Path) -> None:
-    """What a part is: its specification, options with defaults, presets with sources. Or what a cell is, by (the start of) its id."""
+    """Show a loss, dataset, model, recipe or task: its specification, options with defaults, presets with sources. Or show a cell, by the
+    start of its id."""
     from kdbench import catalogue
 
     click.echo(catalogue.shown(name, results), nl=False)

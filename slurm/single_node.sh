@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# A real SLURM on this machine alone: one node, loopback only, everything under one folder; root or any user, no systemd.
+# Starts a real SLURM on this machine: one node, loopback interface only, all files in one folder. It runs as root or as any user, without systemd.
 #
-#   eval "$(slurm/single_node.sh start)"     start it and point this shell at it (SLURM_CONF, PATH)
+#   eval "$(slurm/single_node.sh start)"     start it, and make this shell use it (SLURM_CONF, PATH)
 #   slurm/single_node.sh env                 the same exports for another shell
 #   slurm/single_node.sh status              nodes and jobs
-#   slurm/single_node.sh pause | resume      stop and start the controller alone, as a failing cluster would
+#   slurm/single_node.sh pause | resume      stop or start only the controller, to simulate a failure
 #   slurm/single_node.sh stop [--clean]      stop it; with --clean, remove its folder
 #
 # Options of start:
-#   --folder DIR       where everything lies           [${KDBENCH_SLURM:-/tmp/kdbench-slurm}; sockets want it short]
-#   --port N           three ports from here, loopback [16820]
-#   --cpus N           CPUs that the node pretends to have [as many as there are]
-#   --gpus N           GPUs that it pretends to have: granted and counted, they compute nothing [2]
-#   --memory-mb N      memory it grants in all [what the machine has]; a job that takes more than it asked for is killed
-#   --grace-s N        seconds between the preemption of a job of main and its end [0]
-#   --accounting KIND  none (sacct refuses, as on many clusters) or slurmdbd (needs slurmdbd and mariadb-server) [none]
-#   --set KEY=VALUE    any line of slurm.conf, as often as needed
+#   --folder DIR       the folder of all files; a short path, because sockets lie in it [${KDBENCH_SLURM:-/tmp/kdbench-slurm}]
+#   --port N           the first of three ports [16820]
+#   --cpus N           CPUs of the simulated node [as many as there are]
+#   --threads N        threads of each core; CPUs are granted in multiples of this [1]
+#   --whole-nodes      the partition main grants whole nodes only (OverSubscribe=EXCLUSIVE)
+#   --gpus N           GPUs of the simulated node: jobs can request them, but they do not exist [2]
+#   --memory-mb N      memory of the node [that of the machine]; a job that uses more than it requested is killed
+#   --grace-s N        seconds that a preempted job of main may still run [0]
+#   --accounting KIND  none (sacct does not work, as on many clusters) or slurmdbd (needs slurmdbd and mariadb-server) [none]
+#   --set KEY=VALUE    a line of slurm.conf; may be given several times
 #
 # Partitions: `main`, and `urgent`, whose jobs preempt those of main (requeue, with SLURM's default signals).
 # Debian: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge   (for slurmdbd: slurmdbd mariadb-server)
@@ -23,7 +25,7 @@ set -euo pipefail
 
 verb=${1:-help}
 shift || true
-folder=${KDBENCH_SLURM:-/tmp/kdbench-slurm} port=16820 cpus=$(nproc) gpus=2 grace_s=0 accounting=none clean=no
+folder=${KDBENCH_SLURM:-/tmp/kdbench-slurm} port=16820 cpus=$(nproc) gpus=2 grace_s=0 accounting=none clean=no threads=1 whole=
 memory_mb=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024))
 sets=()
 while (($#)); do
@@ -31,13 +33,15 @@ while (($#)); do
     --folder) folder=$2; shift 2 ;;
     --port) port=$2; shift 2 ;;
     --cpus) cpus=$2; shift 2 ;;
+    --threads) threads=$2; shift 2 ;;
+    --whole-nodes) whole=OverSubscribe=EXCLUSIVE; shift ;;
     --gpus) gpus=$2; shift 2 ;;
     --grace-s) grace_s=$2; shift 2 ;;
     --memory-mb) memory_mb=$2; shift 2 ;;
     --accounting) accounting=$2; shift 2 ;;
     --set) sets+=("$2"); shift 2 ;;
     --clean) clean=yes; shift ;;
-    *) echo "single_node.sh: '$1' is no option of it; see the head of the file" >&2; exit 2 ;;
+    *) echo "single_node.sh: '$1' is not an option; see the head of this file" >&2; exit 2 ;;
   esac
 done
 # Named localhost, SLURM binds to it, whatever the machine's own name resolves to.
@@ -63,14 +67,14 @@ configure() {
     echo "NodeName=$host Name=gpu File=$folder/devices/gpu$i" >> "$folder/gres.conf"
   done
   ((gpus)) && gres="Gres=gpu:$gpus"
-  # Without systemd and cgroups nothing but polling can limit memory; later SLURMs look for cgroups unless told not to.
+  # Without systemd and cgroups nothing but polling can limit memory; later SLURMs look for cgroups unless this is switched off.
   case $(slurmctld -V | awk '{print $2}') in 22.*) ;; 23.*) echo IgnoreSystemd=yes > "$folder/cgroup.conf" ;; *) echo CgroupPlugin=disabled > "$folder/cgroup.conf" ;; esac
   declare -A conf=(
     [ClusterName]=single [SlurmctldHost]="$host(127.0.0.1)" [SlurmctldPort]=$port [SlurmdPort]=$((port + 1))
     [CommunicationParameters]=NoCtldInAddrAny,NoInAddrAny
     [SlurmUser]=$me [SlurmdUser]=$me
     [AuthType]=auth/munge [CredType]=cred/munge
-    # A requeued job may not start again before its credential expires: 120 s unless told, and 5 is the least that is heard.
+    # A requeued job may not start again before its credential expires: 120 s by default, and 5 is the smallest value that has an effect.
     [AuthInfo]="socket=$folder/munge/socket,cred_expire=5"
     [StateSaveLocation]=$folder/state [SlurmdSpoolDir]=$folder/spool
     [SlurmctldPidFile]=$folder/slurmctld.pid [SlurmdPidFile]=$folder/slurmd.pid
@@ -97,8 +101,8 @@ configure() {
   for one in "${sets[@]}"; do conf[${one%%=*}]=${one#*=}; done
   {
     for key in "${!conf[@]}"; do [ -z "${conf[$key]}" ] || echo "$key=${conf[$key]}"; done | sort
-    echo "NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory_mb $gres State=UNKNOWN"
-    echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=$grace_s"
+    echo "NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus CoresPerSocket=$((cpus / threads)) ThreadsPerCore=$threads RealMemory=$memory_mb $gres State=UNKNOWN"
+    echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=$grace_s $whole"
     echo "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF"
   } > "$SLURM_CONF"
 }
@@ -148,7 +152,7 @@ until_true() { # until_true TIMES COMMAND...: a tenth of a second apart
 
 node_ready() { sinfo -h -p main -o %t 2> /dev/null | grep -qxE 'idle|mix|alloc'; }
 
-exports() { echo "export SLURM_CONF='$SLURM_CONF' KDBENCH_SLURM='$folder' PATH=/usr/sbin:\$PATH"; }
+exports() { printf 'export SLURM_CONF=%q KDBENCH_SLURM=%q PATH=/usr/sbin:$PATH\n' "$SLURM_CONF" "$folder"; }
 
 controller() { slurmctld -f "$SLURM_CONF" "$@" >&2; }
 

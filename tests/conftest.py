@@ -82,7 +82,7 @@ def train(store: Store, tmp_path: Path) -> Callable[..., int]:
 
     def train(plan: Plan, ids: list[str] | None = None, store: Store = store, **options: object) -> int:
         from kdbench.run import local
-        from kdbench.run.worker import work
+        from kdbench.train.worker import work
 
         local.prepare(plan, store)
         wanted = list(plan.cells) if ids is None else ids

@@ -12,10 +12,10 @@ import torch
 from kdbench.datasets import digits
 from kdbench.datasets._memory import ImageData, Images
 from kdbench.plan.matrix import Plan
-from kdbench.run.build import make_student, make_task
-from kdbench.run.draws import Streams
-from kdbench.run.stream import BatchPlan
 from kdbench.store import Store
+from kdbench.train.build import Setup, make_dataset, make_task
+from kdbench.train.seeds import Streams
+from kdbench.train.stream import BatchPlan
 
 
 def loaded(**options: object) -> ImageData:
@@ -52,18 +52,16 @@ def test_repeats_suite_seeds_and_datasets_share_no_stream(plan_of: Callable[...,
     assert len(streams) == 6 and len(set(seeds)) == len(seeds)
 
 
-def test_a_student_of_the_teachers_own_architecture_starts_from_other_weights_and_sees_another_order(
-    plan_of: Callable[..., Plan],
-) -> None:
+def test_a_student_of_the_teachers_own_architecture_starts_from_other_weights_and_sees_another_order(plan_of: Callable[..., Plan]) -> None:
     """The pair R18 -> R18: without a namespace of its own, a teacher would be where its student started."""
     net = "{twin: {model: cifar_resnet, depth: 8, widths: [8, 8, 8, 16]}}"
     plan = plan_of(students=net, teachers=net.replace("twin", "big"), objectives="[kd]", repeats="1")
     teacher, student = (row.cell for row in plan.rows)
     assert teacher.config["student"] == student.config["student"]
-    data, task = loaded(per_class=4), make_task(teacher)
+    setup = Setup(make_task(teacher), make_dataset(teacher), loaded(per_class=4), torch.device("cpu"))
 
-    weights = [make_student(cell, data, task, torch.device("cpu")).state_dict() for cell in (teacher, student)]
-    orders = [np.concatenate([index for index, _ in BatchPlan.of(cell.config, data).epoch(0)]) for cell in (teacher, student)]
+    weights = [setup.student(cell).state_dict() for cell in (teacher, student)]
+    orders = [np.concatenate([index for index, _ in BatchPlan.of(cell.config, setup.data).epoch(0)]) for cell in (teacher, student)]
 
     for name, value in weights[0].items():
         if value.dim() > 1:
@@ -119,7 +117,7 @@ def test_a_view_depends_on_the_image_and_the_epoch_and_not_on_its_place_in_the_b
 def test_the_same_images_in_another_file_order_train_bit_for_bit_alike(
     plan_of: Callable[..., Plan], train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdbench.run import build
+    from kdbench.train import build
 
     plan = plan_of(dataset="{name: digits, per_class: 4, validation: 0.25}", repeats="1")
     records = []
@@ -177,12 +175,3 @@ def test_validation_images_are_held_out_of_training() -> None:
 
 
 EXPECTED_PLAN = [([1, 6, 5, 7], [6, 8, 2, 8]), ([2, 9, 0, 8], [3, 0, 7, 7]), ([4, 3], [5, 1])]
-
-
-def test_a_field_at_its_neutral_value_moves_no_draw(plan_of: Callable[..., Plan]) -> None:
-    config = plan_of().rows[-1].cell.config
-    term = config["objective"]["terms"][0]
-    assert term["pairing"] == "matched"
-    older = {**config, "objective": {**config["objective"], "terms": [{key: value for key, value in term.items() if key != "pairing"}]}}
-
-    assert Streams.of(older) == Streams.of(config)

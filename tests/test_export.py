@@ -17,9 +17,9 @@ from kdbench import parts
 from kdbench.cli import main
 from kdbench.errors import KdbenchError
 from kdbench.plan.matrix import Plan
-from kdbench.run.build import load_data
-from kdbench.run.export import export
 from kdbench.store import Store
+from kdbench.train.build import load_data
+from kdbench.train.export import export
 
 NETS = """
 small_mobile: {widths: [4, 6]}
@@ -30,6 +30,8 @@ cifar_shufflenetv1:
 cifar_shufflenetv2:
 vgg: {model: cifar_vgg8, input_size: 16}
 resnet10t: {stem: small, drop_rate: 0.1, mean: [0.3], std: [0.4], input_size: 16}
+vit: {model: vit_tiny_patch16_224, patch_size: 2, embed_dim: 16, depth: 1, num_heads: 2}
+swin: {model: swin_tiny_patch4_window7_224, stem: small, embed_dim: 8, depths: [1, 1], num_heads: [1, 2], input_size: 16}
 own: {model: "own.py:Own", width: 5}
 """
 

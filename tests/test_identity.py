@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdbench import cell as cells
-from kdbench.cell import Cell, canonical, identify
+from kdbench import Loss, parts
+from kdbench.cell import Cell, identify
+from kdbench.parts import Part
 from kdbench.plan.matrix import Plan
+from kdbench.recipes._base import Recipe
 
 PAIRS = json.loads((Path(__file__).parent / "golden" / "ids.json").read_text())["pairs"]
 
@@ -23,33 +26,48 @@ def test_the_id_of_a_configuration_never_changes(pair: dict[str, Any]) -> None:
     assert identify(pair["config"]) == pair["id"]
 
 
-def test_a_field_at_its_neutral_value_is_as_good_as_absent_and_at_another_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = PAIRS[0]["config"]
-    later = {**config, "student": {**config["student"], "stem": "as_is"}}
-    assert identify(later) != identify(config)
+class LossOfTheFirstRelease(Loss):
+    presets: ClassVar[dict[str, Any]] = {}
 
-    monkeypatch.setattr(cells, "NEUTRAL", (*cells.NEUTRAL, (("student", "stem"), "as_is")))
-    assert identify(later) == identify(config)
-    assert identify({**later, "student": {**later["student"], "stem": "small"}}) != identify(config)
+    def __init__(self, *, margin: float = 1.0):
+        super().__init__()
+        self.margin = margin
 
 
-def test_a_users_option_of_the_name_of_a_later_one_of_ours_stays_in_the_id() -> None:
-    def id_of(loss: str, **options: Any) -> str:
-        term = {"loss": loss, "version": "source 0", "options": options, "weight": 1.0, "pairing": "matched"}
-        return identify({"objective": {"task": 1.0, "terms": [term]}, "student": {"name": "own", "options": {"stem": "own"}}})
+class LossWithLaterOptions(LossOfTheFirstRelease):
+    added: ClassVar[dict[str, Any]] = {"form": "plain", "least": None, "rows": False}
 
-    assert id_of("cka", kernel="linear") == id_of("cka")
-    assert id_of("mine.py:CKA", kernel="linear") != id_of("mine.py:CKA")
-    net = {"name": "own", "options": {"stem": "own"}}
-    assert identify({"student": net}) != identify({"student": {**net, "options": {}}})
-    assert identify({"student": {**net, "name": "timm"}}) == identify({"student": {"name": "timm", "options": {}}})
+    def __init__(self, *, margin: float = 1.0, form: str = "plain", least: int | None = 3, rows: bool = True):
+        super().__init__(margin=margin)
+        self.form, self.least, self.rows = form, least, rows
 
 
-def test_a_neutral_none_does_not_swallow_zero_or_false(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "NEUTRAL", ((("recipe", "clip"), None),))
+def options_of(loss: type, **given: Any) -> dict[str, Any]:
+    return Part("loss", "mine", loss, 1).options(given)
 
-    assert canonical({"recipe": {"clip": None}}) == canonical({"recipe": {}})
-    assert len({canonical({"recipe": {"clip": value}}) for value in (None, 0, False, 0.5)}) == 4
+
+def test_an_option_that_a_part_adds_later_is_left_out_of_the_id_while_it_has_its_neutral_value() -> None:
+    old = options_of(LossOfTheFirstRelease)
+    neutral = {"form": "plain", "least": None, "rows": False}
+    assert options_of(LossWithLaterOptions, **neutral) == old
+    for changed in ({"form": "squared"}, {"least": 0}, {"least": 3}, {"rows": True}):
+        assert options_of(LossWithLaterOptions, **{**neutral, **changed}) == {**old, **changed}
+
+
+def test_a_part_that_is_built_without_an_added_option_has_its_neutral_value_and_not_its_default() -> None:
+    loss = Part("loss", "mine", LossWithLaterOptions, 1).build({"margin": 2.0})
+
+    assert (loss.margin, loss.form, loss.least, loss.rows) == (2.0, "plain", None, False)
+
+
+def test_a_recipe_is_complete_whatever_its_configuration_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recipe, "added", {"class_uniform": 0})
+    plan = parts.load("recipe", "short")
+    config = plan.options()
+
+    assert "class_uniform" not in config
+    assert Recipe.complete(config)["class_uniform"] == 0
+    assert plan.options({"class_uniform": 2})["class_uniform"] == 2
 
 
 @given(
@@ -124,6 +142,37 @@ def test_a_users_own_part_counts_by_the_hash_of_its_source_and_not_by_where_it_l
 
 
 def test_a_cell_survives_json() -> None:
-    cell = Cell(PAIRS[0]["config"], gate=0.5, sources={"a.py:A": "folder"})
+    cell = Cell(PAIRS[0]["config"], min_teacher_metric=0.5, declared_teacher_metric=(0.7, 0.005), sources={"a.py:A": "folder"})
 
     assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+
+
+def test_anything_that_is_not_a_cell_is_refused_with_what_is_wrong() -> None:
+    good = json.loads(json.dumps(Cell(PAIRS[0]["config"]).to_json()))
+
+    def changed(name: str, value: Any) -> dict[str, Any]:
+        return {**good, "config": {**good["config"], name: value}}
+
+    for data, message in (
+        (None, "the file: None: expected a mapping"),
+        ([], "the file: expected a mapping"),
+        ({}, "is missing"),
+        ({**good, "config": 3}, "config: 3: expected a mapping"),
+        ({**good, "min_teacher_metric": "high"}, "min_teacher_metric: 'high': expected a number"),
+        ({**good, "min_teacher_metric": True}, "min_teacher_metric: True: expected a number"),
+        ({**good, "declared_teacher_metric": [0.7]}, "declared_teacher_metric"),
+        ({**good, "sources": {"a": 3}}, "sources"),
+        ({**good, "id": "0" * 12}, "has the id"),
+        (changed("schema", 99), "config.schema: 99: expected a number of at most 1 (another version"),
+        (changed("role", "pupil"), "config.role: 'pupil': expected 'teacher' or 'student'"),
+        (changed("repeat", -1), "config.repeat: -1: expected a number of at least 0"),
+        (changed("repeat", True), "config.repeat: True: expected a whole number"),
+        (changed("seed", "0"), "config.seed: '0': expected a whole number"),
+        (changed("recipe", None), "config.recipe: None: expected a mapping"),
+        (
+            {**good, "config": {key: value for key, value in good["config"].items() if key != "depends"}},
+            "config: the key 'depends' is missing",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Cell.from_json(data)

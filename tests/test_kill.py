@@ -15,7 +15,7 @@ from kdbench.store import Store
 
 EPOCHS = 5
 SUITE = {
-    "recipe": f"{{name: short, epochs: {EPOCHS}, batch_size: 16, lr: 0.02, milestones: [3]}}",
+    "recipe": f"{{name: short, epochs: {EPOCHS}, batch_size: 16, lr: 0.02, milestones: [3], mixup: 0.8, cutmix: 1, random_erasing: 0.3, ema: 0.9}}",
     "students": "{drops: {model: cifar_resnet, depth: 8, widths: [8, 8, 8, 16], dropout: 0.3, drop_path: 0.2}}",
     "objectives": "[kd, 'cc:crd']",
     "repeats": "1",
@@ -25,8 +25,8 @@ VICTIM = """
 import os, random, signal, sys, threading
 from pathlib import Path
 from kdbench import store as stores
-from kdbench.run import checkpoint, loop, worker
-from kdbench.run.member import Member
+from kdbench.train import checkpoint, loop, worker
+from kdbench.train.member import Member
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +53,7 @@ elif where == "inside a checkpoint's write":
                 os.ftruncate(descriptor, 1000)
                 die()
         real(descriptor)
-    stores.os.fsync = fsync
+    os.fsync = fsync
 elif where == "during evaluation":
     at_call(loop, "evaluate", 4)
 elif where == "between weights and record":
@@ -88,13 +88,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     ],
 )
 def test_a_killed_bundle_resumes_to_the_result_of_an_undisturbed_one(
-    where: str,
-    seed: int,
-    plan_of: Callable[..., Plan],
-    train: Callable[..., int],
-    store: Store,
-    undisturbed: Store,
-    tmp_path: Path,
+    where: str, seed: int, plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, undisturbed: Store, tmp_path: Path
 ) -> None:
     plan = plan_of(**SUITE)
     if not undisturbed.suites():
@@ -120,7 +114,7 @@ def test_a_killed_bundle_resumes_to_the_result_of_an_undisturbed_one(
 def test_a_worker_that_is_asked_to_stop_saves_in_the_middle_of_an_epoch_and_no_step_is_trained_twice(
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, undisturbed: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdbench.run.member import Member
+    from kdbench.train.member import Member
 
     plan = plan_of(**SUITE)
     if not undisturbed.suites():

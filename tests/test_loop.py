@@ -16,11 +16,11 @@ from kdbench.models.cifar_resnet import CifarResnet
 from kdbench.parts import load
 from kdbench.plan.matrix import Plan
 from kdbench.plan.schema import NUMERICS
-from kdbench.run.member import Member
-from kdbench.run.objective import Objective, weight_at
-from kdbench.run.teacher import Live
 from kdbench.store import Store
 from kdbench.tasks.classification import Classification
+from kdbench.train.member import Member
+from kdbench.train.objective import Objective, weight_at
+from kdbench.train.teacher import LiveTeacher
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -53,7 +53,7 @@ def test_thirty_steps_of_our_loop_end_at_the_golden_weights(name: str) -> None:
     config = {"recipe": recipe, "numerics": NUMERICS["exact"], "objective": TRAJECTORIES[name]}
     config |= {"role": "student", "seed": 0, "dataset": {}, "repeat": 0, "student": {}}
     objective = Objective(TRAJECTORIES[name], {})
-    student, teacher = net(golden, "student_initial/", 8), Live(net(golden, "teacher/", 14), NUMERICS["exact"])
+    student, teacher = net(golden, "student_initial/", 8), LiveTeacher(net(golden, "teacher/", 14), Cell(config), NUMERICS["exact"])
     member = Member(Cell(config), student, objective, Classification(), steps_per_epoch=10)
     draws = np.random.default_rng(102)
     losses = []
@@ -62,7 +62,7 @@ def test_thirty_steps_of_our_loop_end_at_the_golden_weights(name: str) -> None:
         images, labels = torch.tensor(draws.standard_normal((n, 3, 32, 32))), torch.tensor(draws.integers(0, 10, n))
         member.begin_epoch()
         # With the gradient sizes measured at every step: looking must not change anything.
-        member.step(images, labels, Batch(labels, torch.arange(n), 0, step), teacher.taps(images, None, None), first=True)
+        member.step(images, labels, Batch(labels, torch.arange(n), 0, step), teacher.taps(images), first=True)
         losses.append(float(member.sums[""][0]) / n)
 
     np.testing.assert_allclose(losses, golden[f"{name}/losses"], rtol=0, atol=1e-8)
@@ -146,7 +146,7 @@ def test_a_bundle_gives_every_student_what_it_gets_alone_bit_for_bit(
     assert len(record.result["history"]) == 10
     raised = next(row for row in plan.rows if row.objective == "raises")
     failure = together.failure(raised.cell.id)
-    assert failure and failure["class"] == "raised" and "the user's own mistake" in failure["traceback"]
+    assert failure and failure.kind == "raised" and "the user's own mistake" in failure.traceback
 
 
 def test_each_epoch_records_every_terms_value_and_gradient_beside_the_tasks(
@@ -175,7 +175,7 @@ def test_a_schedule_of_weights_is_linear_between_its_points_and_constant_outside
 def test_learning_rates_are_functions_of_the_update(schedule: str, milestones: list[float]) -> None:
     from torch import nn
 
-    from kdbench.through_timm import make_optimizer, make_scheduler
+    from kdbench.timm_adapter import make_optimizer, make_scheduler
 
     recipe = load("recipe", "short").options({"epochs": 4, "schedule": schedule, "milestones": milestones, "warmup_epochs": 1, "lr": 0.1})
     optimizer = make_optimizer(nn.Linear(2, 2), recipe)
@@ -198,7 +198,7 @@ def test_learning_rates_are_functions_of_the_update(schedule: str, milestones: l
 def test_sgd_is_not_nesterovs_and_decays_every_parameter(name: str, nesterov: bool) -> None:
     from torch import nn
 
-    from kdbench.through_timm import make_optimizer
+    from kdbench.timm_adapter import make_optimizer
 
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     groups = make_optimizer(module, load("recipe", "short").options({"optimizer": name})).param_groups
@@ -220,8 +220,8 @@ def test_a_bundle_whose_last_student_has_left_ends(
     )
     train(plan, [plan.teachers[0].cell.id])
     seen: list[int] = []
-    real = Live.taps
-    monkeypatch.setattr(Live, "taps", lambda self, *arguments: (seen.append(1), real(self, *arguments))[1])
+    real = LiveTeacher.taps
+    monkeypatch.setattr(LiveTeacher, "taps", lambda self, *arguments: (seen.append(1), real(self, *arguments))[1])
     train(plan)
 
     # Infinite at step 37, found at the end of the tenth epoch of four steps; raised at step 10, found at once.

@@ -20,11 +20,10 @@ from kdbench.errors import DataError, KdbenchError, SuiteError
 from kdbench.models._base import Model
 from kdbench.plan import probe
 from kdbench.plan.matrix import Plan
-from kdbench.run import watch
-from kdbench.run.build import load_data, make_student, make_task
-from kdbench.run.evaluate import evaluate
-from kdbench.run.start import fit, read_weights, start_from
-from kdbench.store import Store
+from kdbench.store import Store, cell_state
+from kdbench.train.build import Setup
+from kdbench.train.evaluate import evaluate
+from kdbench.train.start import fit, read_weights, start_from
 
 CPU = torch.device("cpu")
 SMALL = {"name": "small_mobile", "options": {"widths": [4, 6]}}
@@ -50,7 +49,7 @@ def same(one: Any, other: Any) -> bool:
 
 def student_of(plan: Plan, tmp_path: Path) -> torch.nn.Module:
     cell = plan.rows[-1].cell
-    return make_student(cell, load_data(cell, tmp_path, CPU), make_task(cell), CPU)
+    return Setup.of(cell, tmp_path, CPU).student(cell)
 
 
 def teacher_as_it_is(says: str) -> dict[str, str]:
@@ -106,7 +105,7 @@ def test_a_new_head_is_refused_by_a_model_that_does_not_say_which_it_is(monkeypa
     model = built("small_mobile", {"widths": [4, 6]})
     monkeypatch.setattr(type(model), "head", None)
 
-    with pytest.raises(DataError, match="SmallMobile does not say which of its layers is the head"):
+    with pytest.raises(DataError, match="needs a model that defines its `head`, and SmallMobile does not"):
         fit(model, model.state_dict(), "x.pth", new_head=True)
 
 
@@ -159,8 +158,8 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "is damaged or no checkpoint"),
-        ({"model": Evil()}, r"holds a \S*print beside its weights, and nothing is run that a checkpoint asks for"),
+        (b"", "is damaged or not a checkpoint"),
+        ({"model": Evil()}, r"holds a \S*print beside its weights, and kdbench runs no code of a checkpoint"),
         ({"model": {"conv": [1, 2]}}, "holds no state dictionary"),
         ({}, "holds no state dictionary"),
     ],
@@ -196,7 +195,7 @@ def test_a_checkpoint_that_changed_since_the_plan_is_refused(plan_of: Callable[.
     plan = plan_of(students="{small: {model: small_mobile, widths: [4, 6], weights: a.pth}}")
     saved(built("small_mobile", {"widths": [4, 6]}, seed=1), tmp_path / "a.pth")
 
-    with pytest.raises(DataError, match=r"a\.pth is another file than when the suite was planned"):
+    with pytest.raises(DataError, match=r"a\.pth is not the file with which the suite was planned"):
         student_of(plan, tmp_path)
 
 
@@ -212,10 +211,12 @@ def test_a_teacher_taken_as_it_is_is_evaluated_and_not_trained(
 
     teacher = plan.teachers[0].cell
     record = store.record(teacher.id)
-    task, data = make_task(teacher), load_data(teacher, tmp_path, CPU)
-    net = make_student(teacher, data, task, CPU)
+    setup = Setup.of(teacher, tmp_path, CPU)
     assert record is not None and len(record.result["history"]) == 1 and record.result["history"][0]["epoch"] == -1
-    assert record.result["metrics"]["top1_last"] == evaluate(task, net, data, "test", teacher.config["numerics"])["top1"]
+    assert (
+        record.result["metrics"]["top1_last"]
+        == evaluate(setup.task, setup.student(teacher), setup.data, "test", teacher.config["numerics"])["top1"]
+    )
     assert all(store.is_done(cell_id) for cell_id in plan.cells)
 
 
@@ -234,8 +235,8 @@ def test_a_declared_accuracy_is_held_against_what_the_weights_do_here(
         wrong = plan_of(objectives="[ce, rkd]", **teacher_as_it_is(f"weights: big.pth, declared_top1: {top1 + off}"))
         assert train(wrong) == 1
         blocked = next(row.cell.id for row in wrong.rows if row.objective == "rkd")
-        assert re.search("top-1 .*, and .* was declared for it", watch.state(store, blocked).why)
-        assert "was declared (within 0.50 %)" in watch.below_gate(store, wrong.manifest(), wrong.teachers[0].cell.id)
+        assert re.search("top-1 .*, and .* was declared for it", cell_state.of(store, blocked).why)
+        assert "was declared (tolerance 0.50 %)" in cell_state.shortfall(store, wrong.manifest(), wrong.teachers[0].cell.id)
 
 
 # timm's pretrained weights
@@ -284,7 +285,7 @@ def test_a_pretrained_net_taken_as_it_is_needs_a_head_that_fits_and_sees_its_own
     plan = plan_of(dataset="cifar10", teachers="{big: {model: resnet10t, weights: pretrained, train: false}}")
     cell = plan.teachers[0].cell
     assert cell.config["student"]["inputs"]["size"] == 176
-    with pytest.raises(SuiteError, match="its weights have 1000 outputs, and 10 are needed: say `head: new`, and train it"):
+    with pytest.raises(SuiteError, match="its weights have 1000 outputs, but the dataset needs 10: write `head: new`, and train it"):
         probe.probe(plan)
     with pytest.raises(DataError, match=r"resnet10t\.c3_in1k does not fit the model.*`head: new`"):
         start_from(built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 12), cell.config["student"], cell, 3)
@@ -292,14 +293,14 @@ def test_a_pretrained_net_taken_as_it_is_needs_a_head_that_fits_and_sees_its_own
     net = built("timm", {"architecture": "resnet10t"}, (3, 64, 64), 1000)
     start_from(net, cell.config["student"], cell, 3)
     assert same(net.plain.state_dict(), hub)
-    assert "big is taken as it is, with the weights of timm's c3_in1k" in plan.manifest()["assumed"]
+    assert "big is not trained and has the weights of timm's c3_in1k" in plan.manifest().assumed
     both = plan_of(
         dataset="{name: cifar10, validation: 0.1}",
         students="{net: {model: resnet10t, weights: pretrained, head: new}}",
         teachers="{net: {model: small_mobile}}",
     )
-    leak = "whose makers may have seen the images that are held out for validation"
-    assert both.manifest()["assumed"] == [f"net begins with the weights of timm's c3_in1k, {leak}"]
+    leak = "which may have been trained on the images held out for validation"
+    assert both.manifest().assumed == (f"net starts from the weights of timm's c3_in1k, {leak}",)
 
 
 def test_weights_that_cannot_be_downloaded_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, plan_of: Callable[..., Plan]) -> None:
@@ -310,7 +311,7 @@ def test_weights_that_cannot_be_downloaded_are_told_with_what_to_do(monkeypatch:
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(DataError, match=r"resnet10t\.c3_in1k cannot be loaded \(OSError: no network\).*HF_HOME.*name a file"):
+    with pytest.raises(DataError, match=r"resnet10t\.c3_in1k cannot be loaded \(OSError: no network\).*HF_HOME.*use a file"):
         start_from(net, cell.config["student"], cell, 3)
 
 
@@ -326,39 +327,43 @@ def test_a_net_with_its_own_normalisation_and_size_sees_what_it_would_see_by_its
 
     mine, theirs = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]), ([0.1, 0.2, 0.6], [0.5, 0.25, 0.3])
     expected = net(normalised(*theirs)).logits
-    net.sees({"mean": theirs[0], "std": theirs[1]}, mine)
+    net.adapt_inputs({"mean": theirs[0], "std": theirs[1]}, mine)
     torch.testing.assert_close(net(normalised(*mine)).logits, expected)
 
     larger = built("small_mobile", {"widths": [4, 6]}, (3, 8, 8)).eval()
-    larger.sees({"size": 16}, None)
+    larger.adapt_inputs({"size": 16}, None)
     assert larger(pixels).last.shape[2:] == (16, 16)
-    with pytest.raises(KdbenchError, match="this dataset does not say how its inputs were normalised"):
-        larger.sees({"mean": [0.0], "std": [1.0]}, None)
-    with pytest.raises(KdbenchError, match="its own normalisation is of 3 channels, and the dataset's images have 1"):
-        larger.sees({"mean": [0.0] * 3, "std": [1.0] * 3}, ([0.5], [0.5]))
+    with pytest.raises(KdbenchError, match="the dataset does not state how its inputs are normalised"):
+        larger.adapt_inputs({"mean": [0.0], "std": [1.0]}, None)
+    with pytest.raises(KdbenchError, match="the model's normalisation has 3 channels, and the dataset's images have 1"):
+        larger.adapt_inputs({"mean": [0.0] * 3, "std": [1.0] * 3}, ([0.5], [0.5]))
 
 
-# What a suite cannot say
+# Options that contradict
 
 
 @pytest.mark.parametrize(
     ("section", "says", "told"),
     [
-        ("students", "model: small_mobile, weights: nowhere.pth", r"there is no file .*nowhere\.pth.*or is it `pretrained`"),
-        ("students", "model: small_mobile, weights: pretrained", "only timm's models have pretrained weights, not 'small_mobile'"),
+        (
+            "students",
+            "model: small_mobile, weights: nowhere.pth",
+            r"there is no file .*nowhere\.pth.*for weights of timm write `pretrained`",
+        ),
+        ("students", "model: small_mobile, weights: pretrained", "only models of timm have pretrained weights, not 'small_mobile'"),
         ("students", "model: resnet10t, weights: 'pretrained:c9_in1k'", r"no pretrained weights 'resnet10t\.c9_in1k'; it has .*c3_in1k"),
         ("students", "model: resnet18, stem: small, weights: pretrained", "for the model's own stem"),
-        ("students", "model: small_mobile, head: new", "there are none"),
-        ("students", "model: small_mobile, train: false", "a student is trained; only a teacher can be taken as it is"),
-        ("teachers", "model: small_mobile, train: false, recipe: {lr: 1}", "so it has no recipe"),
-        ("teachers", "model: small_mobile, within: 0.1", "none is declared"),
-        ("students", "model: small_mobile, mean: [0.5]", "`mean` and `std` are said together"),
+        ("students", "model: small_mobile, head: new", "this key needs `weights`"),
+        ("students", "model: small_mobile, train: false", "a student is always trained; only teachers can have `train: false`"),
+        ("teachers", "model: small_mobile, train: false, recipe: {lr: 1}", "a net with `train: false` has no recipe"),
+        ("teachers", "model: small_mobile, within: 0.1", "no metric is declared"),
+        ("students", "model: small_mobile, mean: [0.5]", "`mean` and `std` are given together"),
         ("students", "model: cifar_resnet1100", "did you mean 'cifar_resnet110'"),
-        ("students", "model: cifar_resnet56, depth: 20", "'cifar_resnet56' is the cifar_resnet with depth 56: for another say"),
+        ("students", "model: cifar_resnet56, depth: 20", "'cifar_resnet56' is cifar_resnet with depth 56: for another value write"),
         ("students", "model: small_mobile, declared_top1: 0.5", "has no option 'declared_top1'"),
     ],
 )
-def test_what_a_suite_cannot_say_of_a_net(section: str, says: str, told: str, plan_of: Callable[..., Plan]) -> None:
+def test_options_of_a_net_that_contradict_are_refused(section: str, says: str, told: str, plan_of: Callable[..., Plan]) -> None:
     with pytest.raises(SuiteError, match=told):
         plan_of(**{section: f"{{one: {{{says}}}}}"})
 
@@ -366,7 +371,7 @@ def test_what_a_suite_cannot_say_of_a_net(section: str, says: str, told: str, pl
 def test_a_teacher_taken_as_it_is_has_no_seeds(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
     saved(built("small_mobile", {"widths": [8, 12]}), tmp_path / "big.pth")
 
-    with pytest.raises(SuiteError, match="the teacher 'big' is taken as it is: there is one of it"):
+    with pytest.raises(SuiteError, match="the teacher 'big' is not trained, so it has only one seed"):
         plan_of(teacher_seeds="2", **teacher_as_it_is("weights: big.pth"))
 
 
@@ -376,4 +381,4 @@ def test_a_net_of_another_size_or_normalisation_is_probed_as_it_will_be_seen(pla
         for says in ("widths: [4, 6]", "widths: [4, 6], input_size: 16")
     )
 
-    assert sorted(larger.flop_per_image.values())[-1] > 3 * sorted(plain.flop_per_image.values())[0]
+    assert max(one.flop_per_image for one in larger.models.values()) > 3 * min(one.flop_per_image for one in plain.models.values())

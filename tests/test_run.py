@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from kdbench.cli import main
 from kdbench.errors import KdbenchError
+from kdbench.failure import STOPPED, classify
 from kdbench.plan.matrix import Plan
-from kdbench.run import local, watch
-from kdbench.run.failure import STOPPED, classify
-from kdbench.run.worker import choose_device
-from kdbench.store import Store
+from kdbench.run import local
+from kdbench.store import Store, cell_state
+from kdbench.train.circumstance import choose_device
 
 MINE = '''
 """A user's own losses: one that works, one that raises, one that kills its process."""
@@ -35,7 +39,7 @@ from kdbench import Loss
 class Mine(Loss):
     """Mean squared difference of the logits."""
 
-    needs = frozenset({"logits"})
+    needs = frozenset({"logits", "index"})
 
     def forward(self, student, teacher, batch):
         return (student.logits - teacher.logits).square().mean()
@@ -77,9 +81,12 @@ def table(output: str) -> str:
 
 
 def in_training(path: Path, store: Store, start_new_session: bool = False) -> subprocess.Popen[str]:
-    """`kdbench run` as a process of its own, which has begun to train."""
+    """`kdbench run` as a process of its own, which has begun to train. Tests that a shell runs in the background ignore Ctrl-C, and so
+    would their children."""
     command = [sys.executable, "-m", "kdbench", "run", str(path), "--results", str(store.root), "--no-profile"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=start_new_session)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = subprocess.Popen(command, **pipes, start_new_session=start_new_session, preexec_fn=heeds)  # type: ignore[call-overload]
     end = time.monotonic() + 120
     while not list(store.root.rglob("progress.jsonl")):
         assert time.monotonic() < end and run.poll() is None, "it did not come to train"
@@ -118,9 +125,9 @@ def test_a_suite_runs_to_its_table_and_again_it_trains_nothing_and_prints_the_sa
     counted = [f"n_{who}" for who in ("both", "objective_only", "baseline_only", "neither")]
     assert len(checkpoints) == 6 and (checkpoints[counted].sum(axis=1) == 899).all()
     planned = json.loads(kdbench("plan", str(path), "--results", str(store.root), "--json").output)
-    assert {cell["state"] for cell in planned["cells"]} == {"done"}
+    assert {cell["state"] for cell in planned["cells"]} == {"finished"}
     assert set(planned) == {"cells", "bundles", "teachers"} and len(planned["teachers"]) == 1
-    assert "TFLOP in all, 0 left" in kdbench("plan", str(path), "--results", str(store.root)).output
+    assert "TFLOP in total, 0 left" in kdbench("plan", str(path), "--results", str(store.root)).output
 
 
 def test_failures_stay_with_their_cells_and_the_page_says_what_is_missing_and_why(
@@ -143,9 +150,9 @@ def test_failures_stay_with_their_cells_and_the_page_says_what_is_missing_and_wh
     done = kdbench("run", str(path), "--results", str(store.root), "--no-profile")
 
     assert done.exit_code == 1
-    states = {(row["student"], row["teacher"], row["objective"]): watch.state(store, row["id"]) for row in store.manifest("tiny")["cells"]}
+    states = {(row.student, row.teacher, row.objective): cell_state.of(store, row.id) for row in store.manifest("tiny").cells}
     assert {key[2]: state.name for key, state in states.items() if key[1] != "poor"} == {
-        "teacher": "finished",
+        None: "finished",
         "ce": "finished",
         "kd": "finished",
         "raises": "failed",
@@ -153,22 +160,23 @@ def test_failures_stay_with_their_cells_and_the_page_says_what_is_missing_and_wh
         "diverges": "diverged",
     }
     assert states["small", "poor", "kd"].name == "blocked"
-    assert "cells are no result" in done.output, (done.output, done.exception)
-    page = done.output[done.output.index("cells are no result") :]
-    assert "5 of 8 cells are no result" in done.output
+    assert "cells have no result" in done.output, (done.output, done.exception)
+    page = done.output[done.output.index("cells have no result") :]
+    assert "4 of 8 cells have no result" in done.output
     assert "RuntimeError: no such luck" in page
     assert "killed: the training process ended with SIGKILL" in page
-    assert "below its gate of 99.00 %" in page
-    assert "blocked: blocked by teacher" in page
-    assert "the first number that is not finite came at step 3" in page
-    assert "0/1†" in done.output
+    poor = done.output[: done.output.index(page)].splitlines()[-1]
+    assert "teacher poor, seed 0" in done.output and ", is trained, but not as required: top-1" in done.output, poor
+    assert "  1 blocked by teacher" in page and "below the required 99.00 %" in page
+    assert "the loss or a weight is NaN or infinite at step 3" in page
+    assert "† kd: 0 of 1 repeats complete" in done.output
     assert "(a part raised an error)" in page and "(the process was killed from outside)" in page
     assert kdbench("status", str(path), "--results", str(store.root)).output.count("no such luck") >= 1
 
     # What failed stays wanted; once it is mended it is trained, and nothing else is.
     (tmp_path / "mine.py").write_text(MINE.replace('raise RuntimeError("no such luck")', "pass"))
     plan_after = json.loads(kdbench("plan", str(path), "--results", str(store.root), "--json").output)
-    assert sum(cell["state"] == "done" for cell in plan_after["cells"]) == 4
+    assert sum(cell["state"] == "finished" for cell in plan_after["cells"]) == 4
 
 
 def test_two_runs_at_the_same_moment_train_every_step_once(write_suite: Callable[..., Path], store: Store) -> None:
@@ -178,24 +186,21 @@ def test_two_runs_at_the_same_moment_train_every_step_once(write_suite: Callable
     told = [run.communicate()[0] for run in runs]
 
     assert [run.returncode for run in runs] == [0, 0], told
-    for row in store.manifest("tiny")["cells"]:
-        assert [line["epoch"] for line in store.epochs_seen(row["id"])] == [0, 1, 2]
+    for row in store.manifest("tiny").cells:
+        assert [line["epoch"] for line in store.epochs_seen(row.id)] == [0, 1, 2]
 
 
 def test_an_interrupted_run_saves_and_the_next_one_goes_on_from_there(write_suite: Callable[..., Path], store: Store) -> None:
     path = write_suite(
-        recipe="{name: short, epochs: 60, batch_size: 16, lr: 0.02}",
-        objectives="[ce]",
-        repeats="1",
-        students="{s: {model: cifar_resnet}}",
+        recipe="{name: short, epochs: 60, batch_size: 16, lr: 0.02}", objectives="[ce]", repeats="1", students="{s: {model: cifar_resnet}}"
     )
     run = in_training(path, store)
     os.kill(run.pid, signal.SIGINT)
     told = run.communicate(timeout=60)[0]
 
     assert run.returncode == 130, told
-    assert "the same command goes on from there" in told
-    (cell,) = (row["id"] for row in store.manifest("tiny")["cells"])
+    assert "run the same command to continue" in told
+    (cell,) = (row.id for row in store.manifest("tiny").cells)
     assert not store.is_done(cell) and store.file(cell, "checkpoint.bin").exists() and not store.is_alive(cell)
     before = len(store.epochs_seen(cell))
     assert kdbench("run", str(path), "--results", str(store.root), "--no-profile").exit_code == 0
@@ -233,7 +238,7 @@ def test_a_teacher_is_evaluated_again_when_it_is_loaded_and_must_be_what_its_rec
 
     assert train(plan, [student]) == 1
     failure = store.failure(student)
-    assert failure and failure["class"] == "blocked" and "is not what its record says" in failure["message"]
+    assert failure and failure.kind == "blocked" and "does not match its record" in failure.message
 
 
 def test_a_loss_that_was_edited_after_planning_fails_alone(
@@ -246,7 +251,7 @@ def test_a_loss_that_was_edited_after_planning_fails_alone(
     assert train(plan) == 1
     states = {row.objective: store.failure(row.cell.id) for row in plan.rows}
     assert states["kd"] is None and states["mine"] is not None
-    assert states["mine"]["class"] == "import" and "plan and run the suite again" in states["mine"]["message"]
+    assert states["mine"].kind == "import" and "plan and run the suite again" in states["mine"].message
 
 
 def test_by_default_a_teacher_must_be_twice_as_good_as_chance(
@@ -257,7 +262,7 @@ def test_by_default_a_teacher_must_be_twice_as_good_as_chance(
 
     assert train(plan) == 1
     failure = store.failure(plan.rows[-1].cell.id)
-    assert failure and "the default asks for 0.2" in failure["message"]
+    assert failure and "without min_top1 the suite requires 0.2" in failure.message
 
 
 def test_idle_cores_are_given_halves_of_a_bundle(plan_of: Callable[..., Plan]) -> None:
@@ -282,21 +287,26 @@ def test_list_shows_parts_with_what_they_are(part: str) -> None:
 def test_show_prints_specification_options_and_presets() -> None:
     told = kdbench("show", "rkd").output
 
-    assert "Source:" in told and "distance: float = 25.0" in told and "rkd:official_cls" in told
+    assert "Source:" in told and "distance: number; default 25.0" in told
+    assert "l2: none, both, teacher; default none" in told and "vertices: integer, null; default null" in told
+    assert "Differences from the source: the means" in told and "Departs" not in told
+    extra = "of kd 16 (temperature 4.0, squared_temperature false)"
+    assert f"  rkd:official_cls  loss weights: of the task 1, of rkd 1, {extra}; options: l2 both\n" in told
+    assert "  rkd:crd  loss weights: of the task 1, of rkd 1; options: the defaults\n" in told
 
 
 def test_a_name_that_is_no_part_gets_the_nearest_one() -> None:
     told = kdbench("show", "rdk")
 
-    assert told.exit_code == 2 and "there is no part 'rdk'; did you mean 'rkd'?" in told.stderr
+    assert told.exit_code == 2 and "there is no part 'rdk', and no cell id begins with it; did you mean 'rkd'?" in told.stderr
 
 
 MISTAKEN = {
-    "a typing error": ({"repeats": "five"}, ["repeats: 'five': Input should be a valid integer"]),
+    "a typing error": ({"repeats": "five"}, ["repeats: 'five': expected a whole number"]),
     "unknown names": ({"objectives": "[ce, kdd]"}, ["objectives.1: there is no loss 'kdd'; did you mean 'kd'?"]),
     "a pair that cannot be": (
         {"objectives": "{ce: , s: {loss: sp, tap: stages}}"},
-        ["small <- big: the loss 'sp' refuses: it compares stage by stage"],
+        ["small <- big: the loss 'sp' cannot be used: it compares stage by stage"],
     ),
 }
 
@@ -310,7 +320,7 @@ def test_a_mistaken_suite_is_told_with_its_line_and_nothing_is_run(write_suite: 
 
     assert told.exit_code == 2
     assert all(text in told.stderr for text in wanted), told.stderr
-    assert f"{path}:" in told.stderr and "1 mistake; nothing was run" in told.stderr
+    assert f"{path}:" in told.stderr and "1 error; nothing was run" in told.stderr
     assert not store.root.exists()
 
 
@@ -336,7 +346,7 @@ def test_ten_thousand_cells_are_planned_within_two_seconds_after_imports(write_s
     path = write_suite(
         students="{a: {model: small_mobile}, b: {model: cifar_resnet}, c: {model: cifar_resnet, depth: 14}, d: {model: small_mobile, widths: [4, 8, 8]}}",
         teachers="{t: {model: cifar_resnet, depth: 20}, u: {model: cifar_resnet, depth: 32}, v: {model: cifar_resnet, depth: 14}}",
-        objectives="{ce: , kd: , sp: , cc: , rkd: , 'kd:simkd': , 'kd:zoo': , cka: {weight: 1, weight_from: assumed}, rcka: }",
+        objectives="{ce: , kd: , sp: , cc: , rkd: , 'kd:simkd': , 'kd:zoo': , cka: {weight: 1, weight_from: assumed}, rcka: {weight: 1, weight_from: assumed}}",
         repeats="100",
     )
     seconds = []  # of the processor: beside other tests the clock says little
@@ -374,7 +384,7 @@ def test_a_worker_that_is_stopped_from_outside_blocks_its_students_and_the_next_
     told = run.communicate(timeout=60)[0]
 
     assert run.returncode == 1
-    assert "was asked to stop from outside" in told and "blocked by teacher" in told
+    assert "was stopped from outside" in told and "blocked by teacher" in told
     assert kdbench("run", str(path), "--results", str(store.root), "--no-profile").exit_code == 0
 
 
@@ -392,7 +402,7 @@ def test_a_worker_told_to_stops_after_so_many_steps_and_goes_on_from_there(
     plan = plan_of(objectives="[ce]", repeats="1")
     ids = [row.cell.id for row in plan.rows if row.role == "student"]
     train(plan, [])
-    command = [sys.executable, "-m", "kdbench.run.worker", str(store.root), *ids, "--device", "cpu", "--data", str(tmp_path)]
+    command = [sys.executable, "-m", "kdbench.train.worker", str(store.root), *ids, "--device", "cpu", "--data", str(tmp_path)]
 
     stopped = subprocess.run([*command, "--steps", "4"], capture_output=True, text=True, check=False)
     assert stopped.returncode == STOPPED, stopped.stderr
@@ -402,11 +412,61 @@ def test_a_worker_told_to_stops_after_so_many_steps_and_goes_on_from_there(
     assert [line["epoch"] for line in store.epochs_seen(ids[0])] == [0, 1, 1, 2]
 
 
-def test_a_dataset_that_nobody_offers_is_not_downloaded() -> None:
-    result = kdbench("download", "digits")
+def test_a_dataset_that_cannot_be_downloaded_is_an_error_unless_it_is_there(tmp_path: Path) -> None:
+    there = kdbench("download", "digits")
+    assert (
+        there.exit_code == 0
+        and there.stdout == "digits needs no download: it is part of an installed package, or in the data folder already\n"
+    )
+    missing = kdbench("download", "imagenet", "--data", str(tmp_path))
+    assert missing.exit_code == 2 and "error:" in missing.stderr
 
-    assert result.exit_code == 2
-    assert "Digits is not offered for download" in result.stderr
+
+def test_data_or_a_gpu_that_is_missing_is_found_before_any_process_starts(write_suite: Callable[..., Path], store: Store) -> None:
+    missing = str(store.root / "nowhere")
+    cifar = write_suite(dataset="cifar100", teachers="{big: {model: cifar_resnet}}", students="{small: {model: cifar_resnet}}")
+    refused = kdbench("run", str(cifar), "--results", str(store.root), "--data", missing, "--device", "cpu")
+    assert refused.exit_code == 2 and f"CIFAR-100 is missing: there is no folder {missing}" in refused.stderr, refused.output
+    if not torch.cuda.is_available():
+        refused = kdbench("run", str(write_suite()), "--results", str(store.root), "--device", "cuda")
+        assert refused.exit_code == 2 and "a GPU was requested" in refused.stderr
+    assert not list(store.root.glob("suites/*/jobs/*")) and not list(store.root.glob("cells/*/*/failure.json"))
+    early = kdbench("profile", str(cifar), "--results", str(store.root))
+    assert early.exit_code == 2 and f"no student has finished training: run `kdbench run {cifar}` first" in early.stderr
+    spaced = str(cifar.rename(cifar.with_name("it's mine.yaml")))
+    (command,) = re.findall("`(.*)`", kdbench("profile", spaced, "--results", str(store.root)).stderr)
+    assert shlex.split(command) == ["kdbench", "run", spaced], "a printed command can be copied into a shell"
+
+
+def test_every_error_has_the_same_form_and_states_what_was_not_done(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text('"""Text."""\nx: y: z\n')
+    (tmp_path / "bad.yaml").write_text("name: bad\nrepeats: 0\nnothing: 1\n")
+    told = {
+        f"plan {tmp_path}/code.py": f"error: {tmp_path}/code.py:",
+        f"report {tmp_path}/code.py": f"error: {tmp_path}/code.py is neither the name of a suite nor its YAML file\n",
+        f"export abc --results {tmp_path}": f"error: no cell id under {tmp_path} begins with 'abc'\n",
+        f"show deadbeef --results {tmp_path}": "error: there is no part 'deadbeef', and no cell id begins with it",
+    }
+    for words, text in told.items():
+        result = kdbench(*words.split())
+        assert result.exit_code == 2 and result.stderr.startswith(text), result.stderr
+    assert "the file is not YAML" in kdbench("plan", f"{tmp_path}/code.py").stderr
+    for verb, end in (("plan", "errors"), ("run", "errors; nothing was run")):
+        *errors, last = kdbench(verb, f"{tmp_path}/bad.yaml").stderr.splitlines()
+        assert all(line.startswith(f"error: {tmp_path}/bad.yaml:") for line in errors) and last == f"{len(errors)} {end}"
+        lines = [int(line.split(":")[2]) for line in errors]
+        assert lines == sorted(lines) and len(set(lines)) > 1
+
+
+def test_show_names_what_a_short_name_stands_for_and_one_preset_alone() -> None:
+    assert kdbench("show", "cifar_resnet56").stdout.startswith("cifar_resnet56 is cifar_resnet with depth 56.\n")
+    one = kdbench("show", "rkd:crd").stdout
+    assert "  rkd:crd  loss weights" in one and "  rkd:official_cls  " not in one
+    assert "did you mean 'crd'?" in kdbench("show", "rkd:crdd").stderr
+    assert kdbench("show", "ce").stdout == "ce is the loss of the task alone, without a teacher. It has no options.\n"
+    shown = kdbench("show", "resnet18").stdout
+    assert shown.startswith("resnet18 is a model of timm: `kdbench show timm` shows its options. Arguments that it also takes: ")
+    assert "layers, " in shown and "num_classes" not in shown and "block, " not in shown
 
 
 def test_a_recipe_that_would_train_nothing_is_refused(plan_of: Callable[..., Plan], train: Callable[..., int], store: Store) -> None:
@@ -415,7 +475,7 @@ def test_a_recipe_that_would_train_nothing_is_refused(plan_of: Callable[..., Pla
 
     assert train(plan, [cell_id]) == 1
     failure = store.failure(cell_id)
-    assert failure is not None and "40 training images make no batch of 64, and drop_last drops the rest" in failure["message"]
+    assert failure is not None and "40 training images make no batch of 64, and drop_last drops the rest" in failure.message
 
 
 @pytest.mark.parametrize(
@@ -438,5 +498,32 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_and_no_week_on_the_cp
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     assert choose_device("auto") == choose_device("cpu") == "cpu"
-    with pytest.raises(KdbenchError, match="a GPU was asked for, and torch .* sees none"):
+    with pytest.raises(KdbenchError, match="a GPU was requested, but torch .* finds none"):
         choose_device("cuda")
+
+
+def test_a_teacher_that_ends_below_its_minimum_while_its_students_are_looked_at_blocks_them(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whether it is done and whether it serves are two questions; between them its process may end."""
+    plan = plan_of(repeats="1", teachers="{poor: {model: small_mobile, widths: [4, 4], min_top1: 0.99}}")
+    train(plan)
+    teacher = next(cell.id for cell in plan.cells.values() if cell.role == "teacher")
+    kd = next(cell for cell in plan.cells.values() if cell.depends)
+    asked = {"judged": False, "done": False}
+    is_done, why_unable = store.is_done, local.why_unable
+
+    def done(cell_id: str) -> bool:
+        first, asked["done"] = not any(asked.values()), True
+        return cell_id == teacher and not first and is_done(cell_id)
+
+    def judged(*given: object) -> str | None:
+        first, asked["judged"] = not any(asked.values()), True
+        return None if first else why_unable(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "is_done", done)
+    monkeypatch.setattr(local, "why_unable", judged)
+    run = local._Run(plan, store, local.Machine(store.root, tmp_path), None, [kd])  # type: ignore[arg-type]
+    assert run._ready(store.manifest("tiny")) == []
+    failed = store.failure(kd.id)
+    assert failed and "below the required 99.00 %" in failed.message

@@ -1,4 +1,4 @@
-"""A second task, thrown away after this file, goes through plan, loop, record, gate and report without a change anywhere."""
+"""A second task, thrown away after this file, goes through plan, loop, record, required metric and report without a change anywhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from kdbench.datasets.digits import Digits
 from kdbench.losses._base import Loss
-from kdbench.tasks._base import Metric, Task
+from kdbench.manifest import Metric
+from kdbench.tasks._base import Task
 
 
 class Slant(Task):
@@ -100,5 +101,5 @@ def test_its_gate_reads_in_its_own_metric_and_the_right_way_round(
 
     assert train(plan) == 1
     failure = store.failure(next(row.cell.id for row in plan.rows if row.objective == "copy"))
-    assert failure and failure["class"] == "blocked"
-    assert "below its gate: RMSE" in failure["message"] and "the suite asks for 1e-06" in failure["message"]
+    assert failure and failure.kind == "blocked"
+    assert "is not good enough: RMSE" in failure.message and "the suite requires 1e-06" in failure.message

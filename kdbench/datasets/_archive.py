@@ -1,34 +1,59 @@
-"""torchvision's one door: archives of datasets are downloaded through it. Not a dataset."""
+"""Datasets of small images that come as one archive and are kept in memory. The only module that uses torchvision. Not a dataset."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 from urllib.error import HTTPError
 
+from kdbench.datasets._base import Dataset, Subset
 from kdbench.errors import DataError
 
 
-def download_and_extract(url: str, md5: str, folder: Path, holds: str) -> None:
-    """Download an archive, check it, unpack it, and put the folder that it `holds` into `folder`: all of it, or nothing.
+class Archived(Dataset):
+    """A dataset that comes as one archive. A subclass defines these attributes."""
 
-    Raises:
-        DataError: the archive cannot be had, is not the right one, or does not hold the folder.
-    """
+    url: ClassVar[str]
+    md5: ClassVar[str]
+    folder: str
+    """The folder that the archive holds."""
+    all_classes: int
+    per_class: int
+    """The number of training images of each class."""
+
+    def _options(self, subset: Subset | None, validation: float, split_seed: int, padding: int, flip: bool) -> None:
+        self._keep(validation, split_seed, padding)
+        self.subset, self.flip = Subset.of(subset, self.all_classes, self.per_class), flip
+        self.n_classes = self.subset.classes or self.all_classes
+        self.n_train = self.subset.n_train(self.n_classes, self.subset.per_class or self.per_class, validation)
+
+    def download(self, folder: Path) -> Path:
+        if not (home := Path(folder) / self.folder).exists():
+            download_and_extract(self.url, self.md5, Path(folder), self.folder)
+        self.load(folder)
+        return home
+
+    def how_to_get_it(self) -> str:
+        name = type(self).__module__.rpartition(".")[2]
+        return (
+            f"Download it with `kdbench download {name}`, or unpack {self.url} into the data folder (the option --data or $KDBENCH_DATA "
+            "names another one)."
+        )
+
+
+def download_and_extract(url: str, md5: str, folder: Path, holds: str) -> None:
+    """Download an archive, check and unpack it, and move the folder `holds` in it to `folder`, completely or not at all. Raises DataError
+    if the archive cannot be downloaded, has another checksum, or does not contain the folder."""
     from torchvision.datasets.utils import download_and_extract_archive
 
-    work = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{holds}-", dir=folder))
-        download_and_extract_archive(url, str(work), md5=md5)
-        if not (work / holds).is_dir():
-            raise DataError(f"{url} does not hold a folder {holds}")
-        os.rename(work / holds, folder / holds)
-    except DataError:
-        raise
+        with tempfile.TemporaryDirectory(prefix=f".{holds}-", dir=folder, ignore_cleanup_errors=True) as work:
+            download_and_extract_archive(url, work, md5=md5)
+            if there := Path(work, holds).is_dir():
+                os.rename(Path(work, holds), folder / holds)
     except Exception as error:  # the network, the server, the archive or the disk
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection
@@ -36,6 +61,5 @@ def download_and_extract(url: str, md5: str, folder: Path, holds: str) -> None:
             f"{url} could not be downloaded ({type(error).__name__}: {error}). Download it where there is a network, and unpack it as "
             f"{(folder / holds).absolute()}"
         ) from error
-    finally:
-        if work:
-            shutil.rmtree(work, ignore_errors=True)
+    if not there:
+        raise DataError(f"{url} does not hold a folder {holds}")

@@ -1,14 +1,14 @@
 """The contract of a dataset, and what datasets of images share.
 
-A dataset is declared by its options, which are its identity; `load` reads it. Images are put in an order that depends on their
-content (or, streamed from a folder, on their relative path), so that split, subset and training order survive another copy with
-its files in another order.
+The options of a dataset are its identity; `load` reads it. The order of the images depends on their content (or, for images read
+during training, on their relative path), so that split, subset and training order do not depend on the order of the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,138 +21,155 @@ from kdbench.errors import DataError
 
 
 class Data:
-    """A dataset in hand. `batch` gives what one step of the task eats; a view is an opaque, hashable thing of the dataset's own."""
+    """A dataset that was read. A view is a number that stands for one random augmentation of an image."""
 
     n_classes: int
     input_shape: tuple[int, ...]
     fingerprint: str
     from_files: bool = False
-    """Whether images are read while training: by readers that keep ahead of it, where there are any."""
+    """Whether images are read during training."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of the files, as that some were passed over. `run` and `check` print it once."""
 
     def size(self, split: str) -> int:
-        """How many images the split has; 0 when there is none (a validation split that nobody asked for)."""
+        """The number of images in a split; 0 if the split does not exist."""
         raise NotImplementedError
 
     def targets(self, split: str) -> Tensor:
         raise NotImplementedError
 
     def draw_views(self, rng: np.random.Generator) -> np.ndarray:
-        """One view for each training image, in canonical order."""
+        """One random view for each training image, in canonical order."""
         raise NotImplementedError
 
     def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Any, Any]:
-        """(inputs, targets) of these images, on the data's device; as they are when `views` is None."""
+        """(inputs, targets) of these images, on the data's device; not augmented if `views` is None."""
         raise NotImplementedError
 
     def batches(self, split: str, wanted: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> Generator[tuple[Any, Any], None, None]:
-        """`batch` of each (index, views), in order. A dataset that reads files may read ahead here."""
+        """`batch` of each (index, views), in order. A dataset that reads files may read ahead."""
         for index, views in wanted:
             yield self.batch(split, index, views)
 
+    def augmented(self, rand_augment: str | None, random_erasing: float) -> Data:
+        """The same data with these options of a recipe: the training images, and no others, also change by them, each by its view."""
+        if rand_augment is None and not random_erasing:
+            return self
+        raise DataError(f"{type(self).__name__} has neither rand_augment nor random_erasing: define `augmented`, or leave them out")
+
     def read_with(self, processes: int) -> None:
-        """Have so many processes read ahead from now on, where reading is slow: circumstance, never science."""
+        """Set the number of processes that read ahead. No result depends on it."""
 
     def to(self, device: torch.device) -> Data:
         raise NotImplementedError
 
 
 class Dataset:
-    """A declared dataset. Options are keyword-only, kept as attributes of the same name, and all of them are science."""
+    """A dataset part. Options are keyword-only, and kept as attributes of the same name; results depend on all of them."""
 
     version: ClassVar[int] = 1
+    added: ClassVar[Mapping[str, Any]] = {}
+    """Options added after the first release (`Loss.added`)."""
+
     task: ClassVar[str] = "classification"
+    augments: ClassVar[bool] = True
+    """Whether the data have `rand_augment` and `random_erasing` (`Data.augmented`); where not, a recipe with them is refused."""
 
-    @property
-    def n_classes(self) -> int:
-        raise NotImplementedError
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Channels, height, breadth."""
-        raise NotImplementedError
-
-    @property
-    def n_train(self) -> int | None:
-        """How many training images there will be; None where the declaration does not tell."""
-        raise NotImplementedError
-
-    @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """(mean, sd) per channel, of pixels between 0 and 1, that inputs were normalised with; None where that means nothing.
-
-        A model with a normalisation of its own (a pretrained one) undoes this one first.
-        """
-        return None
+    n_classes: int
+    input_shape: tuple[int, ...]
+    """Channels, height, breadth."""
+    n_train: int | None
+    """The number of training images; None if the options do not determine it."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """(mean, sd) per channel, of pixels between 0 and 1, that the inputs are normalised with; None if there is none. A pretrained model
+    with another normalisation undoes this one first."""
 
     def load(self, folder: Path) -> Data:
-        """Read it. `folder` is the data folder of this machine; a dataset that ships with a library does not need it.
-
-        Raises:
-            DataError: it is missing, truncated, mislabelled, or not the one that was asked.
-        """
+        """Read the dataset from the data folder. Raises DataError if it is missing, truncated, mislabelled, or another one."""
         raise NotImplementedError
 
     def download(self, folder: Path) -> Path:
-        """Bring it into the data folder, and say where it lies.
+        """Put the dataset into the data folder. Returns its own folder there. Raises DataError if it cannot be downloaded."""
+        raise DataError(f"{type(self).__name__} cannot be downloaded by kdbench. {self.how_to_get_it()}")
 
-        Raises:
-            DataError: it cannot be downloaded.
-        """
-        raise DataError(f"{type(self).__name__} is not offered for download: its description says where it comes from (`kdbench show`)")
+    def how_to_get_it(self) -> str:
+        """What a user does to put it into the data folder; a part of messages."""
+        return "`kdbench show` describes where it comes from."
+
+    def _keep(self, validation: float, split_seed: int, padding: int = 0) -> None:
+        """Check and keep options that many datasets of images have. Raises ValueError."""
+        if not 0 <= padding < min(self.input_shape[1:]):
+            raise ValueError(f"padding must be between 0 and {min(self.input_shape[1:]) - 1} pixels, not {padding}")
+        if not 0 <= validation < 1:
+            raise ValueError(f"validation is the share of held-out training images, at least 0 and below 1, not {validation}")
+        if not 0 <= split_seed < 2**63:
+            raise ValueError(f"split_seed must be between 0 and 2^63 - 1, not {split_seed}")
+        self.validation, self.split_seed, self.padding = validation, split_seed, padding
 
 
 @dataclass(frozen=True)
 class Subset:
     """A part of a dataset: the first `classes` labels, of each the first `per_class` training images in canonical order.
 
-    The test set keeps all images of these classes.
+    `imbalance` makes the classes long-tailed: of n images of class 0, class i of C keeps int(n imbalance^(-i / (C - 1))), so that the last
+    class has `imbalance` times fewer than the first (Cao et al. 2019; they choose the images at random). n is `per_class`, else the size
+    of the smallest class. `validation` then holds out its share of each class. The test set keeps all images of these classes.
     """
 
     classes: int | None = None
     per_class: int | None = None
+    imbalance: float | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+    added: ClassVar[Mapping[str, Any]] = {"imbalance": None}
 
     @classmethod
     def of(cls, given: Any, classes: int, per_class: int | None) -> Subset:
-        """What an option said, checked against what there is (`per_class`: in the smallest class, where that is known).
-
-        Raises:
-            ValueError: it asks for more, or for nothing.
-        """
+        """The value of the option `subset`, checked against the dataset (`per_class`: images of the smallest class, None if unknown).
+        Raises ValueError if it is larger than the dataset, the whole of it, or empty."""
         subset = given if isinstance(given, Subset) else cls(**(given or {}))
         if given is not None and subset == cls():
-            raise ValueError("subset names neither `classes` nor `per_class`: leave it out")
+            raise ValueError("subset sets neither `classes` nor `per_class` nor `imbalance`: leave it out")
         for name, there in (("classes", classes), ("per_class", per_class)):
             asked = getattr(subset, name)
             if asked is not None and asked == there:
-                raise ValueError(f"subset.{name} {asked} is all there is: leave it out")
+                raise ValueError(f"subset.{name} {asked} is the whole dataset: leave it out")
             least = 2 if name == "classes" else 1
             if asked is not None and not least <= asked <= (there or max(asked, least)):
                 allowed = f"between {least} and {there}" if there else f"at least {least}"
                 raise ValueError(f"subset.{name} must be {allowed}, not {asked}")
+        subset.check_imbalance(subset.per_class or per_class)
         return subset
 
+    def check_imbalance(self, most: int | None) -> None:
+        """Raises ValueError if `imbalance` does not fit a largest class of `most` images (None: unknown)."""
+        if self.imbalance == 1:
+            raise ValueError("imbalance 1 leaves the classes as they are: leave it out")
+        if self.imbalance is not None and not 1 < self.imbalance <= (most or inf):
+            limit = f" and at most {most}, the images of the first class, so that the last one has an image" if most else ""
+            raise ValueError(f"imbalance must be above 1{limit}, not {self.imbalance:g}: how many times more images the first class has")
 
-def checked_share(validation: float) -> float:
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation is the share that is held out, between 0 and 1, not {validation}")
-    return validation
+    def counts(self, n_classes: int, most: int) -> list[int]:
+        """The number of images of each class, where the largest has `most`."""
+        return [int(most / (self.imbalance or 1.0) ** (label / (n_classes - 1))) for label in range(n_classes)]
 
-
-def checked_seed(split_seed: int) -> int:
-    if not 0 <= split_seed < 2**63:
-        raise ValueError(f"split_seed must be between 0 and 2^63 - 1, not {split_seed}")
-    return split_seed
+    def n_train(self, n_classes: int, most: int, validation: float) -> int:
+        """The number of training images that remain of these classes when a share is held out."""
+        counts = self.counts(n_classes, most)
+        return left_of(sum(counts), validation) if self.imbalance is None else sum(count - held_of(count, validation) for count in counts)
 
 
 def left_of(pool: int, validation: float) -> int:
-    """How many of a pool are left to train on when a share of it is held out."""
+    """The number of training images that remain when a share of a pool is held out."""
     return pool - round(pool * validation)
 
 
+def held_of(images: int, share: float) -> int:
+    """The number of images of one class that are held out: its share, and never all of them."""
+    return min(round(images * share), images - 1)
+
+
 def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], white: float = 255.0) -> Tensor:
-    """Whole-number pixels (n x c x h x w) as a model eats them. This order of operations gives the very bits of the usual to-tensor
-    and normalise."""
+    """Integer pixels (n x c x h x w), normalised. The order of operations gives the same bits as torchvision's ToTensor and Normalize."""
     centre, spread = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
     return pixels.float().div_(white).sub_(centre).div_(spread)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their archives hold them: pickles of uint8 rows. Not a dataset by itself."""
+"""CIFAR-10 and CIFAR-100, whose archives contain pickles of uint8 rows. Not a dataset by itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from kdbench.datasets._archive import download_and_extract
-from kdbench.datasets._base import Dataset, Subset, checked_seed, checked_share, left_of
-from kdbench.datasets._memory import ImageData, Images, canonical, fingerprint_of, parted
+from kdbench.datasets._archive import Archived
+from kdbench.datasets._base import Subset
+from kdbench.datasets._memory import ImageData, Images, canonical, fingerprint_of, in_memory, parted
 from kdbench.errors import DataError
 
 HARMLESS = {
@@ -23,105 +23,57 @@ HARMLESS = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
-"""All that an archive's pickle needs: one that names anything else could run code, and is refused."""
+"""What the pickles of an archive need. A pickle with any other name could run code, and is refused."""
 
 
-class Cifar(Dataset):
-    """What the two have in common. A subclass states the facts of its archive."""
+class Cifar(Archived):
+    """CIFAR-10 or CIFAR-100. A subclass defines these attributes, and those of `Archived`."""
 
     title: ClassVar[str]
-    folder: ClassVar[str]
     files: ClassVar[dict[str, dict[str, str]]]
-    """Of each split, the files with the MD5 of the official archive."""
+    """For each split, its files with the MD5 of the official archive."""
     meta: ClassVar[tuple[str, str]]
-    """The file of names, and its key."""
+    """The file of class names, and its key."""
     key: ClassVar[str]
-    """Of the labels."""
-    url: ClassVar[str]
-    md5: ClassVar[str]
+    """The key of the labels."""
     content: ClassVar[str | None]
-    """The fingerprint of the right images, whatever file they lie in; None where we never saw them."""
-    all_classes: ClassVar[int]
-    per_class: ClassVar[int]
+    """The fingerprint of the official images; None if it is not known."""
     mean: ClassVar[tuple[float, ...]]
     std: ClassVar[tuple[float, ...]]
 
     input_shape = (3, 32, 32)
 
-    def __init__(
-        self,
-        *,
-        subset: Subset | None = None,
-        validation: float = 0.0,
-        split_seed: int = 0,
-        padding: int = 4,
-        flip: bool = True,
-    ):
-        if not 0 <= padding < 32:
-            raise ValueError(f"padding must be between 0 and 31 pixels, not {padding}")
-        self.subset = Subset.of(subset, self.all_classes, self.per_class)
-        self.validation = checked_share(validation)
-        self.split_seed, self.padding, self.flip = checked_seed(split_seed), padding, flip
-
-    @property
-    def n_classes(self) -> int:
-        return self.subset.classes or self.all_classes
-
-    @property
-    def n_train(self) -> int:
-        return left_of(self.n_classes * (self.subset.per_class or self.per_class), self.validation)
-
-    @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return self.mean, self.std
+    def __init__(self, *, subset: Subset | None = None, validation: float = 0.0, split_seed: int = 0, padding: int = 4, flip: bool = True):
+        self.normalisation = self.mean, self.std
+        self._options(subset, validation, split_seed, padding, flip)
 
     def load(self, folder: Path) -> ImageData:
         home = Path(folder) / self.folder
         if not home.is_dir():
-            raise DataError(f"{self.title} is not there: looked for the folder {home.absolute()}. {self._how_to_get_it()}")
+            raise DataError(f"{self.title} is missing: there is no folder {home.absolute()}. {self.how_to_get_it()}")
         raw = {split: [self._raw(home / file) for file in files] for split, files in self.files.items()}
-        told = self._names(home)
-        read = {split: canonical(self._images(home, split, entries, told)) for split, entries in raw.items()}
+        message = self._names(home)
+        read = {split: canonical(self._images(home, split, entries, message)) for split, entries in raw.items()}
         found = fingerprint_of(**{split: digests for split, (_, digests) in read.items()})
         self._recognised(home, found)
         parts = parted(read["train"][0], read["test"][0], self.subset, self.validation, self.split_seed)
-        return ImageData(
-            **parts,  # type: ignore[arg-type]
-            n_classes=self.n_classes,
-            fingerprint=found,
-            mean=self.mean,
-            std=self.std,
-            padding=self.padding,
-            flip=self.flip,
-        )
-
-    def download(self, folder: Path) -> Path:
-        if not (Path(folder) / self.folder).exists():
-            download_and_extract(self.url, self.md5, Path(folder), self.folder)
-        self.load(folder)
-        return Path(folder) / self.folder
-
-    def _how_to_get_it(self) -> str:
-        return (
-            f"Get it with `kdbench download {type(self).__name__.lower()}`, or unpack {self.url} there; another data folder is named by "
-            "--data or $KDBENCH_DATA."
-        )
+        return in_memory(self, parts, found, self.flip)
 
     def _raw(self, path: Path) -> dict[str, Any]:
         try:
             with open(path, "rb") as file:
                 entry = _Harmless(io.BytesIO(file.read()), encoding="latin1").load()
         except FileNotFoundError:
-            raise DataError(f"{self.title} is not whole: there is no file {path.absolute()}. {self._how_to_get_it()}") from None
+            raise DataError(f"{self.title} is incomplete: there is no file {path.absolute()}. {self.how_to_get_it()}") from None
         except OSError as error:
             raise DataError(f"{path.absolute()} cannot be read: {error}") from error
         except Exception as error:  # a damaged pickle may raise anything
             raise DataError(
-                f"{path.absolute()} is truncated or no part of {self.title} ({type(error).__name__}: {error}). Remove it. "
-                f"{self._how_to_get_it()}"
+                f"{path.absolute()} is truncated or not a file of {self.title} ({type(error).__name__}: {error}). Remove it. "
+                f"{self.how_to_get_it()}"
             ) from error
         if not isinstance(entry, dict):
-            raise DataError(f"{path.absolute()} is no part of {self.title}: it holds a {type(entry).__name__}, not a dictionary")
+            raise DataError(f"{path.absolute()} is not a file of {self.title}: it contains a {type(entry).__name__}, not a dictionary")
         return entry
 
     def _names(self, home: Path) -> list[str]:
@@ -150,21 +102,16 @@ class Cifar(Dataset):
         return Images(whole, labels)
 
     def _recognised(self, home: Path, found: str) -> None:
-        """Whether these are the right images: by their content, or, where we never saw them, by the official checksums."""
+        """Raises DataError unless these are the official images, by their content or, if it is not known, by the official checksums."""
         if found == self.content:
             return
-        others = [
-            file
-            for files in self.files.values()
-            for file, md5 in files.items()
-            if hashlib.md5((home / file).read_bytes(), usedforsecurity=False).hexdigest() != md5
-        ]
+        official = [pair for files in self.files.values() for pair in files.items()]
+        others = [file for file, md5 in official if hashlib.md5((home / file).read_bytes(), usedforsecurity=False).hexdigest() != md5]
         if self.content is None and not others:
             return
         why = f"their content's fingerprint is {found}, and not {self.content}" if self.content else "checksums differ"
         raise DataError(
-            f"{home.absolute()} does not hold {self.title}'s images: {why} ({', '.join(others)} changed or made otherwise). Remove it. "
-            f"{self._how_to_get_it()}"
+            f"{home.absolute()} does not hold {self.title}'s images: {why} ({', '.join(others)} changed). Remove it. {self.how_to_get_it()}"
         )
 
 

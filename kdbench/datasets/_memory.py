@@ -1,15 +1,17 @@
-"""Datasets that are kept in memory: images in canonical order, subsets and held-out parts chosen by content, and finite views."""
+"""Datasets in memory: images in canonical order, subsets and held-out images selected by content, and a finite number of views."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.datasets._base import Data, Subset, normalised
+from kdbench.datasets._augment import RandAugment, erased, own_draws
+from kdbench.datasets._base import Data, Dataset, Subset, held_of, normalised
 from kdbench.errors import DataError
 
 
@@ -39,48 +41,64 @@ def canonical(images: Images) -> tuple[Images, list[bytes]]:
     return images.take(order), [digests[place] for place in order]
 
 
-def first_per_class(labels: Tensor, per_class: int, names: list[str] | None = None) -> np.ndarray:
-    """Positions of the first `per_class` images of each class, in canonical order.
-
-    Raises:
-        DataError: a class has fewer.
-    """
+def kept(labels: Tensor, subset: Subset, names: list[str] | None = None) -> np.ndarray:
+    """Positions of the images that a subset keeps of its classes, which all have images: the first of each class in canonical order.
+    Raises DataError if a class has fewer than are asked for."""
+    if subset.per_class is None and subset.imbalance is None:
+        return np.arange(len(labels))
+    there = torch.bincount(labels)
+    most = subset.per_class or int(there.min())
+    try:
+        subset.check_imbalance(most)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     chosen = []
-    for label in labels.unique().tolist():
-        places = torch.nonzero(labels == label).flatten()
-        if len(places) < per_class:
-            raise DataError(f"class {names[label] if names else label} has {len(places)} training images, and {per_class} were asked for")
-        chosen.append(places[:per_class])
+    for label, count in enumerate(subset.counts(len(there), most)):
+        if there[label] < count:
+            raise DataError(f"class {names[label] if names else label} has {there[label]} training images, and {count} were asked for")
+        chosen.append(torch.nonzero(labels == label).flatten()[:count])
     return torch.cat(chosen).sort().values.numpy()
 
 
-def split_off(images: Images, share: float, split_seed: int) -> tuple[Images, Images]:
-    """(the rest, a share held out), chosen by a hash of seed and content: the same images whatever the order of the copy."""
-    keys = [
-        hashlib.sha256(split_seed.to_bytes(8, "little") + pixels.tobytes() + bytes([int(label) % 256])).digest()
-        for pixels, label in zip(images.pixels.numpy(), images.labels.tolist(), strict=True)
-    ]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    held = round(len(order) * share)
-    if not 0 < held < len(order):
+def split_off(contents: Iterable[bytes], share: float, split_seed: int, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of (the rest, a held-out share), each in increasing order, selected by a hash of the seed and of an image's content; with
+    `labels`, the share of each class. Raises DataError if one of the two is empty."""
+    hashes = [hashlib.sha256(split_seed.to_bytes(8, "little") + content).digest() for content in contents]
+    order = np.array(sorted(range(len(hashes)), key=hashes.__getitem__))
+    if labels is None:
+        held = order[: round(len(order) * share)]
+    else:
+        by_class = (order[labels[order] == label] for label in np.unique(labels))
+        held = np.concatenate([mine[: held_of(len(mine), share)] for mine in by_class])
+    if not 0 < len(held) < len(order):
         raise DataError(f"a validation share of {share} of {len(order)} images leaves one side empty")
-    return images.take(np.array(sorted(order[held:]))), images.take(np.array(sorted(order[:held])))
+    return np.setdiff1d(order, held), np.sort(held)
 
 
 def parted(train: Images, test: Images, subset: Subset, validation: float, split_seed: int) -> dict[str, Images | None]:
-    """`train`, `val` and `test` of what was asked, each in canonical order. The two given are the whole of a dataset, in it."""
+    """`train`, `val` and `test` with these options, each in canonical order, like the two whole splits given."""
     if subset.classes is not None:
         train, test = (images.take(np.flatnonzero(images.labels.numpy() < subset.classes)) for images in (train, test))
-    if subset.per_class is not None:
-        train = train.take(first_per_class(train.labels, subset.per_class))
-    val = None
+    train, val = train.take(kept(train.labels, subset)), None
     if validation:
-        train, val = split_off(train, validation, split_seed)
+        labels = train.labels.numpy()
+        contents = (pixels.tobytes() + bytes([label % 256]) for pixels, label in zip(train.pixels.numpy(), labels.tolist(), strict=True))
+        parts = split_off(contents, validation, split_seed, labels if subset.imbalance else None)
+        train, val = (train.take(index) for index in parts)
     return {"train": train, "val": val, "test": test}
 
 
+def in_memory(
+    dataset: Dataset, parts: dict[str, Images | None], fingerprint: str, flip: bool, white: float = 255.0, notes: tuple[str, ...] = ()
+) -> ImageData:
+    """The splits of a dataset, as its options augment and normalise them."""
+    options = {"n_classes": dataset.n_classes, "padding": dataset.padding, "flip": flip, "white": white}
+    mean, std = dataset.normalisation or ((), ())
+    return ImageData(**parts, **options, fingerprint=fingerprint, mean=mean, std=std, notes=notes)  # type: ignore[arg-type]
+
+
 def fingerprint_of(**digests: list[bytes]) -> str:
-    """Of the whole content of a dataset, whatever its order: `digests` are those of each split."""
+    """The fingerprint of a whole dataset from the digests of the images of each split, in any order."""
     whole = hashlib.sha256()
     for split in sorted(digests):
         whole.update(split.encode() + b"".join(sorted(digests[split])))
@@ -89,10 +107,11 @@ def fingerprint_of(**digests: list[bytes]) -> str:
 
 @dataclass(eq=False)
 class ImageData(Data):
-    """Images in memory, with the finite views of a padded random crop and, if asked, a flip.
+    """Images in memory. A view is the number of one of the (2 padding + 1)^2 crops of the padded image, times 2 with `flip`. Pixels are
+    divided by `white`, then normalised with `mean` and `std` per channel.
 
-    With padding p there are (2p+1)^2 crops, times 2 with the flip; a view is one number. Pixels are divided by `white`, then
-    normalised with `mean` and `std` per channel.
+    With `rand_augment` or `random_erasing` a view is a 64-bit number, the seed of an image's draws; its remainder is the number of the same
+    crop as without them. RandAugment gets pixels of 0 to 255, to which others are scaled and rounded.
     """
 
     train: Images
@@ -105,7 +124,10 @@ class ImageData(Data):
     padding: int = 0
     flip: bool = False
     white: float = 255.0
+    notes: tuple[str, ...] = ()
     device: torch.device = torch.device("cpu")
+    rand_augment: str | None = None
+    random_erasing: float = 0.0
 
     @property
     def input_shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -123,19 +145,40 @@ class ImageData(Data):
         return getattr(self, split).labels
 
     def draw_views(self, rng: np.random.Generator) -> np.ndarray:
-        # Of raw draws, whose stream no release of NumPy changes; the bias of the remainder is below 1e-16.
-        return (rng.bit_generator.random_raw(len(self.train)) % np.uint64(self.n_views)).astype(np.int64)
+        # Raw draws are the same in every release of NumPy; the bias of the remainder is below 1e-16.
+        raw = rng.bit_generator.random_raw(len(self.train))
+        return raw if self.rand_augment or self.random_erasing else self._crops(raw)
+
+    def _crops(self, views: np.ndarray) -> np.ndarray:
+        return (views.astype(np.uint64) % np.uint64(self.n_views)).astype(np.int64)
 
     def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         images: Images = getattr(self, split)
         chosen = torch.as_tensor(index, device=self.device)
-        pixels = images.pixels[chosen]
+        pixels, white = images.pixels[chosen], self.white
         if views is not None and self.n_views > 1:
-            pixels = self._seen(pixels, torch.as_tensor(views, device=self.device))
-        return normalised(pixels, self.mean, self.std, self.white), images.labels[chosen]
+            pixels = self._seen(pixels, torch.as_tensor(self._crops(views), device=self.device))
+        if views is not None and self.rand_augment:
+            pixels, white = self._rand_augmented(pixels, views), 255.0
+        inputs = normalised(pixels, self.mean, self.std, white)
+        if views is not None and self.random_erasing:
+            inputs = erased(inputs, views, self.random_erasing)
+        return inputs, images.labels[chosen]
+
+    def augmented(self, rand_augment: str | None, random_erasing: float) -> ImageData:
+        return replace(self, rand_augment=rand_augment, random_erasing=random_erasing)
+
+    def _rand_augmented(self, pixels: Tensor, views: np.ndarray) -> Tensor:
+        assert self.rand_augment
+        change = RandAugment(self.rand_augment, min(pixels.shape[2:]), self.mean)
+        pixels = pixels.cpu() if self.white == 255 else (pixels.cpu() * (255 / self.white)).round().byte()
+        with own_draws():
+            for row, view in enumerate(views.tolist()):
+                pixels[row] = change(pixels[row], view)
+        return pixels.to(self.device)
 
     def _seen(self, pixels: Tensor, views: Tensor) -> Tensor:
-        """Each image in its own view: crops by gathering, so that one call serves the whole batch."""
+        """Each image in its own view, by one indexing operation for the whole batch."""
         n, n_channels, height, breadth = pixels.shape
         side = 2 * self.padding + 1
         crop = views % side**2
@@ -144,8 +187,8 @@ class ImageData(Data):
         if self.flip:
             columns = torch.where((views >= side**2)[:, None], columns.flip(1), columns)
         padded = torch.nn.functional.pad(pixels, [self.padding] * 4)
-        # All four axes are indexed, so that the result lies in memory as n x c x h x w: a permuted one-channel image can pass for
-        # channels-last, and the layout of the inputs decides which kernels run.
+        # All four axes are indexed, so that the memory layout is n x c x h x w: PyTorch can take a permuted one-channel image for
+        # channels-last, and selects kernels by layout.
         images = torch.arange(n, device=self.device)[:, None, None, None]
         channels = torch.arange(n_channels, device=self.device)[:, None, None]
         return padded[images, channels, rows[:, None, :, None], columns[:, None, None, :]]

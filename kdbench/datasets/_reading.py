@@ -1,44 +1,103 @@
-"""Images read from their files, by processes that read ahead where that is asked. Not a dataset."""
+"""Images read from files, in this process or by processes that read ahead. Not a dataset."""
 
 from __future__ import annotations
 
 import atexit
+import io
 import random
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdbench.datasets._files import Files
 from kdbench.errors import DataError
 
+Turn = Image.Transpose
+NOT_READ = ("EPS",)
+"""Formats that Pillow reads by running a program."""
+
+Transform = Callable[[Image.Image], Tensor]
 Wanted = tuple[np.ndarray, np.ndarray | None]
 """(which images, in which views) of a batch."""
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """An image in three colours; grey and CMYK ones are converted.
+UPRIGHT = {
+    **{2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM, 5: Turn.TRANSPOSE},
+    **{6: Turn.ROTATE_270, 7: Turn.TRANSVERSE, 8: Turn.ROTATE_90},
+}
+"""What makes an image upright, by its EXIF orientation (1 is upright)."""
 
-    Raises:
-        DataError: it is gone, truncated, no image, or would lose what it holds.
-    """
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pixels. The defaults are those of the literature: pixels as they are stored, without their transparency."""
+
+    orientation: Literal["exif", "ignored"] = "ignored"
+    transparency: Literal["white", "dropped"] = "dropped"
+
+
+class EncodedImage(io.BytesIO):
+    """The bytes of an image that is in no file of its own. `name` is what messages call it."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+    def absolute(self) -> str:
+        return self.name
+
+
+class StoredImages(Protocol):
+    """Images with their labels: in files, or inside of larger files."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+    def __len__(self) -> int: ...
+    def take(self, index: np.ndarray) -> StoredImages: ...
+    def path(self, place: int) -> Path | EncodedImage: ...
+
+
+def read_rgb(path: Path | EncodedImage, decoding: Decoding = Decoding()) -> Image.Image:
+    """An image (of several, the first) converted to RGB. Raises DataError if it is missing, truncated, not an image, or has more than 8
+    bits per channel."""
     try:
-        with Image.open(path) as image:
+        # Pillow's warnings are ignored, since each reader would print them in each epoch.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            if image.format in NOT_READ:
+                raise ValueError(f"it is {image.format}")
+            image.load()
             depth = image.mode
             if not depth.startswith(("I", "F")):
-                return image.convert("RGB")
+                return _rgb(image, decoding)
     except FileNotFoundError as error:
-        raise DataError(f"{path.absolute()} was there when its folder was listed, and is gone") from error
+        raise DataError(f"{path.absolute()} was removed after its folder was listed") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path.absolute()} is too large ({error}): make it smaller beforehand") from error
     except Exception as error:  # a damaged image may raise anything
-        raise DataError(f"{path.absolute()} is truncated or no image ({type(error).__name__}: {error}). Bring it again") from error
+        raise DataError(f"{path.absolute()} is truncated or not an image ({type(error).__name__}: {error}). Copy it again") from error
     raise DataError(f"{path.absolute()} has more than 8 bits a channel (mode {depth}), which would be clipped: convert it beforehand")
+
+
+def _rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
+    if decoding.orientation == "exif":
+        try:
+            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        except Exception:  # damaged EXIF data raise anything, and the pixels can still be read
+            turn = None
+        image = image if turn is None else image.transpose(turn)
+    if decoding.transparency == "white" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def as_it_is(image: Image.Image) -> Tensor:
@@ -46,27 +105,21 @@ def as_it_is(image: Image.Image) -> Tensor:
 
 
 class Reader(Dataset):
-    """Pixels (uint8, n x c x h x w) of image files: all that a reading process needs, and nothing that lies on a device.
-
-    `plain` makes an image's pixels without chance, `seen` with it: from Python's and torch's global generators, seeded with the view.
-    """
+    """Pixels (uint8, n x c x h x w) of image files. `plain` makes an image's pixels without augmentation, `seen` with draws from Python's
+    and torch's global generators, which are seeded with the view."""
 
     def __init__(
-        self,
-        files: Files,
-        shape: tuple[int, ...],
-        plain: Callable[[Image.Image], Tensor],
-        seen: Callable[[Image.Image], Tensor] | None = None,
+        self, files: StoredImages, shape: tuple[int, ...], plain: Transform, seen: Transform | None = None, decoding: Decoding = Decoding()
     ):
-        self.files, self.shape, self.plain, self.seen = files, shape, plain, seen
+        self.files, self.shape, self.plain, self.seen, self.decoding = files, shape, plain, seen, decoding
 
     def read(self, index: np.ndarray, views: np.ndarray | None) -> Tensor:
-        # Written into one block, so that the batch lies as n x c x h x w: stacked, it would take the order in which PIL keeps pixels.
+        # Written into one block, so that the memory layout is n x c x h x w: stacked, it would be PIL's.
         batch = torch.empty(len(index), *self.shape, dtype=torch.uint8)
         python, torchs = random.getstate(), torch.get_rng_state()
         try:
             for row, place in enumerate(index):
-                image = read_rgb(self.files.path(place))
+                image = read_rgb(self.files.path(place), self.decoding)
                 if views is None or self.seen is None:
                     pixels = self.plain(image)
                 else:
@@ -82,8 +135,13 @@ class Reader(Dataset):
             torch.set_rng_state(torchs)
         return batch
 
+    def wrong(self) -> list[str]:
+        """What is wrong with the images that cannot be read."""
+        found = (self[np.array([place]), None] for place in range(len(self.files)))
+        return [str(one) for one in found if isinstance(one, DataError)]
+
     def __getitem__(self, wanted: Wanted) -> Tensor | DataError:
-        """A batch, as a loader's process gives it: an error travels as a value, or torch would bury its text in a traceback."""
+        """A batch for a loader's process. An error is returned, since torch would put its text into a traceback."""
         try:
             return self.read(*wanted)
         except DataError as error:
@@ -91,7 +149,7 @@ class Reader(Dataset):
 
 
 def read_ahead(reader: Reader, wanted: Sequence[Wanted], workers: int, pinned: bool = False) -> Generator[Tensor, None, None]:
-    """The batches in order, read by so many processes; none of them outlives the last batch, an error, or the end of this generator."""
+    """The batches in order, read by `workers` processes, which end with the last batch, an error, or the end of this generator."""
     loader: DataLoader = DataLoader(
         reader,
         batch_size=None,
@@ -103,18 +161,18 @@ def read_ahead(reader: Reader, wanted: Sequence[Wanted], workers: int, pinned: b
         multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
     with warnings.catch_warnings():
-        # Python warns of forking beside threads. These children decode images and touch neither GPU nor locks of ours.
+        # Python warns about a fork with threads. These processes only decode images, without GPU or our locks.
         warnings.simplefilter("ignore", DeprecationWarning)
         batches = iter(loader)
     end = batches._shutdown_workers  # type: ignore[attr-defined]
-    atexit.register(end)  # where a traceback keeps this generator alive to the last: deaf processes would never be ended
+    atexit.register(end)  # a traceback can keep this generator alive to the end, and the readers ignore signals
     try:
         for left in reversed(range(len(wanted))):
             batch = next(batches)
             if isinstance(batch, DataError):
                 raise batch
             if not left:
-                end()  # nobody need ask for one more
+                end()  # also if no further batch is requested
             yield batch
     finally:
         end()
@@ -122,6 +180,6 @@ def read_ahead(reader: Reader, wanted: Sequence[Wanted], workers: int, pinned: b
 
 
 def _deaf(_: int) -> None:
-    """A signal for the whole group (a terminal's, a scheduler's) is the parent's to answer: it saves, then ends its readers."""
+    """Ignore signals to the process group: the parent saves, then ends its readers."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -6,9 +6,10 @@ from kdbench.datasets._cifar import Cifar
 class Cifar10(Cifar):
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels, 10 classes.
 
-    Lies in the data folder as cifar-10-batches-py/, the layout of its archive and of torchvision; recognised by the checksums of
-    the archive. Training views are a random crop after `padding` pixels of zeros, and a flip. `subset` keeps the first classes
-    (in the order of their labels) and so many training images of each; `validation` holds out that share of the training images.
+    Stored in the data folder as cifar-10-batches-py/, the layout of its archive and of torchvision; the checksums of the archive are
+    verified. Training images get a random crop after zero padding of `padding` pixels, and a random flip. `subset` keeps the first
+    classes (by label) and a number of training images per class, the same for all or, with `imbalance`, long-tailed; `validation` is the
+    share of held-out training images.
     Source: Krizhevsky 2009; mean and standard deviation of its training pixels, as commonly used.
     """
 

@@ -6,19 +6,14 @@ from kdbench.datasets._cifar import Cifar
 class Cifar100(Cifar):
     """CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels, 100 classes.
 
-    Lies in the data folder as cifar-100-python/{train,test,meta}, the layout of its archive and of torchvision. A copy with other
-    checksums is as good when its content is the same. Training views are a random crop after `padding` pixels of zeros, and a flip.
-    `subset` keeps the first classes (in the order of their labels) and so many training images of each; `validation` holds out
-    that share of the training images.
+    Stored in the data folder as cifar-100-python/{train,test,meta}, the layout of its archive and of torchvision. Files with other
+    checksums are accepted if their images and labels are the same. Augmentation, `subset` and `validation` are as in `cifar10`.
     Source: Krizhevsky 2009; mean and standard deviation as in RepDistiller.
     """
 
     title = "CIFAR-100"
     folder = "cifar-100-python"
-    files = {
-        "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
-        "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
-    }
+    files = {"train": {"train": "16019d7e3df5f24257cddd939b257f8d"}, "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}}
     meta = ("meta", "fine_label_names")
     key = "fine_labels"
     url = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"

@@ -1,29 +1,45 @@
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from kdbench.datasets._base import Dataset, Subset, checked_seed, checked_share, left_of
-from kdbench.datasets._files import Files, checked_folder, choose, folders_in, listed
-from kdbench.datasets._streamed import StreamedData
+from kdbench.datasets._base import Subset
+from kdbench.datasets._content import content_of, fingerprint_of_files, shared_images
+from kdbench.datasets._files import (
+    SUFFIXES,
+    ClassFolders,
+    ImageFiles,
+    checked_folder,
+    class_folders,
+    in_words,
+    listed,
+    notes_on,
+    on_disk,
+    together,
+)
+from kdbench.datasets._streamed import Streamed, StreamedData
 from kdbench.errors import DataError
-from kdbench.through_timm import make_transforms
 
 
-class Folder(Dataset):
-    """Images of any size, one folder a class: FOLDER/train/CLASS/IMAGE and FOLDER/val/CLASS/IMAGE, read while training.
+class Folder(Streamed):
+    """Images of any size in one folder per class: FOLDER/train/CLASS/IMAGE and FOLDER/val/CLASS/IMAGE, read during training.
 
-    `folder` is a name inside the data folder. The second split is the test set; it lies in `test_folder`, 'val' or 'test'. Labels are
-    the places of the classes' names when sorted. Training sees a random resized crop (`scale`, `ratio`) and a flip; evaluation
-    resizes the shorter side to floor(size / crop_pct) and crops the centre. Grey and CMYK images are converted to RGB. `train_images`
-    says how many there are, and is held against what lies there (a subset of classes lists these alone). `subset` keeps the first
-    classes and of each so many training images, by relative path; `validation` holds out that share of the training images.
+    `folder` is a name inside the data folder. `test_folder` ('val' or 'test') holds the test images. Labels are the positions of the
+    sorted class names. Training uses a random resized crop (`scale`, `ratio`) and a random flip; evaluation resizes the shorter side to
+    floor(size / crop_pct) and crops the centre. Grey and CMYK images are converted to RGB. `train_images` is the expected number of
+    training images; it is checked unless `subset` selects classes. `subset` keeps the first classes and a number of training images per
+    class, by relative path; `validation` is the share of held-out training images.
+    `orientation: exif` turns images as their EXIF data say; `transparency: white` composes transparent pixels onto white, `dropped` uses
+    the colour stored under them. `subfolders: read` also reads images in folders inside a class's folder, which are refused otherwise.
+    Files that are no images are passed over; `run` and `check` print how many.
     Source: transforms and defaults of timm.data.create_transform (timm 1.0), without its colour jitter; ImageNet's mean and sd.
     """
 
+    added: ClassVar[Mapping[str, Any]] = {"orientation": "ignored", "transparency": "dropped", "subfolders": "refused"}
     test_images: ClassVar[int | None] = None
 
     def __init__(
@@ -41,97 +57,73 @@ class Folder(Dataset):
         interpolation: Literal["bilinear", "bicubic"] = "bilinear",
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        orientation: Literal["exif", "ignored"] = "exif",
+        transparency: Literal["white", "dropped"] = "white",
+        subfolders: Literal["read", "refused"] = "refused",
         subset: Subset | None = None,
         validation: float = 0.0,
         split_seed: int = 0,
     ):
-        if classes < 2 or size < 1 or not 0 < crop_pct <= 1 or (train_images is not None and train_images < classes):
-            raise ValueError("classes must be at least 2, size at least 1, crop_pct within (0, 1], train_images at least one a class")
-        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or min(std) <= 0:
-            raise ValueError("scale is (least, most) of the area within (0, 1], ratio (least, most) of breadth to height, std positive")
-        self.folder, self.classes, self.train_images, self.test_folder = checked_folder(folder), classes, train_images, test_folder
-        self.size, self.scale, self.ratio, self.flip = size, tuple(scale), tuple(ratio), flip
-        self.crop_pct, self.interpolation, self.mean, self.std = crop_pct, interpolation, tuple(mean), tuple(std)
-        self.subset = Subset.of(subset, classes, None)
-        self.validation, self.split_seed = checked_share(validation), checked_seed(split_seed)
-
-    @property
-    def n_classes(self) -> int:
-        return self.subset.classes or self.classes
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return 3, self.size, self.size
-
-    @property
-    def n_train(self) -> int | None:
-        pool = self.train_images if self.n_classes == self.classes else None
-        if self.subset.per_class is not None:
-            pool = self.n_classes * self.subset.per_class
-        return None if pool is None else left_of(pool, self.validation)
-
-    @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return self.mean, self.std
+        self.folder, self.test_folder = checked_folder(folder), test_folder
+        self.orientation, self.transparency, self.subfolders = orientation, transparency, subfolders
+        self._keep_pixels(size, scale, ratio, flip, crop_pct, interpolation, mean, std)
+        self._keep_images(classes, train_images, subset, validation, split_seed)
 
     def load(self, folder: Path) -> StreamedData:
-        home = Path(folder) / self.folder
-        names = self.class_names(home)[: self.n_classes]
-        splits = {"train": "train", "test": self.test_folder}
-        files = {split: listed(home, [f"{lies}/{name}" for name in names]) for split, lies in splits.items()}
-        self._counted(home, {split: len(found) for split, found in files.items()})
-        found = _fingerprint(files)
+        home = on_disk(Path(folder), self.folder)
+        names, found = self.class_folders(home)
+        names = names[: self.n_classes]
+        files, passed = {}, sum((one.passed for one in found.values()), Counter[str]())
+        for split, lies in self.splits.items():
+            places = [(f"{lies}/{one}", label) for label, name in enumerate(names) for one in found[split].by_name[name]]
+            files[split], others = listed(home, *zip(*places, strict=True), subfolders=self.subfolders == "read")
+            passed += others
+        files["train"].check_sizes(files["test"])
+        self._check_counts(home, files, passed)
+        content = content_of(files)
+        fingerprint = fingerprint_of_files(files, content)
+        notes = (*notes_on(passed), *shared_images(files["train"], files["test"], content))
         pool = files["train"]
-        train, val = choose(pool.paths, pool.labels, names, self.subset, self.validation, self.split_seed)
-        files["train"] = pool.take(train)
-        if val is not None:
-            files["val"] = pool.take(val)
-        seen, plain = make_transforms(self.size, self.scale, self.ratio, self.flip, self.crop_pct, self.interpolation)
-        return StreamedData(files, self.n_classes, self.input_shape, found, self.mean, self.std, seen, plain)
+        chosen = self._choose(pool.keys(), pool, names)
+        if content and (wrong := [*content.wrong_in("train", *chosen.values()), *content.wrong_in("test", np.arange(len(files["test"])))]):
+            raise together(wrong)
+        return self._data({"test": files["test"], **{split: pool.take(index) for split, index in chosen.items()}}, fingerprint, notes)
 
-    def download(self, folder: Path) -> Path:
-        raise DataError(f"{self.folder} is nowhere to be downloaded from. {self.how_to_get_it()}")
+    @property
+    def splits(self) -> dict[str, str]:
+        """The folder of each split."""
+        return {"train": "train", "test": self.test_folder}
+
+    def _check_counts(self, home: Path, files: dict[str, ImageFiles], passed: Counter[str]) -> None:
+        for split, declared in (("train", self.train_images), ("test", self.test_images)):
+            if self.n_classes == self.classes and declared not in (None, count := len(files[split])):
+                beside = f" (passed over: {in_words(passed)})" if passed else ""
+                where = (home / self.splits[split]).absolute()
+                raise DataError(f"{where} holds {count} images, and {declared} were declared{beside}. {self.how_to_get_it()}")
 
     def how_to_get_it(self) -> str:
         return (
-            f"Its images must lie in the data folder as {self.folder}/train/CLASS/IMAGE and {self.folder}/{self.test_folder}/CLASS/IMAGE "
-            "(or the other way: test_folder says where the test images lie); another data folder is named by --data or $KDBENCH_DATA."
+            f"Its images must be in the data folder as {self.folder}/train/CLASS/IMAGE and {self.folder}/{self.test_folder}/CLASS/IMAGE "
+            "(the option test_folder sets where the test images are); --data or $KDBENCH_DATA names another data folder."
         )
 
-    def class_names(self, home: Path) -> list[str]:
-        """The classes, sorted.
-
-        Raises:
-            DataError: a split is missing, a class is missing from one, or there are not as many as declared.
-        """
+    def class_folders(self, home: Path) -> tuple[list[str], dict[str, ClassFolders]]:
+        """The classes, sorted, and their folders in each split. Raises DataError if a split, or a class of one, is missing, or their number
+        is not the declared one."""
         found = {}
-        for lies in ("train", self.test_folder):
+        for split, lies in self.splits.items():
             if not (home / lies).is_dir():
-                raise DataError(f"{self.folder} is not there: looked for the folder {(home / lies).absolute()}. {self.how_to_get_it()}")
-            found[lies] = folders_in(home / lies)
-        train, test = found.values()
-        for lies, absent in ((self.test_folder, set(train) - set(test)), ("train", set(test) - set(train))):
-            if absent:
-                told = ", ".join(sorted(absent)[:5]) + (f" and {len(absent) - 5} others" if len(absent) > 5 else "")
-                raise DataError(f"{(home / lies).absolute()} lacks the class {told}, which the other split has. {self.how_to_get_it()}")
-        if len(train) != self.classes:
-            raise DataError(f"{(home / 'train').absolute()} holds {len(train)} classes, and {self.classes} were declared")
-        return train
-
-    def _counted(self, home: Path, found: dict[str, int]) -> None:
-        if self.n_classes < self.classes:
-            return
-        for split, declared in (("train", self.train_images), ("test", self.test_images)):
-            if declared not in (None, found[split]):
-                where = (home / ("train" if split == "train" else self.test_folder)).absolute()
-                raise DataError(f"{where} holds {found[split]} images, and {declared} were declared. {self.how_to_get_it()}")
-
-
-def _fingerprint(files: dict[str, Files]) -> str:
-    """Of the relative paths and the sizes: what can be known of a million images without reading them."""
-    whole = hashlib.sha256()
-    for split in sorted(files):
-        whole.update(split.encode())
-        for path, size in zip(files[split].paths.tolist(), files[split].sizes.astype(np.int64).tolist(), strict=True):
-            whole.update(path + b"\0%d\0" % size)
-    return whole.hexdigest()[:16]
+                raise DataError(f"{self.folder} is missing: there is no folder {(home / lies).absolute()}. {self.how_to_get_it()}")
+            found[split] = class_folders(home / lies)
+        names = sorted(found["train"].filled | found["test"].filled)
+        for split, lies in self.splits.items():
+            if absent := [name for name in names if name not in found[split].by_name]:
+                message = ", ".join(absent[:5]) + (f" and {len(absent) - 5} others" if len(absent) > 5 else "")
+                raise DataError(f"{(home / lies).absolute()} has no class {message}, which the other split has. {self.how_to_get_it()}")
+        unused = sorted({*found["train"].empty, *found["test"].empty} - {*names})
+        if len(names) != self.classes:
+            endings = f"; of these folders none holds an image ({' '.join(SUFFIXES)}): {', '.join(unused[:5])}" if unused else ""
+            raise DataError(f"{(home / 'train').absolute()} holds {len(names)} classes, and {self.classes} were declared{endings}")
+        for one in found.values():
+            one.passed["folders without images"] += len(one.empty - {*names})
+        return names, found

@@ -1,23 +1,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from kdbench.datasets._base import Subset
+from kdbench.datasets._files import ClassFolders
 from kdbench.datasets.folder import Folder
 from kdbench.errors import DataError
 
 
 class Imagenet(Folder):
-    """ImageNet-1k (ILSVRC 2012): 1,281,167 training and 50,000 validation images, 1000 classes; the validation images are the test set.
+    """ImageNet-1k (ILSVRC 2012): 1,281,167 training and 50,000 validation images (here the test set), 1000 classes.
 
-    Lies in the data folder as imagenet/train/WNID/*.JPEG and imagenet/val/WNID/*.JPEG. All images are counted unless a subset of
-    classes is asked for. Labels are those of the literature: the WordNet ids, sorted. Training sees a random resized crop and a flip,
-    evaluation a resized centre crop; options as in `folder`.
+    Stored in the data folder as imagenet/train/WNID/*.JPEG and imagenet/val/WNID/*.JPEG. The number of images is checked unless
+    `subset` selects classes. Labels are the usual ones: the positions of the sorted WordNet ids. Transforms and options as in `folder`,
+    but EXIF orientation and transparency are ignored, as they are by the loaders of published results (torchvision, timm).
     Source: Russakovsky et al. 2015; transforms of timm, which are here those of torchvision's reference (256 -> 224, bilinear).
     """
 
+    added: ClassVar[Mapping[str, Any]] = {}
     all_classes: ClassVar[int] = 1000
     all_train_images: ClassVar[int] = 1_281_167
     test_images = 50_000
@@ -35,34 +38,26 @@ class Imagenet(Folder):
         validation: float = 0.0,
         split_seed: int = 0,
     ):
-        super().__init__(
-            folder="imagenet",
-            classes=self.all_classes,
-            train_images=self.all_train_images,
-            size=size,
-            scale=scale,
-            ratio=ratio,
-            flip=flip,
-            crop_pct=crop_pct,
-            interpolation=interpolation,
-            subset=subset,
-            validation=validation,
-            split_seed=split_seed,
-        )
+        seen: dict[str, Any] = {"size": size, "scale": scale, "ratio": ratio, "flip": flip}
+        seen |= {"crop_pct": crop_pct, "interpolation": interpolation}
+        chosen: dict[str, Any] = {"subset": subset, "validation": validation, "split_seed": split_seed}
+        # The loaders of published results ignore EXIF data and transparency.
+        pixels: dict[str, Any] = {"orientation": "ignored", "transparency": "dropped"}
+        super().__init__(folder="imagenet", classes=self.all_classes, train_images=self.all_train_images, **seen, **pixels, **chosen)
 
     def how_to_get_it(self) -> str:
         return (
             "Register at https://image-net.org, download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, unpack them into the data "
             "folder as imagenet/train/WNID/*.JPEG and imagenet/val/WNID/*.JPEG (torchvision.datasets.ImageNet does both; the validation "
-            "archive is flat, and valprep.sh sorts it into folders). Another data folder is named by --data or $KDBENCH_DATA."
+            "archive is flat, and valprep.sh sorts it into folders). --data or $KDBENCH_DATA names another data folder."
         )
 
-    def class_names(self, home: Path) -> list[str]:
-        names = super().class_names(home)
+    def class_folders(self, home: Path) -> tuple[list[str], dict[str, ClassFolders]]:
+        names, found = super().class_folders(home)
         for name in names:
             if not re.fullmatch(r"n\d{8}", name):
                 raise DataError(
-                    f"{(home / 'train' / name).absolute()}: ImageNet's classes are folders named by their WordNet id, as n01440764; under "
-                    "other names, labels would not be those of the literature"
+                    f"{(home / 'train' / name).absolute()}: ImageNet's folders must be named by WordNet id, as n01440764; with other "
+                    "names, labels would differ from the usual ones"
                 )
-        return names
+        return names, found

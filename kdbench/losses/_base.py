@@ -1,46 +1,74 @@
-"""The contract of a distillation loss, and the values that it sees.
-
-A loss is a `torch.nn.Module` that knows nothing of trainers, data or files: it gets `Taps` of both models and a `Batch`,
-and returns one scalar (or named scalars, whose sum is the loss).
-"""
+"""The contract of a distillation loss, and its inputs: a loss gets `Taps` of both models and a `Batch`, and returns one scalar (or
+named scalars, whose sum is the loss)."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kdbench.errors import RefusedError
+from kdbench.errors import LossError, RefusedError, nearest
 
-TAPS = ("logits", "pooled", "last", "stages", "preact")
-"""What a loss may need of both models; absent from a model that lacks it."""
+TAPS = ("logits", "pooled", "last", "stages", "preact", "tokens", "class_token", "distillation_token", "registers")
+"""What a loss may need of both models; not every model has all of them."""
 
-CONTEXT = ("target", "index", "labels", "teacher_head")
-"""What else a loss may need: of the batch (target, index), or when it is bound (labels, teacher_head)."""
+CONTEXT = ("target", "index", "labels", "teacher_head", "teacher_model")
+"""What else a loss may need: of the batch (target, index), or when it is bound (labels, teacher_head, teacher_model)."""
+
+NEEDS = frozenset({*TAPS, *CONTEXT})
 
 LAWS = ("permutation", "translation", "scale", "sample_scale", "rotation")
-"""Changes that may leave a loss as it is: another order of the samples (of both models and the batch), and, of the student alone,
-one vector (over channels or classes) added to every sample, one positive factor, a positive factor for each sample, and one
-orthogonal map of the channels or classes."""
+"""Changes that may leave the value of a loss unchanged: another order of the samples (of both models and the batch), and, of the
+student alone, one vector (over channels or classes) added to every sample, one positive factor, a positive factor for each sample, and
+one orthogonal map of the channels or classes."""
+
+
+class Restricted:
+    """A record of which a loss gets only the fields in its `needs`; reading another one is an error."""
+
+    def _with(self, values: Mapping[str, Any], loss: str, whose: str) -> Any:
+        """A record with only these fields; `loss` and `whose` are for the message."""
+        made = object.__new__(type(self))
+        vars(made).update(values, _reader=(loss, whose))
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only for absent fields: none has a default on the class.
+        if name not in NEEDS or "_reader" not in vars(self):
+            raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'{nearest(name, vars(self))}")
+        loss, whose = vars(self)["_reader"]
+        raise LossError(f"the loss '{loss}' reads the {whose}'s '{name}', which it does not list: add '{name}' to its `needs`")
+
+
+def _none() -> None:
+    return None
 
 
 @dataclass(frozen=True)
-class Taps:
-    """One model's view of one batch of n images. What a model lacks is None (or empty).
+class Taps(Restricted):
+    """One model's outputs for one batch of n images; None (or empty) if the model does not have them.
 
-    `last` is the map whose global average is `pooled`. `stages` are the outputs of the stages, after their activation, first to
-    last; `preact` the same maps before it.
+    `pooled` is what the classifier sees. `last` is the last map: its global average is `pooled` where nothing but that average comes
+    before the classifier. `stages` are the outputs of the stages, first to last, after their activation; `preact` the same maps before it.
+    `tokens` are the last features of a net that keeps channels last, one patch of the image after another, row by row; `last` is then the
+    same values as a map. The tokens that belong to no patch are apart: `class_token`, `distillation_token`, `registers`.
     """
 
-    logits: Float[Tensor, "n classes"] | None = None
-    pooled: Float[Tensor, "n width"] | None = None
-    last: Float[Tensor, "n channels height breadth"] | None = None
-    stages: Sequence[Float[Tensor, "n _ _ _"]] = ()
-    preact: Sequence[Float[Tensor, "n _ _ _"]] = ()
+    logits: Float[Tensor, "n classes"] | None = field(default_factory=_none)
+    pooled: Float[Tensor, "n width"] | None = field(default_factory=_none)
+    last: Float[Tensor, "n channels height breadth"] | None = field(default_factory=_none)
+    stages: Sequence[Float[Tensor, "n _ _ _"]] = field(default_factory=tuple)
+    preact: Sequence[Float[Tensor, "n _ _ _"]] = field(default_factory=tuple)
+    tokens: Float[Tensor, "n tokens embedding"] | None = field(default_factory=_none)
+    class_token: Float[Tensor, "n embedding"] | None = field(default_factory=_none)
+    distillation_token: Float[Tensor, "n embedding"] | None = field(default_factory=_none)
+    registers: Float[Tensor, "n registers embedding"] | None = field(default_factory=_none)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -48,67 +76,75 @@ class Taps:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
         """The same taps with `change` applied to every tensor."""
-        changed: dict[str, Any] = {}
-        for tap in fields(self):
-            value = getattr(self, tap.name)
-            if isinstance(value, tuple):
-                changed[tap.name] = tuple(change(one) for one in value)
-            elif value is not None:
-                changed[tap.name] = change(value)
-        return Taps(**changed)
+        return Taps(**{name: _mapped(vars(self)[name], change) for name in TAPS if self.has(name)})
 
     def has(self, name: str) -> bool:
-        value = getattr(self, name)
+        value = vars(self).get(name)
         return value is not None and not (isinstance(value, tuple) and not value)
 
     def tensors(self) -> list[Tensor]:
-        seen: list[Tensor] = []
-        self.map(lambda tensor: seen.append(tensor) or tensor)  # type: ignore[func-returns-value]
-        return seen
+        values = [vars(self)[name] for name in TAPS if self.has(name)]
+        return [one for value in values for one in (value if isinstance(value, tuple) else [value])]
+
+    def needed(self, needs: frozenset[str], loss: str, side: str, change: Callable[[Tensor], Tensor]) -> Taps:
+        """The taps that a loss needs, with `change` applied."""
+        return self._with({name: _mapped(vars(self)[name], change) for name in TAPS if name in needs}, loss, side)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a loss may know of a batch of n images besides the taps.
+class Batch(Restricted):
+    """A batch of n images without the taps. `index`: positions in the training set in its canonical order; `step` counts from 0 over the
+    whole training, `epoch` from 0.
 
-    `index` are positions in the training set in its canonical order; `step` counts from 0 over the whole training, `epoch` from 0.
+    `target` is the task's: in classification the class of each image (n). Where the recipe mixes images (mixup, CutMix) it is the share of
+    each class in each image (n x classes), and `index` is that of the image whose share is mixed into its own place, which may be the
+    smaller one: a loss that needs either is refused there unless it declares `takes_mixed`.
     """
 
-    target: Any = None
-    index: Int[Tensor, " n"] | None = None
+    target: Any = field(default_factory=_none)
+    index: Int[Tensor, " n"] | None = field(default_factory=_none)
     epoch: int = 0
     step: int = 0
 
+    def needed(self, needs: frozenset[str], loss: str) -> Batch:
+        """Copies of what a loss needs of this batch, with `epoch` and `step`."""
+        given = {name: _copied(vars(self)[name]) for name in ("target", "index") if name in needs}
+        return self._with({**given, "epoch": self.epoch, "step": self.step}, loss, "batch")
+
 
 @dataclass(frozen=True)
-class Pair:
-    """What is known of a student and a teacher before training.
+class Pair(Restricted):
+    """A student and a teacher before training.
 
-    `student` and `teacher` are taps of a probe batch: only their shapes and dtypes mean anything (they may be on the meta device).
-    `labels` are the training targets in canonical order; `teacher_head` maps the teacher's `pooled` to its logits.
-    `teacher_model` is there for statistics (batch-norm means), never to be trained.
+    `student` and `teacher` are taps of a probe batch: only their shapes and dtypes are meaningful (they may be on the meta device).
+    `labels` are the training targets in canonical order; `teacher_head` maps the teacher's `pooled` to its logits; `teacher_model` is
+    for statistics (batch-norm means). A loss gets copies, which it may keep and change.
     """
 
     student: Taps
     teacher: Taps
-    labels: Tensor | None = None
-    teacher_head: nn.Module | None = None
-    teacher_model: nn.Module | None = None
+    labels: Tensor | None = field(default_factory=_none)
+    teacher_head: nn.Module | None = field(default_factory=_none)
+    teacher_model: nn.Module | None = field(default_factory=_none)
 
     @property
     def n_train(self) -> int:
+        """The number of training images, for a loss that needs `labels`."""
         if self.labels is None:
             raise RefusedError("the size of the training set is not known here")
         return len(self.labels)
 
+    def needed(self, needs: frozenset[str], loss: str) -> Pair:
+        """Copies of what a loss needs of this pair. The taps keep their dtype."""
+        sides = {side: getattr(self, side).needed(needs, loss, side, _copied) for side in ("student", "teacher")}
+        given = {name: _copied(vars(self)[name]) for name in ("labels", "teacher_head", "teacher_model") if name in needs}
+        return self._with({**sides, **given}, loss, "pair")
+
 
 @dataclass(frozen=True)
 class Preset:
-    """A named objective of a paper or repository around one loss.
-
-    `weight` is that of the loss's own term, `task` that of the task's loss, `terms` are further terms (loss, weight, options).
-    A weight of None means that none was published: the suite must say one.
-    """
+    """A named objective of a paper or repository: the weight of the loss (None: not published, the suite must set it), the weight of the
+    `task` loss, the options of the loss, and further `terms` (loss, weight, options)."""
 
     source: str
     weight: float | None
@@ -120,93 +156,156 @@ class Preset:
 class Loss(nn.Module):
     """A distillation loss. Hyper-parameters are keyword-only arguments of `__init__`, kept as attributes of the same name.
 
-    A subclass states `version` (raised by any commit that changes what it computes), `presets` (the first is the default), its
-    `needs` and `laws`, and writes `forward`. Where the field knows several losses by its name, `variant` says which one this is.
-    Its docstring is the specification: formula, shapes, and lines that begin with `Source:`, `Defaults:` and `Departs:`.
+    A subclass defines `version` (raised by every commit that changes what it computes), `presets` (the first is the default), `needs`,
+    `laws` and `forward`. Its docstring is the specification: formula, shapes, and lines that begin with `Source:`, `Defaults:` and
+    `Departs:`.
     """
 
     version: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Preset]] = {}
+    added: ClassVar[Mapping[str, Any]] = {}
+    """Options added after the first release, each with the value that gives the earlier behaviour. An option with that value is not part
+    of a cell's id, so that earlier cells keep their ids."""
+    couples: Literal["sample", "batch"] = "batch"
+    """`sample`: the value for a batch is the mean of its values for the images alone. Only such losses can be used with `accumulate`."""
+    takes_mixed: bool = False
+    """Whether a loss that needs `target` or `index` is right for mixed images, as `Batch` describes them."""
 
     def __init__(self) -> None:
-        # Stated, for that of nn.Module takes anything: a loss without options has none.
+        # nn.Module.__init__ accepts any argument; a loss without options accepts none.
         super().__init__()
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names from `TAPS` (wanted of both models) and `CONTEXT`."""
+        """Names from `TAPS` (of both models) and `CONTEXT`. The loss gets nothing else."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it needs: define the property `needs`")
 
     @property
     def laws(self) -> frozenset[str]:
-        """The names from `LAWS` that hold for every input with these options; those left out must be violated by some input."""
+        """The names from `LAWS` that hold for every input with these options; each other one fails for some input."""
         raise NotImplementedError(f"{type(self).__name__} does not say what leaves it unchanged: define the property `laws`")
 
     @property
     def variant(self) -> str | None:
-        """Which of the losses of this name it is, as tables print it: `cc (taylor)`. None where the name says it all."""
+        """Which of several losses that share a name this is, as tables print it: `cc (taylor)`. None if there is only one."""
         return None
 
     def refuses(self, pair: Pair) -> str | None:
-        """Why this loss cannot serve this pair; None if it can. Missing taps are checked for every loss already."""
+        """Why this loss cannot be used with this pair; None if it can. Missing taps are checked elsewhere."""
         return None
 
     def bind(self, pair: Pair) -> None:
-        """Build learnable parts and memories for this pair. Called once, before the optimiser is made; may be on the meta device.
+        """Build learnable parts and buffers for this pair. Called once (by `prepare`), before the optimiser is made.
 
-        New parameters and buffers go to the default device, wherever the taps of `pair` are; `pair.labels` may be on the meta
-        device too, so nothing here may depend on their values as Python numbers or decide a shape. The optimiser gets the
-        parameters that ask for a gradient: of a module of the teacher keep a copy that does not.
+        New parameters and buffers go to the default device. `pair`, with its labels, may be on the meta device: neither a shape nor a
+        Python number may depend on values. The optimiser gets the parameters that require a gradient: set `requires_grad_(False)` on
+        modules of the teacher that are not trained.
         """
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor | Mapping[str, Tensor]:
+        """One scalar, or named scalars. The tensors are copies that the loss may change; those of the student carry a gradient, each its
+        own (no tap is computed from another one)."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward(student, teacher, batch)")
 
     def deployed(self, student: nn.Module) -> nn.Module:
-        """The model that is evaluated and kept (images -> Taps, as a student): the student, unless the method changes it.
+        """The model that is evaluated and saved (images -> Taps, like a student): the student, unless the method changes it.
 
-        It shares its modules with the student and this loss: putting it into evaluation mode changes theirs as well, and whoever
-        does so puts both back. At most one term of an objective may return something other than the student.
+        It shares its modules, and their training or evaluation mode, with the student and this loss. At most one term of an objective
+        may return something other than the student. With `ema` in the recipe a deep copy of it holds the average: its `forward` must reach
+        all weights through its own submodules.
         """
         return student
 
     def missing(self, pair: Pair) -> str | None:
-        """What this loss needs that the pair has not, or why it refuses it; None when it can be used."""
-        for name in sorted(self.needs & set(TAPS)):
+        """What this loss needs and the pair does not have, or why it refuses the pair; None if it can be used."""
+        needs = self._needs()
+        for name in sorted(needs & set(TAPS)):
             lacking = [side for side in ("student", "teacher") if not getattr(pair, side).has(name)]
             if lacking:
-                return f"it needs the tap '{name}', which the {' and the '.join(lacking)} does not have"
-        for name in ("labels", "teacher_head"):
-            if name in self.needs and getattr(pair, name) is None:
+                return f"it needs the tap '{name}', which the {' and the '.join(lacking)} {'do' if len(lacking) > 1 else 'does'} not have"
+        if "teacher_head" in needs and pair.teacher_head is None:
+            return "it needs 'teacher_head', and no module of the teacher makes its logits from 'pooled' alone"
+        for name in ("labels", "teacher_model"):
+            if name in needs and getattr(pair, name) is None:
                 return f"it needs '{name}', which is not known of this pair"
-        return self.refuses(pair)
+        return self.refuses(pair.needed(needs, type(self).__name__))
+
+    def prepare(self, pair: Pair) -> None:
+        """Bind the loss to copies of what it needs of the pair. Raises RefusedError, with the reason, if it cannot be used with it."""
+        why = self.missing(pair)
+        if why is not None:
+            raise RefusedError(why)
+        self.bind(pair.needed(self._needs(), type(self).__name__))
 
     def parts(self, student: Taps, teacher: Taps, batch: Batch | Tensor | None = None) -> dict[str, Tensor]:
-        """The named parts of the loss (one, named '', if it has none); in float32 at least, whatever autocast says.
+        """The named parts of the loss (one, named '', if it has none), computed without autocast and at least in float32.
 
         Raises:
             RefusedError: a tap, or a part of the batch, that the loss needs is absent.
+            LossError: the loss reads what is not in `needs`, or returns something other than scalars.
         """
         if not isinstance(batch, Batch):
             batch = Batch(target=batch)
-        for side, taps in (("student", student), ("teacher", teacher)):
-            for name in sorted(self.needs & set(TAPS)):
-                if not taps.has(name):
-                    raise RefusedError(f"{type(self).__name__} needs the {side}'s '{name}', and these taps have none")
-        for name in ("index", "target"):
-            if name in self.needs and getattr(batch, name) is None:
-                raise RefusedError(f"{type(self).__name__} needs the batch's '{name}', and this batch has none")
-        student, teacher = student.map(_at_least_float32), teacher.map(lambda tensor: _at_least_float32(tensor.detach()))
-        device = student.tensors()[0].device.type
-        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
-            value = super().__call__(student, teacher, batch)
-        return dict(value) if isinstance(value, Mapping) else {"": value}
+        needs, name = self._needs(), type(self).__name__
+        for side, given in (("student", student), ("teacher", teacher)):
+            for tap in TAPS:
+                if tap in needs and not given.has(tap):
+                    raise RefusedError(f"{name} needs the {side}'s '{tap}', and these taps have none")
+        for field_name in ("index", "target"):
+            if field_name in needs and getattr(batch, field_name) is None:
+                raise RefusedError(f"{name} needs the batch's '{field_name}', and this batch has none")
+        device = student.tensors()[0].device
+        # Copies: a loss may write to them, and other losses and students use the same tensors.
+        own = student.needed(needs, name, "student", _float32_copy)
+        frozen = teacher.needed(needs, name, "teacher", lambda one: _float32_copy(one.detach()))
+        kind = "cpu" if device.type == "meta" else device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            value = super().__call__(own, frozen, batch.needed(needs, name))
+        parts = dict(value) if isinstance(value, Mapping) else {"": value}
+        if (wrong := _wrong_return(parts, device)) is not None:
+            raise LossError(f"the loss '{name}' returns {wrong}")
+        return parts
 
     def __call__(self, student: Taps, teacher: Taps, batch: Batch | Tensor | None = None) -> Tensor:
         """The loss: a scalar."""
         parts = list(self.parts(student, teacher, batch).values())
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
+    def _needs(self) -> frozenset[str]:
+        said = self.needs
+        needs = frozenset([said] if isinstance(said, str) else said)
+        if not needs <= NEEDS:
+            unknown = min(needs - NEEDS)
+            raise LossError(f"the loss '{type(self).__name__}' needs '{unknown}', which nothing provides{nearest(unknown, NEEDS)}")
+        return needs
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+def _wrong_return(parts: Mapping[str, Any], device: torch.device) -> str | None:
+    """What is wrong with the value of a loss, and what to return instead; None if nothing is."""
+    if not parts:
+        return "an empty mapping; return one scalar, or at least one named scalar"
+    for name, value in parts.items():
+        part = f" as its part '{name}'" if name else ""
+        if value is None:
+            return f"None{part}; return one scalar (is a `return` missing?)"
+        if not isinstance(value, Tensor):
+            return f"a {type(value).__name__}{part}; return a tensor with one element that depends on the student's taps"
+        if value.shape != ():
+            return f"a tensor of shape {list(value.shape)}{part}; return one scalar, for example with .mean()"
+        if not value.is_floating_point():
+            return f"a tensor of {value.dtype}{part}; return a floating-point scalar"
+        if value.device != device:
+            return f"a tensor on the device {value.device}{part}, and the taps are on {device}; make new tensors on the device of a tap"
+    return None
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return tuple(change(one) for one in value) if isinstance(value, tuple) else None if value is None else change(value)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _float32_copy(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.clone()

@@ -1,4 +1,4 @@
-"""Batches as matrices of samples, and the likeness of two batches by their Gram matrices. Not a loss."""
+"""Batches as matrices of samples, and the similarity of two batches by their Gram matrices. Not a loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Estimator = Literal["biased", "unbiased", "uncentred"]
 GramNorm = Literal["none", "row_half", "cosine"]
 Kernel = Literal["linear", "rbf"]
 FEWEST = {"biased": 3, "unbiased": 4, "uncentred": 1}
-"""The smallest batch whose CKA says anything: below it, it is 1 (or 0/0) whatever the features are."""
+"""The smallest batch for which CKA is informative: below it, it is 1 (or 0/0) for all features."""
 
 
 def matrices(taps: Taps, tap: str, pool: str | int = "flatten") -> tuple[Float[Tensor, "n _"], ...]:

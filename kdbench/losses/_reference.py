@@ -1,11 +1,11 @@
-"""One small batch that a formula defines, and what a loss is worth on it: a number that anybody can compute again. Not a loss.
+"""One small batch defined by a formula, and the value of a loss on it: a number that everybody can reproduce. Not a loss.
 
-Of 5 samples in 6 classes, in float64, counting k = 1, 2, 3 ... along the rows of each:
-pooled sin(k) of the student (5 x 3), cos(k) of the teacher (5 x 4); logits 2 sin(0.7 k) and 3 cos(0.9 k); targets 0, 1, 2, 3, 4, which
-are the samples' indices too, in a training set of 30 with targets i mod 6. Two stages of maps: the earlier 5 x 2 x 4 x 4 and
-5 x 3 x 4 x 4, sin(0.37 k) and cos(0.53 k); the last 5 x 3 x 2 x 2 and 5 x 4 x 2 x 2, the same waves, each map moved so that its average
-is `pooled`. Nothing is between a map and its activation. What a loss draws when it is bound, and the teacher's head, is drawn from
-torch's generator seeded with 0, and so is what it draws when called. A loss that refuses two widths gets the teacher's first 3 channels.
+5 samples in 6 classes, in float64; k = 1, 2, 3 ... counts along the rows of each tensor:
+pooled sin(k) of the student (5 x 3), cos(k) of the teacher (5 x 4); logits 2 sin(0.7 k) and 3 cos(0.9 k); targets and indices 0, 1, 2, 3,
+4 in a training set of 30 with targets i mod 6. Two stages of maps: the earlier 5 x 2 x 4 x 4 and 5 x 3 x 4 x 4, sin(0.37 k) and
+cos(0.53 k); the last 5 x 3 x 2 x 2 and 5 x 4 x 2 x 2, the same waves, each map shifted so that its average is `pooled`. `preact` are the
+same maps. torch's generator is seeded with 0 before the loss and the teacher's head are built, and again before the loss is called. A
+loss that refuses different widths gets the teacher's first 3 channels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdbench.losses._base import Batch, Loss, Pair, Taps
 
 
 def pair(width: int = 4) -> Pair:
-    """The reference batch as both models see it, the teacher's pooled features and last map cut to `width`."""
+    """The taps of both models on the reference batch, the teacher's pooled features and last map cut to `width`."""
     teacher = _taps(torch.cos, 0.53, 4, 3, 3 * _wave(torch.cos, 0.9, 5, 6))
     cut = teacher.last[:, :width]
     teacher = Taps(teacher.logits, teacher.pooled[:, :width], cut, (teacher.stages[0], cut), (teacher.preact[0], cut))
@@ -28,11 +28,8 @@ def pair(width: int = 4) -> Pair:
 
 
 def bound(make: Callable[[], Loss]) -> tuple[Loss, Pair]:
-    """The loss, bound to the reference batch; the teacher's width in it is the first that the loss does not refuse.
-
-    Raises:
-        ValueError: the loss refuses both widths; it says why.
-    """
+    """The loss, bound to the reference batch with the first of the teacher's widths that it does not refuse. Raises ValueError, with the
+    reason, if it refuses both."""
     for width in (4, 3):
         torch.manual_seed(0)
         loss, given = make(), pair(width)

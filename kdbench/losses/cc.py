@@ -14,27 +14,28 @@ from kdbench.losses._gram import nothing
 
 
 class CC(Loss):
-    """Correlation congruence: the kernel matrix of the student's batch is to be the teacher's. Four kernels, of which one is none.
+    """Correlation congruence: the student's kernel matrix of a batch should equal the teacher's.
 
     taylor:   1/n^2 || P(F_t) - P(F_s) ||^2 with P_ij = sum_{p <= order} exp(-2 gamma) (2 gamma)^p / p! (f_i . f_j)^p, which for
               vectors of norm 1 is the Taylor polynomial of exp(-gamma |f_i - f_j|^2).
     rbf:      the same with that exponential itself; bilinear: with f_i . f_j.
-    lag1:     1/(n-1) sum_i <delta_i, delta_{i+1}> with delta = |f_s - f_t|: the product of neighbours in the batch, without any
-              kernel, and dependent on the order of the samples.
+    lag1:     1/(n-1) sum_i <delta_i, delta_{i+1}> with delta = |f_s - f_t|: products of neighbours in the batch. It is not a kernel
+              and depends on the order of the samples.
     The reduction `fro_over_n2` is the Frobenius norm, not squared, over n^2.
 
     Shapes: f is a row of the pooled features, n x d, mapped by `embed` (a trainable Linear(d, embed) for each model; None: no map),
-    then divided by its norm if `l2`. `embedded` says whose: of both; of the student alone; of both, the teacher's as it was drawn.
-    lag1 needs both of one width.
+    then divided by its norm with `l2`. `embedded` gives the models whose features are mapped (`frozen_teacher`: both, but the
+    teacher's map is not trained).
+    lag1 needs equal widths.
 
     Source: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019. lag1: the class Correlation of
-        github.com/HobbitLong/RepDistiller, whose author says that it came from the authors of CC; it stands behind the rows called
-        CC in the tables of the CRD protocol. Not normalised, fro_over_n2: github.com/yoshitomo-matsubara/torchdistill.
-    Defaults: github.com/AberHu/Knowledge-Distillation-Zoo: order 2, gamma 0.4, norm 1, no map, weight 100.
-    Departs: from the paper: no soft targets beside it (add the term `kd`), no class-uniform sampler, no MMD kernel. From the code
-        for lag1: 0 instead of NaN for a batch of one. Trained maps of both sides allow a collapse (both to zero), as they do there;
-        `embedded="student"` and `"frozen_teacher"`, ours, do not. As released, norms are at least 1e-12: a sample of zeros gets a
-        finite but huge gradient. The kernel matrices are computed in float64.
+        github.com/HobbitLong/RepDistiller (according to the author of RepDistiller, the authors of CC provided it); the rows CC in
+        the tables of the CRD protocol use it. Without norm and with fro_over_n2: github.com/yoshitomo-matsubara/torchdistill.
+    Defaults: github.com/AberHu/Knowledge-Distillation-Zoo: order 2, gamma 0.4, features of norm 1, no map, weight 100.
+    Departs: from the paper: no soft targets (add the term `kd`), no class-uniform sampler, no MMD kernel. From the code for lag1: a
+        batch of one image gives 0 instead of NaN. If both maps are trained, both can become zero, as in the released code;
+        `embedded="student"` and `embedded="frozen_teacher"` prevent this and are additions of kdbench. Norms are at least 1e-12, as
+        in the released code, so a sample of zeros gets a finite but very large gradient. Kernel matrices are computed in float64.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -45,20 +46,23 @@ class CC(Loss):
             options={"kernel": "lag1", "l2": False, "embed": 128},
         ),
         "torchdistill": Preset(
-            "github.com/yoshitomo-matsubara/torchdistill, configs/sample/ilsvrc2012/cckd/resnet18_from_resnet50.yaml: 0.003, beside KL "
-            "at T 1; by KDLoss's alpha of 0 without cross-entropy. As shipped it does not build (`key` for `type` of the kernel)",
+            "github.com/yoshitomo-matsubara/torchdistill, configs/sample/ilsvrc2012/cckd/resnet18_from_resnet50.yaml: weight 0.003, "
+            "with KL at T 1 and without cross-entropy (KDLoss has alpha 0). The file contains an error (`key` instead of `type` for the "
+            "kernel), so torchdistill cannot build it",
             weight=0.003,
             task=0.0,
             options={"l2": False, "embed": 128, "reduction": "fro_over_n2"},
             terms=(("kd", 1.0, {"temperature": 1.0}),),
         ),
         "torchdistill_bilinear": Preset(
-            "github.com/yoshitomo-matsubara/torchdistill, CCKDLoss: its other kernel, without a weight",
+            "github.com/yoshitomo-matsubara/torchdistill, CCKDLoss: its other kernel, for which it gives no weight",
             weight=None,
             options={"kernel": "bilinear", "l2": False, "embed": 128, "reduction": "fro_over_n2"},
         ),
-        "rbf": Preset("ours: the kernel that the paper expands into a polynomial", weight=None, options={"kernel": "rbf"}),
+        "rbf": Preset("defined by kdbench: the kernel that the paper expands into a polynomial", weight=None, options={"kernel": "rbf"}),
     }
+
+    needs = frozenset({"pooled"})
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class CC(Loss):
     ):
         super().__init__()
         if embed is None and embedded != "both":
-            raise ValueError(f"`embedded: {embedded}` says whose features are mapped: `embed`, the width, says that some are")
+            raise ValueError(f"`embedded: {embedded}` needs a width: set `embed`")
         self.kernel = kernel
         self.gamma = gamma
         self.order = order
@@ -87,10 +91,6 @@ class CC(Loss):
     @property
     def variant(self) -> str:
         return self.kernel if self.l2 or self.kernel == "lag1" else f"{self.kernel}, not normalised"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"pooled"})
 
     @property
     def laws(self) -> frozenset[str]:
@@ -109,7 +109,7 @@ class CC(Loss):
         if self.embed is None and widths[0] != widths[1]:
             return f"lag1 subtracts features, of widths {widths[0]} and {widths[1]}: set `embed` to map both to one width"
         if self.embed is not None and self.embed != widths[1]:
-            return f"lag1 subtracts features, of which the student's alone are mapped: set `embed` to the teacher's width, {widths[1]}"
+            return f"lag1 subtracts features, and only the student's are mapped: set `embed` to the teacher's width, {widths[1]}"
         return None
 
     def bind(self, pair: Pair) -> None:
@@ -125,7 +125,7 @@ class CC(Loss):
         x, y = self.student_embed(student.pooled), self.teacher_embed(teacher.pooled)
         dtype = x.dtype
         if self.kernel != "lag1":
-            # Features with a large mean are all alike: the difference of their matrices is in the last digits of float32.
+            # For features with a large mean, the difference of the matrices is in the last digits of float32.
             x, y = x.double(), y.double()
         if self.l2:
             x, y = functional.normalize(x, dim=1), functional.normalize(y, dim=1)

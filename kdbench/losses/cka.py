@@ -12,40 +12,45 @@ from kdbench.losses._gram import cka, matrices, unmatched
 
 
 class CKA(Loss):
-    """Centred kernel alignment: the cosine of the two centred matrices of similarities between samples.
+    """Centred kernel alignment: the cosine between the two models' centred similarity matrices of a batch.
 
     sum over the tapped maps of 1 - HSIC(K, L) / sqrt( HSIC(K, K) HSIC(L, L) ), K of the student's samples, L of the teacher's, with
     biased:    HSIC = tr(K H L H), H = I - 1/n (its factor cancels);
     unbiased:  HSIC_1 of Song et al. 2012 (no diagonal), in the form of U-centred matrices: the loss is in [0, 2];
-    uncentred: H = I, which is what the public codes that carry the name compute.
-    K = F F^T (linear; taken from d x d matrices where these are smaller: the same value), or exp(-|f_i - f_j|^2 / (2 m)) with m the
-    median of all n^2 squared distances (rbf). `form` is 1 - CKA, -CKA (neg: the same gradient) or 1 - sqrt(CKA) (sqrt).
+    uncentred: H = I, as in the public code of this name.
+    K = F F^T (linear; computed from d x d matrices where these are smaller, with the same value), or
+    exp(-|f_i - f_j|^2 / (2 m)) with m the median of all n^2 squared distances (rbf). `form` is 1 - CKA, -CKA
+    (neg; it has the same gradient) or 1 - sqrt(CKA) (sqrt).
 
     Shapes: F is n x d; a map (n x c x h x w) is flattened, averaged over positions with `pool="gap"`, or over the fields of a grid
-    of k x k with `pool=k`, then flattened. Models may differ in c, h and w. In a batch of fewer than 3 samples (unbiased: 4) CKA
-    is 1 or undefined: it is taken for 1, with gradient 0.
+    of k x k with `pool=k`, then flattened. Models may differ in c, h and w. With fewer than 3 samples (unbiased: 4),
+    CKA is always 1 or is undefined. kdbench then uses CKA = 1 with gradient 0.
 
     Source: Saha, Bialkowski and Khalifa, "Distilling Representational Similarity using Centered Kernel Alignment", BMVC 2022; the
         measure, with the median: Kornblith et al., ICML 2019, github.com/google-research/google-research,
         representation_similarity.
-    Defaults: ours. Neither code nor weight of the paper is public; that the kernel is linear follows from its Gram matrices, the
-        biased estimator and the last map are assumed.
-    Departs: cannot be said of the paper in more detail. Constant features (to rounding) have likeness 0 and gradient 0, not NaN.
-        The biased value grows towards likeness with d/n: it does not compare between batch sizes or widths. The median moves with
-        the student, and the gradient knows it.
+    Defaults: chosen by kdbench. Neither the code nor the weight of the paper is public. The linear kernel follows from the paper's Gram
+        matrices. The biased estimator and the last map are assumed.
+    Departs: unknown, since the paper gives no more detail. Features that are constant (within rounding) give CKA = 0 and gradient 0
+        instead of NaN. The biased value increases with d/n, so do not compare it between batch sizes or widths. With rbf, the
+        gradient includes that of the median.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "saha": Preset("Saha et al., BMVC 2022: the loss; its weight was not published", weight=None),
-        "unbiased": Preset("ours: the estimator of Song et al., JMLR 2012, in the loss", weight=None, options={"estimator": "unbiased"}),
-        "rbf": Preset("ours: the other kernel of Kornblith et al., ICML 2019, in the loss", weight=None, options={"kernel": "rbf"}),
+        "unbiased": Preset(
+            "defined by kdbench: the loss with the estimator of Song et al., JMLR 2012", weight=None, options={"estimator": "unbiased"}
+        ),
+        "rbf": Preset(
+            "defined by kdbench: the loss with the other kernel of Kornblith et al., ICML 2019", weight=None, options={"kernel": "rbf"}
+        ),
         "sqrt": Preset(
-            "the form in public codes that match hidden states of language models, of no paper known to us",
+            "used in public code that matches hidden states of language models; we know no paper that defines it",
             weight=None,
             options={"form": "sqrt"},
         ),
         "uncentred": Preset(
-            "github.com/Klayand/Distill_Knowledge, distiller/CKA.py (class NormalizedSimpleCKA of its first versions): no weight there",
+            "github.com/Klayand/Distill_Knowledge, distiller/CKA.py (class NormalizedSimpleCKA of its first versions): no weight",
             weight=None,
             options={"estimator": "uncentred"},
         ),
@@ -62,9 +67,9 @@ class CKA(Loss):
     ):
         super().__init__()
         if isinstance(pool, int) and pool < 1:
-            raise ValueError(f"a grid has at least one field a side, not {pool}")
+            raise ValueError(f"pool must be at least 1 field per side, not {pool}")
         if form == "sqrt" and estimator == "unbiased":
-            raise ValueError("the unbiased CKA may be negative: it has no square root")
+            raise ValueError("the unbiased CKA can be negative, so it has no square root: use another form")
         self.estimator = estimator
         self.tap = tap
         self.pool = pool

@@ -12,36 +12,38 @@ from kdbench.losses._gram import cka, matrices, unit_rows, unit_scale, unmatched
 
 
 class RCKA(Loss):
-    """Relation-based CKA: likeness of the logits over samples and over classes, and of the features over samples.
+    """Relation-based CKA: similarity of the logits over samples and over classes, and of the features over samples.
 
     intra C(Z_s, Z_t) + inter C(Z_s^T, Z_t^T) + feature sum over the tapped maps of C(F_s, F_t), with C = 1 - CKA (linear, biased).
-    The options of the released form, one by one:
-    centred=False:                the cosine of the Gram matrices as they are;
-    gram_norm="row_half":         row i of a Gram matrix divided by the norm of (the centred) sample i, the rows only; `cosine`,
-                                  ours: the columns as well;
+    The released code has these options:
+    centred=False:                C uses the cosine of the Gram matrices without centring;
+    gram_norm="row_half":         row i of a Gram matrix is divided by the norm of (the centred) sample i, the columns are not;
+                                  `cosine`, an addition of kdbench, also divides the columns;
     feature_form="gram_of_gram":  F is first replaced by its Gram matrix with rows of norm 1 (as in SP);
-    negated:                      C = -CKA, the same gradient;
-    first_stage=1:                with `tap="stages"`, without the stem (or whatever stage the model counts first);
-    official_bugs:                inter, if it has a weight, gets that of intra.
+    negated:                      C = -CKA, which has the same gradient;
+    first_stage=1:                with `tap="stages"`, the first stage (usually the stem) is left out;
+    official_bugs:                the part inter uses the weight of intra (if inter has a weight), as in the released code.
     A part of weight 0 is not computed.
 
     Shapes: logits Z n x classes; F n x d, a map (n x c x h x w) flattened. Both models may differ in d.
-    Centred, the matrix of fewer than 3 rows (samples; classes for inter) has CKA 1 and gradient 0.
+    With centring, a matrix of fewer than 3 rows (samples; classes for inter) has CKA = 1 and gradient 0.
 
     Source: Zhou et al., "Rethinking Centered Kernel Alignment in Knowledge Distillation", IJCAI 2024; released:
         github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class DKCKA) and github.com/Klayand/PCKA, by its first author.
-    Defaults: the weights 15, 15 and 1 of that code, not confirmed by the paper; the preset `centred`, with the last map, is ours,
-        for the definition says centred.
-    Departs: `released` and its two halves follow the code except that: traces of products are sums over entries (the same value);
-        the teacher stays in evaluation mode, accuracy is that of the whole test set, and nothing is aligned by an untrained
-        convolution (all three outside this loss, or in its other classes); a sample of zeros gives 0, not NaN. There, inter is off
-        unless it is given a weight; here it is on. Its option of softened logits is left out.
+    Defaults: intra 15, inter 15 and feature 1, as in that code; the paper does not confirm them. The preset `centred`, with the last
+        map, is defined by kdbench, because the paper's definition is centred. The code uses its weights for the uncentred form, so a
+        suite must give a weight for `centred`.
+    Departs: `released` and its two halves (`lcka`, `fcka`) follow the code with these exceptions. Traces of products are computed as
+        sums over entries, with the same value. A sample of zeros gives 0 instead of NaN. In the code, inter is off unless it has a
+        weight; here it is on. The code's option of softened logits is left out. Three differences are outside this loss or in other
+        classes of the code: the teacher stays in evaluation mode, the accuracy is that of the whole test set, and no untrained
+        convolution aligns features.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "centred": Preset("ours: the definition with centring; weights of github.com/Klayand/Distill_Knowledge", weight=1.0),
+        "centred": Preset("defined by kdbench: the definition with centring, for which no weight was published", weight=None),
         "released": Preset(
-            "github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class DKCKA), without its errors",
+            "github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class DKCKA), with its errors corrected",
             weight=1.0,
             options={
                 "centred": False,
@@ -53,12 +55,14 @@ class RCKA(Loss):
             },
         ),
         "lcka": Preset(
-            "github.com/Klayand/Distill_Knowledge, distiller/CKA.py (class CenterKernelAlignmentRKD): logits alone, its error included",
+            "github.com/Klayand/Distill_Knowledge, distiller/CKA.py (class CenterKernelAlignmentRKD): "
+            "logits alone, with the error of the code (`official_bugs`)",
             weight=1.0,
             options={"feature": 0.0, "centred": False, "gram_norm": "row_half", "negated": True, "official_bugs": True},
         ),
         "fcka": Preset(
-            "github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class CKASP_bmvc, there said to be Saha et al.'s): features alone",
+            "github.com/Klayand/Distill_Knowledge, distiller/CKASP.py (class CKASP_bmvc, which the code "
+            "attributes to Saha et al.): features alone",
             weight=1.0,
             options={
                 "intra": 0.0,
@@ -122,7 +126,7 @@ class RCKA(Loss):
     def laws(self) -> frozenset[str]:
         laws = {"permutation", "scale"}
         plain = self.feature_form == "gram" or not self.feature
-        if not self._inter:  # the likeness over classes sees which they are, and samples as its columns
+        if not self._inter:  # the similarity over classes depends on which they are, and has samples as its columns
             laws |= {"rotation", *({"translation"} if self.centred and plain else set())}
             laws |= {"sample_scale"} if self.gram_norm == "cosine" and not self.centred and plain else set()
         return frozenset(laws)

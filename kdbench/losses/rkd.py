@@ -13,30 +13,33 @@ from kdbench.losses._gram import centred, matrices, unit_rows, unit_scale
 from kdbench.losses._triplets import Angles, released_angles
 
 SHORT = 1e-3
-"""An edge shorter than this part of the root mean square of all edges is taken for zero: rounding decides its direction."""
+"""An edge shorter than this fraction of the root mean square of all edges counts as zero, since rounding decides its direction."""
 
 
 class RKD(Loss):
-    """Relational knowledge distillation: distances between samples, and angles of triplets, are to be the teacher's.
+    """Relational knowledge distillation: the student's distances between samples and angles of triplets should equal the teacher's.
 
     distance * 1/n^2 sum_ij h( |x_i - x_j| / mu_s, |y_i - y_j| / mu_t ), mu the mean distance of distinct samples;
     angle * 1/n^3 sum_abc h( <e_ab, e_ac>_s, <e_ab, e_ac>_t ), e_ab = (x_b - x_a) / |x_b - x_a|;
-    h(u, v) = Huber's function of u - v with delta 1. Two named parts; one of weight 0 is not computed.
+    h(u, v) = Huber's function of u - v with delta 1.
+    The loss reports its two parts, `distance` and `angle`, separately. A part of weight 0 is not computed.
 
-    Shapes: x and y are rows of n x d, the pooled features or another tap (a map flattened); models may differ in d. `l2` divides
-    each sample by its norm first: of both models, of the teacher alone, or of none. Memory: n x n and a bounded block of triplets.
+    Shapes: x and y are rows of n x d, the pooled features or another tap (a map is flattened); the models may differ in d. `l2`
+    divides each sample by its norm first, for both models, the teacher only, or none. Memory: n x n and a block of triplets of limited
+    size.
 
-    squared_distances: |.|^2 for |.| in the first part. mean="valid": both means over pairs and triplets of distinct samples alone.
-    vertices=m: of the triplets those with a in m samples that each call draws anew: in expectation over them, the same loss.
+    squared_distances: |.|^2 instead of |.| in the first part. mean="valid": both means are over pairs and triplets of distinct samples.
+    vertices=m: only triplets with a in m random samples, drawn in each call; the expected loss is the same.
 
     Source: Park et al., "Relational Knowledge Distillation", CVPR 2019; github.com/lenscloth/RKD, metric/loss.py.
     Defaults: 25 and 50 on features as they are, github.com/HobbitLong/RepDistiller and github.com/megvii-research/mdistiller.
-    Departs: the means run over all n^2 pairs and n^3 triplets, the degenerate ones (0 or 1 in both models) included, as in all
-        public code; the paper sums over distinct ones. The authors' code for classification normalises features: `official_cls`.
-        An edge shorter than 1e-3 of the root mean square edge counts as 0 and gets no gradient, where the original divided by
-        1e-12: `eps="released"` does as it does, in its n x n x d memory, with its huge gradients where samples meet. A sample of
-        zeros under `l2` stays 0. A batch of one is 0, not NaN (two are 0 by definition). Squared distances are computed in float64.
-        `squared_distances` is a flag of the authors' code that no file of theirs sets; `vertices` is ours.
+    Departs: the means are over all n^2 pairs and n^3 triplets, as in all public code; the paper sums over distinct samples. A pair or
+        triplet with a sample twice has the same value (0 or 1) in both models, so it adds nothing to the sum. The authors' code for
+        classification normalises features; the preset `official_cls` does so, too. An edge shorter than 1e-3 of the root mean square
+        edge counts as 0 and gets no gradient. The original divides by at least 1e-12, and so does `eps="released"`, which needs
+        n x n x d memory and has very large gradients for nearly equal samples. With `l2`, a sample of zeros stays 0. A batch of one
+        image gives 0 instead of NaN; a batch of two gives 0 by the formula. Squared distances are computed in float64.
+        `squared_distances` is an option of the authors' code that none of their scripts sets; `vertices` is an addition of kdbench.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -48,7 +51,7 @@ class RKD(Loss):
         ),
         "torchdistill": Preset(
             "github.com/yoshitomo-matsubara/torchdistill, configs/sample/ilsvrc2012/rkd/resnet18_from_resnet34.yaml: layer4, 1 and 2 "
-            "(its term `kd` is cross-entropy alone, by an alpha of 1)",
+            "(its `kd` term has alpha 1, so it is only cross-entropy)",
             weight=1.0,
             options={"distance": 1.0, "angle": 2.0, "tap": "last"},
         ),
@@ -80,9 +83,9 @@ class RKD(Loss):
     ):
         super().__init__()
         if not (distance or angle):
-            raise ValueError("of distance and angle at least one has a weight")
+            raise ValueError("distance and angle are both 0: at least one must have a weight")
         if vertices is not None and vertices < 1:
-            raise ValueError(f"a triplet has a vertex: `vertices` is at least 1, not {vertices}")
+            raise ValueError(f"vertices must be at least 1, not {vertices}")
         self.distance = distance
         self.angle = angle
         self.l2 = l2
@@ -131,10 +134,9 @@ class RKD(Loss):
 
 
 def _squares(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n n"], Bool[Tensor, "n n"]]:
-    """Squared distances, and which of them are too short to have a direction (the diagonal is).
+    """Squared distances, and which of them are too short to have a direction (as the diagonal).
 
-    Neither translation nor scale changes the loss: centred first, the Gram matrix keeps the digits of the differences; in float64,
-    those of near neighbours too, whose gradient is the largest.
+    Centring and scaling do not change the loss. They and float64 keep the digits of small distances, whose gradient is the largest.
     """
     dtype = x.dtype
     x = unit_scale(centred(x.double()))

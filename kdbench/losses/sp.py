@@ -13,20 +13,20 @@ from kdbench.losses._gram import matrices, nothing, unmatched
 
 
 class SP(Loss):
-    """Similarity preserving: samples alike for the teacher are to be alike for the student.
+    """Similarity preserving: the student's similarities between the samples of a batch should equal the teacher's.
 
     sum over the tapped maps of 1/n^2 || G_t - G_s ||^2 (Frobenius), where G = F F^T with each row divided by its norm.
-    With `row_l2` this is 2/n (1 - mean_i cos(row i of G_s, row i of G_t)): for a given likeness it falls as 1/n, which
-    `rescale="batch"` undoes by a factor n/64 (so that weights for batches of 64 serve for all).
+    With `row_l2` this is 2/n (1 - mean_i cos(row i of G_s, row i of G_t)), which decreases as 1/n; `rescale="batch"` multiplies it by n/64,
+    so that a weight for batches of 64 is valid for other batch sizes.
 
     Shapes: F is n x d, a map (n x c x h x w) flattened; both models may differ in c, h and w.
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019.
-    Defaults: rows normalised, the last map, weight 3000, as in github.com/HobbitLong/RepDistiller (said there to be verified by the
-        author) and github.com/megvii-research/mdistiller. SimKD and the Knowledge-Distillation-Zoo have the same 3000.
-    Departs: the paper sums over pairs of layers, these defaults take the last map alone (`tap="stages"` sums over the stages).
-        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller; `rescale` is ours. A batch of one is 0 by
-        definition. As released, norms are at least 1e-12: a sample whose features are all zero gets a finite but huge gradient.
+    Defaults: rows normalised, the last map, weight 3000, as in github.com/HobbitLong/RepDistiller (which states that the
+        author verified it) and github.com/megvii-research/mdistiller. SimKD and the Knowledge-Distillation-Zoo have the same 3000.
+    Departs: the paper sums over pairs of layers; these defaults use the last map alone (`tap="stages"` sums over the stages).
+        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller; `rescale` is an addition of kdbench. A batch of
+        one image gives 0. Norms are at least 1e-12, as in the released code, so a sample of zeros gets a finite but very large gradient.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -36,12 +36,18 @@ class SP(Loss):
             weight=1.0,
         ),
         "frobenius": Preset(
-            "github.com/HobbitLong/RepDistiller, distiller_zoo/SP.py, a comment: another loss, without a weight",
+            "github.com/HobbitLong/RepDistiller, distiller_zoo/SP.py, in a comment: another loss, without a published weight",
             weight=None,
             options={"norm": "frobenius"},
         ),
-        "rescaled": Preset("ours: the strength that it has at a batch of 64, at any batch", weight=None, options={"rescale": "batch"}),
+        "rescaled": Preset(
+            "defined by kdbench: at any batch size, the strength that the loss has at a batch size of 64",
+            weight=None,
+            options={"rescale": "batch"},
+        ),
     }
+
+    laws = frozenset({"permutation", "scale", "rotation"})
 
     def __init__(
         self,
@@ -63,10 +69,6 @@ class SP(Loss):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({self.tap})
-
-    @property
-    def laws(self) -> frozenset[str]:
-        return frozenset({"permutation", "scale", "rotation"})
 
     def refuses(self, pair: Pair) -> str | None:
         return unmatched(pair, self.tap)

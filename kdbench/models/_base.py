@@ -1,8 +1,4 @@
-"""The contract of a model: a module whose forward gives taps.
-
-Options are keyword-only and are the model's identity; `build` makes the layers for an input shape and a number of outputs, so
-that a plan can build it on the meta device.
-"""
+"""The contract of a model: a module whose forward returns taps. Options are keyword-only and are the model's identity."""
 
 from __future__ import annotations
 
@@ -18,60 +14,78 @@ from kdbench.losses._base import Taps
 
 
 class Model(nn.Module):
-    """A model part. After `build`, `forward(inputs)` gives `Taps`: at least the logits.
-
-    `last` is the map whose global average is `pooled`.
-    """
+    """A model part. After `build`, `forward(inputs)` returns `Taps`: at least the logits."""
 
     version: ClassVar[int] = 1
+    added: ClassVar[Mapping[str, Any]] = {}
+    """Options added after the first release (`Loss.added`)."""
+
     named: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Nets of the literature that are this part with these options. A literal, read without import; each name begins with the part's."""
+    """Nets of the literature: name -> options. A literal, read without import; each name begins with the part's."""
 
     released_layout: ClassVar[Mapping[str, str]] = {}
-    """Patterns of the keys of a published checkpoint, and what they are called here, in this order."""
+    """Patterns in the keys of a published checkpoint, and their replacements here, applied in this order."""
+
+    head_name: ClassVar[str] = ""
+
+    holds_further: ClassVar[str] = ""
+    """The option (a mapping) that holds `further_options`. A suite does not write its name."""
 
     def __init__(self) -> None:
         super().__init__()
 
-    def build(self, inputs: tuple[int, ...], outputs: int) -> None:
-        """Make the layers. `inputs` is the shape of one image (channels, height, breadth), `outputs` the number of logits.
+    @classmethod
+    def version_with(cls, options: Mapping[str, Any]) -> int:
+        """The version of a model with these options. A commit that changes only what some nets compute raises it for these nets alone, so
+        that the cells of the others keep their ids."""
+        return cls.version
 
-        Raises:
-            RefusedError: it cannot take such images.
-        """
+    def build(self, inputs: tuple[int, ...], outputs: int) -> None:
+        """Make the layers, also on the meta device. `inputs` is the shape of an image (channels, height, breadth), `outputs` the number
+        of logits. Raises RefusedError for images that the model cannot take."""
         raise NotImplementedError(f"{type(self).__name__} does not define build(inputs, outputs)")
+
+    @classmethod
+    def further_options(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Options beside those of `__init__` that the model has with the options `given`: name -> type. They have no default: what is not
+        given is not in the cell's configuration. Raises OptionsError for a given option that the model cannot have, with the reason."""
+        return {}
+
+    def build_for(self, inputs: tuple[int, ...], outputs: int, size: int | None) -> None:
+        """`build`, for images that are resized to `size` (None: not resized) before the net. Most nets do not depend on it."""
+        self.build(inputs, outputs)
 
     def forward(self, inputs: Tensor) -> Taps:
         raise NotImplementedError(f"{type(self).__name__} does not define forward(inputs)")
 
-    def sees(self, inputs: Mapping[str, Any], normalisation: tuple[Any, Any] | None) -> None:
-        """Have the net see its inputs as its weights were made to: in its own `mean` and `std`, in its own `size`.
-
-        `normalisation` is the (mean, std) that the dataset's inputs come with.
-
-        Raises:
-            RefusedError: the inputs are to be normalised otherwise, and nobody says how they were.
-        """
+    def adapt_inputs(self, inputs: Mapping[str, Any], normalisation: tuple[Any, Any] | None) -> None:
+        """Convert inputs before the net: from the dataset's `normalisation` (mean, std) to the net's own `mean`, `std` and `size`. Raises
+        RefusedError if the dataset does not state its normalisation, or it has another number of channels."""
         if "mean" in inputs and normalisation is None:
-            raise RefusedError("it has a normalisation of its own, and this dataset does not say how its inputs were normalised")
+            raise RefusedError("the model has its own normalisation, but the dataset does not state how its inputs are normalised")
         if "mean" in inputs and normalisation is not None and len(inputs["mean"]) != len(normalisation[0]):
-            told = f"its own normalisation is of {len(inputs['mean'])} channels, and the dataset's images have {len(normalisation[0])}"
-            raise RefusedError(f"{told}: say `mean` and `std` for these")
-        self.register_forward_pre_hook(SeenAs(normalisation, inputs.get("mean"), inputs.get("std"), inputs.get("size")))
+            message = f"the model's normalisation has {len(inputs['mean'])} channels, and the dataset's images have {len(normalisation[0])}"
+            raise RefusedError(f"{message}: set `mean` and `std` for these")
+        self.register_forward_pre_hook(InputAdapter(normalisation, inputs.get("mean"), inputs.get("std"), inputs.get("size")))
 
     @property
     def plain(self) -> nn.Module:
-        """The module whose weights are the model's as others know it: itself, unless it wraps one."""
+        """The module whose weights are saved and exported: itself, unless it wraps another one."""
         return self
 
     @property
     def head(self) -> nn.Module | None:
-        """What maps `pooled` to `logits`; None for a model without such a part."""
-        return None
+        """The module that maps `pooled` to `logits` (its name is `head_name`); None for a model without one."""
+        return self.get_submodule(self.head_name) if self.head_name else None
+
+    @property
+    def head_modules(self) -> list[nn.Module]:
+        """The modules that depend on the number of classes: `head: new` leaves their weights as they are drawn."""
+        return [] if self.head is None else [self.head]
 
 
-class SeenAs:
-    """Turns a dataset's inputs into what a net was made for: its own normalisation, its own size. Put before a net's forward."""
+class InputAdapter:
+    """A pre-hook that converts a dataset's inputs to a net's own normalisation and size."""
 
     def __init__(self, given: tuple[Any, Any] | None, mean: Any = None, std: Any = None, size: int | None = None):
         self.given, self.mean, self.std, self.size = given, mean, std, size
@@ -99,6 +113,18 @@ def staged(before: Tensor, layers: Iterable[Any]) -> tuple[list[Tensor], list[Te
         stages.append(hidden)
         preact.append(before)
     return stages, preact
+
+
+def image_channels(inputs: tuple[int, ...]) -> int:
+    """The number of channels of images of this shape (channels, height, breadth). Raises RefusedError for inputs of another rank."""
+    if len(inputs) != 3:
+        raise RefusedError(f"a convolutional net needs images (channels, height, breadth), not inputs of shape {tuple(inputs)}")
+    return inputs[0]
+
+
+def conv_norm(into: int, out: int, size: int, stride: int = 1, groups: int = 1) -> tuple[nn.Module, nn.Module]:
+    """A convolution without bias that only its stride makes smaller, and its norm."""
+    return nn.Conv2d(into, out, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(out)
 
 
 def kaiming(model: nn.Module) -> None:

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
-from kdbench.models._base import Model, kaiming
+from kdbench.models._base import Model, conv_norm, image_channels, kaiming
 
 GROUPS = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 """Channels at width 1, number of blocks, and the stride of the first one, for each of the seven groups."""
@@ -16,18 +12,16 @@ GROUPS = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2
 class CifarMobilenetv2(Model):
     """MobileNetV2 for small images: a 3x3 stem of stride 2, seven groups of inverted residuals, a 1x1 convolution to 1280 channels.
 
-    `width` multiplies all channels (rounded down) but the 1280, which only widths above 1 change; `expansion` is by how much a block
-    widens inside (the first never does). The second group has stride 1, against 2 in the paper: 32x32 images leave maps of 2x2. The
-    literature's student ('mobile_half', 'MobileNetV2') is width 0.5 with expansion 6, the defaults.
+    `width` multiplies all channels (rounded down) except the 1280, which only widths above 1 change; `expansion` multiplies the channels
+    inside a block (not in the first group). The second group has stride 1 (2 in the paper), so that 32x32 images end as 2x2 maps. The
+    literature's student ('mobile_half', 'MobileNetV2') has width 0.5 and expansion 6, the defaults.
 
-    A block ends in a linear bottleneck, without an activation: `stages` are the stem (after its ReLU) and, as they are, the outputs
-    of the groups 1, 2, 4 and 6 (counted from 0), which is what RepDistiller takes for features; there is no `preact`. `last` is the
-    1280-channel map after its ReLU.
+    `stages` are the stem (after its ReLU) and the outputs of the groups 1, 2, 4 and 6 (counted from 0), the features of RepDistiller; no
+    activation follows a group, so there is no `preact`. `last` is the 1280-channel map after its ReLU.
     Source: Sandler et al. 2018; layer names, strides, initialisation and features as in the net of RepDistiller.
     """
 
-    # Layers are named as in RepDistiller, so its checkpoints need no change of keys.
-    released_layout: ClassVar[Mapping[str, str]] = {}
+    head_name = "classifier.0"
 
     def __init__(self, *, width: float = 0.5, expansion: int = 6):
         super().__init__()
@@ -38,10 +32,8 @@ class CifarMobilenetv2(Model):
         self.width, self.expansion = width, expansion
 
     def build(self, inputs: tuple[int, ...], outputs: int) -> None:
-        if len(inputs) != 3:
-            raise RefusedError(f"a convolutional net needs images (channels, height, breadth), not inputs of shape {tuple(inputs)}")
         into = int(32 * self.width)
-        self.conv1 = nn.Sequential(nn.Conv2d(inputs[0], into, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(into), nn.ReLU())
+        self.conv1 = nn.Sequential(*conv_norm(image_channels(inputs), into, 3, stride=2), nn.ReLU())
         self.blocks = nn.ModuleList()
         for place, (channels, count, stride) in enumerate(GROUPS):
             out, made = int(channels * self.width), []
@@ -50,16 +42,12 @@ class CifarMobilenetv2(Model):
                 into = out
             self.blocks.append(nn.Sequential(*made))
         out = int(1280 * max(1.0, self.width))
-        self.conv2 = nn.Sequential(nn.Conv2d(into, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+        self.conv2 = nn.Sequential(*conv_norm(into, out, 1), nn.ReLU())
         # A sequence of one, for the keys of released checkpoints: classifier.0.weight.
         self.classifier = nn.Sequential(nn.Linear(out, outputs))
         kaiming(self)
         nn.init.normal_(self.classifier[0].weight, 0, 0.01)
         nn.init.zeros_(self.classifier[0].bias)
-
-    @property
-    def head(self) -> nn.Module:
-        return self.classifier[0]
 
     def forward(self, inputs: Tensor) -> Taps:
         hidden = self.conv1(inputs)
@@ -70,7 +58,7 @@ class CifarMobilenetv2(Model):
                 stages.append(hidden)
         last = self.conv2(hidden)
         pooled = last.mean((2, 3))
-        return Taps(logits=self.classifier(pooled), pooled=pooled, last=last, stages=tuple(stages))
+        return Taps(logits=self.classifier(pooled), pooled=pooled, last=last, stages=stages)
 
 
 class InvertedResidual(nn.Module):
@@ -80,16 +68,8 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inside = into * expansion
         self.shortcut = stride == 1 and into == out
-        self.conv = nn.Sequential(
-            nn.Conv2d(into, inside, 1, bias=False),
-            nn.BatchNorm2d(inside),
-            nn.ReLU(),
-            nn.Conv2d(inside, inside, 3, stride=stride, padding=1, groups=inside, bias=False),
-            nn.BatchNorm2d(inside),
-            nn.ReLU(),
-            nn.Conv2d(inside, out, 1, bias=False),
-            nn.BatchNorm2d(out),
-        )
+        widen, each = conv_norm(into, inside, 1), conv_norm(inside, inside, 3, stride, groups=inside)
+        self.conv = nn.Sequential(*widen, nn.ReLU(), *each, nn.ReLU(), *conv_norm(inside, out, 1))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.conv(hidden) if self.shortcut else self.conv(hidden)

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
-from kdbench.models._base import Model, staged
+from kdbench.models._base import Model, conv_norm, image_channels, staged
 
 WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024), 2.0: (224, 488, 976, 2048)}
 """Channels of the three stages and of the last convolution, by size."""
@@ -18,15 +14,13 @@ WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 
 class CifarShufflenetv2(Model):
     """ShuffleNetV2 for small images: a 1x1 stem of 24 channels at full size, three stages of 4, 8 and 4 blocks, a 1x1 convolution.
 
-    `size` is 0.5, 1, 1.5 or 2; the literature's student ('ShuffleV2') is size 1. `stages` are the stem and the three stages, `last`
-    the map of the convolution after them. A stage ends in a shuffle of channels, and so does its `preact`: RepDistiller's has the
-    same channels in the order before the shuffle. Half of them pass through a block untouched: they were activated before.
-    Source: Ma et al. 2018; the stem without stride or pooling, layer names and initialisation (torch's own) as in the ShuffleV2 of
-    RepDistiller.
+    `size` is 0.5, 1, 1.5 or 2; the literature's student ('ShuffleV2') is size 1. `stages` are the stem and the three stages, `last` the
+    map of the last convolution. `preact` has the channels of RepDistiller's in another order: here after the shuffle, there before it. Half
+    of these channels pass through a block unchanged, and were activated before it.
+    Source: Ma et al. 2018; stem (no stride, no pooling), layer names and initialisation (torch's) as in RepDistiller's ShuffleV2.
     """
 
-    # Layers are named as in RepDistiller, so its checkpoints need no change of keys.
-    released_layout: ClassVar[Mapping[str, str]] = {}
+    head_name = "linear"
 
     def __init__(self, *, size: float = 1.0):
         super().__init__()
@@ -35,29 +29,21 @@ class CifarShufflenetv2(Model):
         self.size = size
 
     def build(self, inputs: tuple[int, ...], outputs: int) -> None:
-        if len(inputs) != 3:
-            raise RefusedError(f"a convolutional net needs images (channels, height, breadth), not inputs of shape {tuple(inputs)}")
         into = 24
-        self.conv1 = nn.Conv2d(inputs[0], into, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(into)
+        self.conv1, self.bn1 = conv_norm(image_channels(inputs), into, 1)
         *stages, wide = WIDTHS[self.size]
         for place, (width, units) in enumerate(zip(stages, (3, 7, 3), strict=True)):
             made = [HalvingUnit(into, width), *(SplitUnit(width) for _ in range(units))]
             setattr(self, f"layer{place + 1}", nn.Sequential(*made))
             into = width
-        self.conv2 = nn.Conv2d(into, wide, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(wide)
+        self.conv2, self.bn2 = conv_norm(into, wide, 1)
         self.linear = nn.Linear(wide, outputs)
-
-    @property
-    def head(self) -> nn.Module:
-        return self.linear
 
     def forward(self, inputs: Tensor) -> Taps:
         stages, preact = staged(self.bn1(self.conv1(inputs)), (self.layer1, self.layer2, self.layer3))
         last = F.relu(self.bn2(self.conv2(stages[-1])))
         pooled = last.mean((2, 3))
-        return Taps(logits=self.linear(pooled), pooled=pooled, last=last, stages=tuple(stages), preact=tuple(preact))
+        return Taps(logits=self.linear(pooled), pooled=pooled, last=last, stages=stages, preact=preact)
 
 
 class HalvingUnit(nn.Module):
@@ -66,16 +52,11 @@ class HalvingUnit(nn.Module):
     def __init__(self, into: int, width: int):
         super().__init__()
         half = width // 2
-        self.conv1 = nn.Conv2d(into, into, 3, stride=2, padding=1, groups=into, bias=False)
-        self.bn1 = nn.BatchNorm2d(into)
-        self.conv2 = nn.Conv2d(into, half, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(into, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
-        self.conv4 = nn.Conv2d(half, half, 3, stride=2, padding=1, groups=half, bias=False)
-        self.bn4 = nn.BatchNorm2d(half)
-        self.conv5 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn5 = nn.BatchNorm2d(half)
+        self.conv1, self.bn1 = conv_norm(into, into, 3, stride=2, groups=into)
+        self.conv2, self.bn2 = conv_norm(into, half, 1)
+        self.conv3, self.bn3 = conv_norm(into, half, 1)
+        self.conv4, self.bn4 = conv_norm(half, half, 3, stride=2, groups=half)
+        self.conv5, self.bn5 = conv_norm(half, half, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
         one = self.bn2(self.conv2(self.bn1(self.conv1(hidden))))
@@ -92,12 +73,9 @@ class SplitUnit(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         half = width // 2
-        self.conv1 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(half)
-        self.conv2 = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
+        self.conv1, self.bn1 = conv_norm(half, half, 1)
+        self.conv2, self.bn2 = conv_norm(half, half, 3, groups=half)
+        self.conv3, self.bn3 = conv_norm(half, half, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
         passed, other = hidden.chunk(2, 1)

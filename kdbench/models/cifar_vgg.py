@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
-from kdbench.models._base import Model, kaiming
+from kdbench.models._base import Model, image_channels, kaiming
 
 CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """How many convolutions each of the five blocks has, by depth. (The three dense layers that the depth counts are one here.)"""
@@ -17,11 +17,10 @@ CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16
 class CifarVgg(Model):
     """The VGG net with batch norm for small images: five blocks of 3x3 convolutions, then the average and one linear layer.
 
-    `depth` is 8, 11, 13, 16 or 19. Each of the first three blocks is followed by a maximum over 2x2, so that an image of 32x32
-    leaves maps of 4x4; images 64 high have a fourth, after block 3, so that they leave 4x4 too. `stages` are the blocks' maps before
-    they are pooled.
-    Source: Simonyan and Zisserman 2015; the small classifier, layer names, initialisation and the rule for 64 as in the nets of
-    RepDistiller (its vgg8_bn is our cifar_vgg8).
+    `depth` is 8, 11, 13, 16 or 19. A 2x2 max pooling follows each of the first three blocks (four for images of height 64), so that images
+    of 32x32 and of 64x64 end as 4x4 maps. `stages` are the maps of the blocks before the pooling.
+    Source: Simonyan and Zisserman 2015; classifier, layer names, initialisation and the rule for 64 as in the nets of RepDistiller
+    (its vgg8_bn is cifar_vgg8 here).
     """
 
     named: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -32,8 +31,7 @@ class CifarVgg(Model):
         "cifar_vgg19": {"depth": 19},
     }
 
-    # Layers are named as in RepDistiller, so its checkpoints need no change of keys.
-    released_layout: ClassVar[Mapping[str, str]] = {}
+    head_name = "classifier"
 
     def __init__(self, *, depth: int = 8):
         super().__init__()
@@ -42,12 +40,10 @@ class CifarVgg(Model):
         self.depth = depth
 
     def build(self, inputs: tuple[int, ...], outputs: int) -> None:
-        if len(inputs) != 3:
-            raise RefusedError(f"a convolutional net needs images (channels, height, breadth), not inputs of shape {tuple(inputs)}")
+        into = image_channels(inputs)
         if min(inputs[1:]) < 8:
             raise RefusedError(f"this VGG halves its maps three times: images must be at least 8x8, not {inputs[1]}x{inputs[2]}")
         self.pooled_blocks = 4 if inputs[1] == 64 else 3
-        into = inputs[0]
         for place, (count, width) in enumerate(zip(CONVOLUTIONS[self.depth], (64, 128, 256, 512, 512), strict=True)):
             made: list[nn.Module] = []
             for _ in range(count):
@@ -62,10 +58,6 @@ class CifarVgg(Model):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.classifier.weight, 0, 0.01)
 
-    @property
-    def head(self) -> nn.Module:
-        return self.classifier
-
     def forward(self, inputs: Tensor) -> Taps:
         hidden = inputs
         stages, preact = [], []
@@ -74,4 +66,4 @@ class CifarVgg(Model):
             stages.append(F.relu(preact[-1]))
             hidden = F.max_pool2d(stages[-1], 2) if place < self.pooled_blocks else stages[-1]
         pooled = hidden.mean((2, 3))
-        return Taps(logits=self.classifier(pooled), pooled=pooled, last=hidden, stages=tuple(stages), preact=tuple(preact))
+        return Taps(logits=self.classifier(pooled), pooled=pooled, last=hidden, stages=stages, preact=preact)

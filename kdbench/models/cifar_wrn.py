@@ -7,21 +7,19 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
-from kdbench.models._base import Model, kaiming
+from kdbench.models._base import Model, image_channels, kaiming
 
 
 class CifarWrn(Model):
     """The wide ResNet of 6n+4 layers: a 3x3 stem and three stages of pre-activation blocks, then norm, ReLU and average.
 
-    `depth` is 6n+4 (10, 16, 22, 28, 40); `widen_factor` multiplies the stages' 16, 32 and 64 channels (the stem has 16). `dropout`
-    falls between the two convolutions of a block.
+    `depth` is 6n+4 (10, 16, 22, 28, 40); `widen_factor` multiplies the stages' 16, 32 and 64 channels (the stem has 16). `dropout` is
+    between the two convolutions of a block.
 
-    A stage ends in a sum that no activation follows: the norm and the ReLU after it belong to the next block, beside a shortcut
-    that may bypass them. `stages` are the stem's convolution and these three sums as they are, which is what RepDistiller takes for
-    features. There is no `preact`: RepDistiller's is made by running the next block's norm on the sum once more, which in training
-    moves its running statistics twice a step. `last` is the last sum after norm and ReLU.
+    `stages` are the stem's convolution and the sums at the end of the three stages, without an activation, as in RepDistiller. There is
+    no `preact`: RepDistiller computes it by a second pass through the next block's norm, which in training updates its running statistics
+    twice a step. `last` is the last sum after norm and ReLU.
     Source: Zagoruyko and Komodakis 2016; layer names, initialisation and features as in the nets of RepDistiller.
     """
 
@@ -32,8 +30,7 @@ class CifarWrn(Model):
         "cifar_wrn_40_2": {"depth": 40, "widen_factor": 2},
     }
 
-    # Layers are named as in RepDistiller, so its checkpoints need no change of keys.
-    released_layout: ClassVar[Mapping[str, str]] = {}
+    head_name = "fc"
 
     def __init__(self, *, depth: int = 16, widen_factor: int = 2, dropout: float = 0.0):
         super().__init__()
@@ -46,26 +43,19 @@ class CifarWrn(Model):
         self.depth, self.widen_factor, self.dropout = depth, widen_factor, dropout
 
     def build(self, inputs: tuple[int, ...], outputs: int) -> None:
-        if len(inputs) != 3:
-            raise RefusedError(f"a convolutional net needs images (channels, height, breadth), not inputs of shape {tuple(inputs)}")
         into = 16
-        self.conv1 = nn.Conv2d(inputs[0], into, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(image_channels(inputs), into, 3, padding=1, bias=False)
         for place in range(3):
             width = 16 * 2**place * self.widen_factor
-            made = []
-            for block in range((self.depth - 4) // 6):
-                made.append(PreactBlock(into, width, stride=2 if place > 0 and block == 0 else 1, dropout=self.dropout))
-                into = width
-            # One level more than it needs, for the keys of released checkpoints: block1.layer.0.conv1.weight.
-            setattr(self, f"block{place + 1}", nn.Sequential(OrderedDict(layer=nn.Sequential(*made))))
+            first = PreactBlock(into, width, 2 if place else 1, self.dropout)
+            others = [PreactBlock(width, width, 1, self.dropout) for _ in range((self.depth - 4) // 6 - 1)]
+            # One level more than needed, for the keys of released checkpoints: block1.layer.0.conv1.weight.
+            setattr(self, f"block{place + 1}", nn.Sequential(OrderedDict(layer=nn.Sequential(first, *others))))
+            into = width
         self.bn1 = nn.BatchNorm2d(into)
         self.fc = nn.Linear(into, outputs)
         kaiming(self)
         nn.init.zeros_(self.fc.bias)
-
-    @property
-    def head(self) -> nn.Module:
-        return self.fc
 
     def forward(self, inputs: Tensor) -> Taps:
         stages = [self.conv1(inputs)]
@@ -73,7 +63,7 @@ class CifarWrn(Model):
             stages.append(block(stages[-1]))
         last = F.relu(self.bn1(stages[-1]))
         pooled = last.mean((2, 3))
-        return Taps(logits=self.fc(pooled), pooled=pooled, last=last, stages=tuple(stages))
+        return Taps(logits=self.fc(pooled), pooled=pooled, last=last, stages=stages)
 
 
 class PreactBlock(nn.Module):

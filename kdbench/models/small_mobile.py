@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.errors import RefusedError
 from kdbench.losses._base import Taps
-from kdbench.models._base import Model, kaiming
+from kdbench.models._base import Model, conv_norm, image_channels, kaiming, staged
 
 
 class SmallMobile(Model):
-    """A small net of depthwise-separable convolutions: another family than the ResNets, for small images.
+    """A small net of depthwise-separable convolutions for small images: a different architecture family from the ResNets.
 
     `widths` are the channels of the stem and of each stage; every stage after the first halves the map.
     Source: the separable block of MobileNet (Howard et al. 2017); the size is ours.
     """
+
+    head_name = "classifier"
 
     def __init__(self, *, widths: tuple[int, ...] = (16, 32, 64)):
         super().__init__()
@@ -22,35 +22,18 @@ class SmallMobile(Model):
         self.widths = tuple(widths)
 
     def build(self, inputs: tuple[int, ...], outputs: int) -> None:
-        if len(inputs) != 3:
-            raise RefusedError(f"a convolutional net needs images (channels, height, breadth), not inputs of shape {tuple(inputs)}")
         stem, *stages = self.widths
-        self.stem = nn.Sequential(nn.Conv2d(inputs[0], stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem))
+        self.stem = nn.Sequential(*conv_norm(image_channels(inputs), stem, 3))
         self.blocks = nn.ModuleList()
         into = stem
         for place, width in enumerate(stages):
-            self.blocks.append(
-                nn.Sequential(
-                    nn.Conv2d(into, into, 3, stride=1 if place == 0 else 2, padding=1, groups=into, bias=False),
-                    nn.BatchNorm2d(into),
-                    nn.ReLU(),
-                    nn.Conv2d(into, width, 1, bias=False),
-                    nn.BatchNorm2d(width),
-                )
-            )
+            each = conv_norm(into, into, 3, stride=2 if place else 1, groups=into)
+            self.blocks.append(nn.Sequential(*each, nn.ReLU(), *conv_norm(into, width, 1)))
             into = width
         self.classifier = nn.Linear(into, outputs)
         kaiming(self)
 
-    @property
-    def head(self) -> nn.Module:
-        return self.classifier
-
     def forward(self, inputs: Tensor) -> Taps:
-        preact = [self.stem(inputs)]
-        stages = [F.relu(preact[0])]
-        for block in self.blocks:
-            preact.append(block(stages[-1]))
-            stages.append(F.relu(preact[-1]))
+        stages, preact = staged(self.stem(inputs), ([block] for block in self.blocks))
         pooled = stages[-1].mean((2, 3))
-        return Taps(logits=self.classifier(pooled), pooled=pooled, last=stages[-1], stages=tuple(stages), preact=tuple(preact))
+        return Taps(logits=self.classifier(pooled), pooled=pooled, last=stages[-1], stages=stages, preact=preact)

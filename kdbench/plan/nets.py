@@ -1,4 +1,4 @@
-"""Students and teachers as a suite says them: by name, with options, a recipe of their own, weights to start from or take as they are."""
+"""Students and teachers of a suite: by name, with options, a recipe of their own, weights to start from or to take as they are."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from kdbench import parts
-from kdbench.errors import PartError, nearest
-from kdbench.plan.reading import Reading
-from kdbench.plan.schema import Json, Named, Net
+from kdbench.errors import PartError, closest, nearest, shown
+from kdbench.manifest import Metric
+from kdbench.plan.reading import FileReader
+from kdbench.plan.schema import MAX_NAMES, Json, Net, Nets
 from kdbench.plan.yaml import Where
 from kdbench.recipes._base import Recipe
+from kdbench.validation import given_path
 
-AS_IS = {**asdict(Recipe(epochs=1, batch_size=1, lr=1.0, schedule="constant")), "epochs": 0, "milestones": []}
-"""The recipe of what is not trained: no epoch. The rest is never read, and the same for all, so that it makes no two cells of one."""
+_CONSTANT = asdict(Recipe(epochs=1, batch_size=1, lr=1.0, schedule="constant"))
+AS_IS = {**{key: value for key, value in _CONSTANT.items() if key not in Recipe.added}, "epochs": 0, "milestones": []}
+"""The recipe of what is not trained: no epoch. The rest is never read; it is the same for all, so that equal nets have equal ids."""
 
 WITHIN = 0.005
 """How far a checkpoint may be from the metric that was declared for it."""
@@ -27,15 +30,21 @@ Fraction = Annotated[float, Field(ge=0)]
 Channels = Annotated[list[float], Field(min_length=1)]
 
 
-class NetFields(BaseModel):
-    """The keys of a net that are not options of its model."""
+class WeightsFile(BaseModel, strict=True, extra="forbid"):
+    """A checkpoint and which of its weights: the dotted keys that lead to them (empty: the file itself), and how their names begin."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    file: str
+    key: str | None = None
+    prefix: str | None = None
+
+
+class NetFields(BaseModel, strict=True, extra="forbid"):
+    """The keys of a net that are not options of its model."""
 
     model: str | None = None
     recipe: Json | None = None
-    weights: str | None = None
-    head: Annotated[str, Field(pattern="^(kept|new)$")] = "kept"
+    weights: str | WeightsFile | None = None
+    head: Literal["kept", "new"] = "kept"
     train: bool = True
     input_size: Annotated[int, Field(ge=1)] | None = None
     mean: Channels | None = None
@@ -44,106 +53,109 @@ class NetFields(BaseModel):
 
 
 class NetReader:
-    """Resolves the nets of one section; its mistakes go where the reading's go. `metric` is the task's primary one where the nets
-    are teachers, `gate` what the suite asks of each of them."""
+    """Resolves the nets of one section; errors are noted in `reader`. `metric` is the task's primary one where the nets are teachers,
+    `min_teacher_metric` the least value that the suite asks of each of them."""
 
-    def __init__(self, reading: Reading, recipe: Json | None, metric: str | None = None, gate: float | None = None):
-        self.reading, self.recipe, self.gate = reading, recipe, gate
-        self.keys = {"min": f"min_{metric}", "declared": f"declared_{metric}"} if metric else {}
+    def __init__(self, reader: FileReader, recipe: Json | None, metric: Metric | None = None, min_teacher_metric: float | None = None):
+        self.reader, self.recipe, self.metric, self.min_teacher_metric = reader, recipe, metric, min_teacher_metric
+        self.keys = {"min": f"min_{metric.name}", "declared": f"declared_{metric.name}"} if metric else {}
 
-    def read(self, section: str, says: Named | None) -> dict[str, Net]:
-        listed = {name: None for name in says} if isinstance(says, list) else says or {}
-        if not listed and says is not None:
-            self.reading.wrong((section,), "it names none")
-        nets = {}
-        for name, options in listed.items():
-            where: Where = (section, name if isinstance(says, dict) else list(listed).index(name))
-            net = self._net(where, name, options or {})
-            if net:
-                nets[name] = net
+    def read(self, section: str, given: Nets | None) -> dict[str, Net]:
+        if given is None:
+            return {}
+        if not 0 < len(given) <= MAX_NAMES:
+            self.reader.error((section,), f"expected 1 to {MAX_NAMES:,} names, not {len(given)}")
+            return {}
+        nets: dict[str, Net] = {}
+        for place, name in enumerate(given):
+            where: Where = (section, name if isinstance(given, dict) else place)
+            if name in nets:
+                self.reader.error(where, f"'{name}' is given twice")
+            elif self.reader.is_name(where, name):
+                net = self._net(where, name, (given[name] if isinstance(given, dict) else None) or {})
+                if net:
+                    nets[name] = net
         return nets
 
-    def _net(self, where: Where, name: str, says: Json) -> Net | None:
+    def _net(self, where: Where, name: str, given: Json) -> Net | None:
         reserved = {*NetFields.model_fields, *self.keys.values()}
-        fields = self.reading.checked(where, NetFields, {key: value for key, value in says.items() if key in NetFields.model_fields})
-        options = {key: value for key, value in says.items() if key not in reserved}
-        model, options = self._named(where, fields.model if fields and fields.model else name, options)
-        part = self.reading.load(where, "model", model)
+        fields = self.reader.checked(where, NetFields, {key: value for key, value in given.items() if key in NetFields.model_fields})
+        options = {key: value for key, value in given.items() if key not in reserved}
+        asked = given.get("model")  # also where another key is wrong
+        model, options = self._named(where, asked if isinstance(asked, str) else name, options)
+        part = self.reader.load(where, "model", model)
         if part and (both := sorted(set(part.known()) & reserved)):
-            self.reading.wrong(where, f"the model '{model}' has options that mean something else in a suite: rename {', '.join(both)}")
-        resolved = part and self.reading.resolved(where, part, options, reserved)
-        if resolved and model == "timm":
-            self._timm_name((*where, "model"), resolved["architecture"])
-        asked = {key: self._fraction(where, says, key) for key in self.keys}
+            self.reader.error(where, f"the model '{model}' has options with the names of suite keys: rename {', '.join(both)}")
+        known = model != "timm" or self._is_of_timm((*where, "model"), options.get("architecture"))
+        resolved = self.reader.resolved(where, part, options, reserved) if part and known else None
+        metrics = [(key, (*where, name), given[name]) for key, name in self.keys.items() if name in given]
+        values = {key: metric_value(self.reader, at, self.metric, value) for key, at, value in metrics}
         if fields is None or part is None or resolved is None:
             return None
         recipe = self._recipe((*where, "recipe"), fields, student=where[0] == "students")
-        config = {"name": part.name, "version": part.version, "options": resolved}
+        config = {"name": part.name, "version": part.version_with(resolved), "options": resolved}
         config |= self._start(where, fields, config)
-        least = asked.get("min")
-        declared = asked.get("declared")
+        least, declared = values.get("min"), values.get("declared")
+        least = self.min_teacher_metric if least is None else least
         if "within" in fields.model_fields_set and declared is None:
-            self.reading.wrong((*where, "within"), "it says how far the declared metric may be off, and none is declared")
-        return Net(name, config, recipe, self.gate if least is None else least, None if declared is None else (declared, fields.within))
+            self.reader.error((*where, "within"), "this is the tolerance of a declared metric, and no metric is declared")
+        return Net(name, config, recipe, least, None if declared is None else (declared, fields.within))
 
     def _named(self, where: Where, model: str, options: Json) -> tuple[str, Json]:
-        """(part, options) of what a suite calls a model: a part, a net of the literature, or a name of timm's."""
+        """(part, options) of the name of a model: a part, a net of the literature, or a model of timm."""
         if model in parts.named("model"):
             part, meant = parts.named("model")[model]
             for key in sorted(set(meant) & set(options)):
-                self.reading.wrong((*where, key), f"'{model}' is the {part} with {key} {meant[key]}: for another say `model: {part}`")
+                self.reader.error((*where, key), f"'{model}' is {part} with {key} {meant[key]}: for another value write `model: {part}`")
             return part, {**options, **meant}
         if model not in parts.names("model") and ":" not in model:
             return "timm", {"architecture": model, **options}
         return model, options
 
-    def _fraction(self, where: Where, says: Json, key: str) -> float | None:
-        name = self.keys[key]
-        return None if name not in says else self.reading.checked((*where, name), Fraction, says[name])
+    def _is_of_timm(self, where: Where, architecture: Any) -> bool:
+        """Whether timm has the model; notes that it does not."""
+        from kdbench.timm_adapter import has_model, model_names
 
-    def _timm_name(self, where: Where, architecture: str) -> None:
-        from kdbench.through_timm import has_model, model_names
-
-        if not has_model(architecture):
-            known = [*parts.names("model"), *parts.named("model")]
-            near = nearest(architecture, [*known, *model_names()])
-            near = near if "mean" in near else "; there is any model of timm, and: " + ", ".join(known)
-            self.reading.wrong(where, f"neither kdbench nor timm has a model '{architecture}'{near}")
-
-    # How it is trained
+        if not isinstance(architecture, str) or has_model(architecture):
+            return True
+        known = [*parts.names("model"), *parts.named("model")]
+        near = nearest(architecture, [*known, *model_names()])
+        near = near if "did you mean" in near else "; available: any model of timm, and: " + ", ".join(known)
+        self.reader.error(where, f"neither kdbench nor timm has a model '{architecture}'{near}")
+        return False
 
     def _recipe(self, where: Where, fields: NetFields, student: bool) -> Json:
         if not fields.train:
             if fields.recipe is not None:
-                self.reading.wrong(where, "it is not trained (`train: false`), so it has no recipe")
+                self.reader.error(where, "a net with `train: false` has no recipe")
             if student:
-                self.reading.wrong((*where[:-1], "train"), "a student is trained; only a teacher can be taken as it is")
+                self.reader.error((*where[:-1], "train"), "a student is always trained; only teachers can have `train: false`")
             return dict(AS_IS)
         if self.recipe is None:
             return {}
-        says = self.reading.source.data["recipe"]
-        part = self.reading.load(where, "recipe", says if isinstance(says, str) else says["name"])
+        given = self.reader.file.data["recipe"]
+        base = {"name": given} if isinstance(given, str) else dict(given)
+        part = self.reader.load(where, "recipe", base.pop("name"))
         if part is None:
             return {}
         changes = fields.recipe or {}
         shared = sorted(set(changes) & part.make.shared) if student else []
         for key in shared:
-            self.reading.wrong(
-                (*where, key),
-                f"a student's own '{key}' would break the data stream that all students share; change the suite's recipe",
-            )
+            problem = f"a student's own '{key}' would break the data stream that all students share; change the suite's recipe"
+            self.reader.error((*where, key), problem)
         own = {key: value for key, value in changes.items() if key not in shared}
-        return self.reading.resolved(where, part, {**self.recipe, **own}) or {}
-
-    # What it starts from, and how it sees its inputs
+        return self.reader.resolved(where, part, own, base=base) or {}
 
     def _start(self, where: Where, fields: NetFields, config: Json) -> Json:
-        """`weights` and `inputs` of a configuration, each only when there is something to say."""
+        """`weights` and `inputs` of a configuration, each only where it differs from the default."""
         found: Json = {}
         size, mean, std = fields.input_size, fields.mean, fields.std
         if fields.weights is None and "head" in fields.model_fields_set:
-            self.reading.wrong((*where, "head"), "it says what becomes of the head of `weights`, and there are none")
-        if fields.weights is not None and fields.weights.partition(":")[0] == "pretrained":
+            self.reader.error((*where, "head"), "this key needs `weights`")
+        if not fields.train and fields.head == "new":
+            self.reader.error((*where, "head"), "a new head that is not trained would teach at random: leave out `train: false`")
+        weights = fields.weights
+        if isinstance(weights, str) and weights.partition(":")[0] == "pretrained":
             facts = self._pretrained((*where, "weights"), fields, config)
             if facts is None:
                 return {}
@@ -153,41 +165,59 @@ class NetReader:
             mean, std = mean or facts["mean"], std or facts["std"]
             # What is taken as it is sees images of the size that it was made for; what is trained sees the dataset's.
             size = size or (None if fields.train else facts["size"])
-        elif fields.weights is not None:
-            found |= self._file((*where, "weights"), fields)
+        elif weights is not None:
+            given = weights if isinstance(weights, WeightsFile) else WeightsFile(file=weights)
+            at = (*where, "weights", "file") if weights is given else (*where, "weights")
+            found |= self._file(at, given, fields.head)
         if (mean is None) != (std is None):
-            self.reading.wrong(where, "`mean` and `std` are said together: the normalisation that the weights were made with")
+            self.reader.error(where, "`mean` and `std` are given together: the normalisation that the weights were trained with")
         inputs = {key: value for key, value in (("mean", mean), ("std", std), ("size", size)) if value is not None}
-        if inputs:
-            found["inputs"] = inputs
-        return found
+        return found | ({"inputs": inputs} if inputs else {})
 
     def _pretrained(self, where: Where, fields: NetFields, config: Json) -> Json | None:
-        from kdbench.through_timm import has_model, pretrained_facts
+        from kdbench.timm_adapter import has_model, pretrained_facts
 
         if config["name"] != "timm" or not has_model(config["options"]["architecture"]):
-            self.reading.wrong(where, f"only timm's models have pretrained weights, not '{config['name']}'; name a file")
+            self.reader.error(where, f"only models of timm have pretrained weights, not '{config['name']}': give a file")
             return None
         if config["options"]["stem"] != "own":
-            self.reading.wrong(where, "pretrained weights are for the model's own stem: say `stem: own`, or start from a file")
+            self.reader.error(where, "pretrained weights are for the model's own stem: write `stem: own`, or start from a file")
         _, _, tag = str(fields.weights).partition(":")
         name = config["options"]["architecture"].partition(".")[0]
         try:
             return pretrained_facts(f"{name}.{tag}" if tag else config["options"]["architecture"])
         except PartError as error:
-            self.reading.wrong(where, str(error))
+            self.reader.error(where, str(error))
             return None
 
-    def _file(self, where: Where, fields: NetFields) -> Mapping[str, Any]:
-        path = (self.reading.base / str(fields.weights)).resolve()
-        if not path.is_file():
-            near = nearest(path.name, [one.name for one in path.parent.glob("*")]) if path.parent.is_dir() else ""
-            self.reading.wrong(where, f"there is no file {path}{near}; or is it `pretrained` (timm's weights)?")
+    def _file(self, where: Where, given: WeightsFile, head: str) -> Mapping[str, Any]:
+        try:
+            path = (self.reader.base / given_path(given.file)).resolve()
+            if not path.is_file():
+                close = closest(path.name, [one.name for one in path.parent.glob("*")]) if path.parent.is_dir() else None
+                near = f"; did you mean '{close}'?" if close and close != path.name else ""
+                what = f"{path} is a folder and no file" if path.is_dir() else f"there is no file {path}"
+                self.reader.error(where, f"{what}{near} (for weights of timm write `pretrained`)")
+                return {}
+            digest = digest_of_file(path)
+        except OSError as error:
+            self.reader.error(where, f"{shown(given.file)} cannot be read: {error.strerror}")
             return {}
-        digest = digest_of_file(path)
-        # In the identity stands what is in the file, not where it lies.
-        self.reading.sources[f"weights {digest}"] = str(path)
-        return {"weights": {"from": "file", "digest": digest, "head": fields.head}}
+        except ValueError as error:
+            self.reader.error(where, str(error))
+            return {}
+        # The identity knows what the file contains, not where it is.
+        self.reader.sources[f"weights {digest}"] = str(path)
+        chosen = {name: value for name in ("key", "prefix") if (value := getattr(given, name)) is not None}
+        return {"weights": {"from": "file", "digest": digest, "head": head, **chosen}}
+
+
+def metric_value(reader: FileReader, where: Where, metric: Metric | None, given: Any) -> float | None:
+    """A value of a metric that a suite gives, as it is stored. Errors are noted."""
+    value = reader.checked(where, Fraction, given)
+    if value is not None and metric and metric.mistake(value):
+        reader.error(where, f"{value:g}: it must be between 0 and 1; is it in per cent? Divide by 100")
+    return value
 
 
 def digest_of_file(path: Path) -> str:

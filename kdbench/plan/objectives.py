@@ -1,13 +1,14 @@
-"""Objectives as a suite says them: by preset, by loss with options, from several terms, with KD beside."""
+"""The objectives of a suite: by preset, by loss with options, from several terms, with KD beside."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from kdbench import parts
-from kdbench.errors import nearest
-from kdbench.plan.reading import Reading
-from kdbench.plan.schema import KD_BESIDE, NOT_A_TERMS, Json, Objective, ObjectiveFields, Weight
+from kdbench.errors import nearest, shown
+from kdbench.plan.reading import FileReader
+from kdbench.plan.schema import KD_BESIDE, MAX_NAMES, NOT_OF_A_TERM, Json, ObjectiveFields, ObjectiveSpec, Weight
 from kdbench.plan.yaml import Where
 
 RESERVED = {field.alias or key for key, field in ObjectiveFields.model_fields.items()}
@@ -15,20 +16,24 @@ RESERVED = {field.alias or key for key, field in ObjectiveFields.model_fields.it
 
 
 class ObjectiveReader:
-    """Resolves the objectives of one file; its mistakes go where the reading's go."""
+    """Resolves the objectives of one file; errors are noted in `reader`."""
 
-    def __init__(self, reading: Reading):
-        self.reading = reading
+    def __init__(self, reader: FileReader):
+        self.reader = reader
 
-    def read(self, says: Any, beside_kd: bool | Json | None, task: parts.Part | None) -> dict[str, Objective]:
-        """Every objective by name, those with KD beside after theirs."""
+    def read(self, given: Any, beside_kd: bool | Json | None, task: parts.Part | None) -> dict[str, ObjectiveSpec]:
+        """Every objective by name, each followed by the one with KD beside it."""
+        if len(given or ()) > MAX_NAMES:
+            self.reader.error(("objectives",), f"expected at most {MAX_NAMES:,} objectives, not {len(given)}")
+            return {}
         listed: dict[str, tuple[Where, Json]] = {}
-        for place, (name, options) in enumerate(self._entries(says)):
-            where: Where = ("objectives", name) if isinstance(says, dict) else ("objectives", place)
+        for place, (name, options) in self._entries(given):
+            where: Where = ("objectives", place)
             if name in listed:
-                self.reading.wrong(where, f"the objective '{name}' stands twice")
-            listed[name] = (where, options or {})
-        found: dict[str, Objective] = {}
+                self.reader.error(where, f"the objective '{name}' is given twice")
+            elif self.reader.is_name(where, name):
+                listed[name] = (where, {} if options is None else options)
+        found: dict[str, ObjectiveSpec] = {}
         alone = task.make.alone if task else "ce"
         for name, (where, options) in listed.items():
             objective, beside = self._objective(where, name, options, alone)
@@ -38,71 +43,70 @@ class ObjectiveReader:
             added = beside_kd if beside is None else beside
             if added and objective.needs_teacher and not any(term["loss"] == "kd" for term in objective.config["terms"]):
                 both = self._with_kd(where, objective, added)
-                if both:
+                if both and both.name in listed:
+                    instead = f"rename '{both.name}', or write `+kd: false` for '{name}'"
+                    self.reader.error(where, f"`+kd` adds an objective '{both.name}', and the suite has one of that name: {instead}")
+                elif both:
                     found[both.name] = both
+        names: dict[str, str] = {}
+        for name, objective in found.items():  # two rows of a table must not look alike
+            other = names.setdefault(objective.label, name)
+            if other != name:
+                self.reader.error(objective.where, f"'{name}' and '{other}' have the same label in tables, '{objective.label}': rename one")
         return found
 
-    def _entries(self, says: Any) -> list[tuple[str, Json | None]]:
-        """(name, options) of objectives that are listed or mapped."""
-        if isinstance(says, dict):
-            return list(says.items())
-        entries: list[tuple[str, Json | None]] = []
-        for place, one in enumerate(says or []):
+    def _entries(self, given: Any) -> Iterator[tuple[str | int, tuple[str, Json | None]]]:
+        """(key or place, (name, options)) of objectives that are listed or mapped."""
+        if isinstance(given, dict):
+            yield from ((name, (name, options)) for name, options in given.items())
+            return
+        for place, one in enumerate(given or ()):
             if isinstance(one, str):
-                entries.append((one, None))
+                yield place, (one, None)
             elif len(one) == 1:
-                entries.append(next(iter(one.items())))
+                yield place, next(iter(one.items()))
             else:
                 keys = ", ".join(map(str, one)) or "nothing"
-                self.reading.wrong(
-                    ("objectives", place), f"one name with its options stands here, not {keys}: are the options indented below the name?"
-                )
-        return entries
+                problem = f"expected one name with its options, not {keys}: indent the options below the name"
+                self.reader.error(("objectives", place), problem)
 
-    def _objective(self, where: Where, name: str, says: Json, alone: str) -> tuple[Objective | None, bool | Json | None]:
-        if not isinstance(says, dict):
-            self.reading.wrong(where, f"options are a mapping, and this is {says!r}")
+    def _objective(self, where: Where, name: str, given: Json, alone: str) -> tuple[ObjectiveSpec | None, bool | Json | None]:
+        if not isinstance(given, dict):
+            self.reader.error(where, f"expected a mapping of options, not {shown(str(given))}")
             return None, None
-        fields = self.reading.checked(where, ObjectiveFields, {key: value for key, value in says.items() if key in RESERVED})
-        options = {key: value for key, value in says.items() if key not in RESERVED}
+        fields = self.reader.checked(where, ObjectiveFields, {key: value for key, value in given.items() if key in RESERVED})
+        options = {key: value for key, value in given.items() if key not in RESERVED}
         if fields is None:
             return None, None
         if name == alone and fields.loss is None and fields.terms is None:
             for key in options:
-                self.reading.wrong((*where, key), f"'{alone}' is the task's loss alone: it has no options")
-            return Objective(name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": []}, "published", where), False
+                self.reader.error((*where, key), f"'{alone}' is the task loss, which has no options")
+            return ObjectiveSpec(name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": []}, "published", where), False
         if fields.terms is not None:
             return self._combined(where, name, fields, options), fields.beside_kd
         return self._single(where, name, fields, options), fields.beside_kd
 
-    def _single(self, where: Where, name: str, fields: ObjectiveFields, options: Json) -> Objective | None:
+    def _single(self, where: Where, name: str, fields: ObjectiveFields, options: Json) -> ObjectiveSpec | None:
         """One loss, by its preset: `rkd`, `rkd:official_cls`, or a name of one's own with `loss:`."""
         asked = fields.loss or name
         loss_name, preset_name = asked, fields.preset
         if ":" in asked and ".py:" not in asked and asked.partition(":")[0] in parts.names("loss"):
             loss_name, _, in_name = asked.partition(":")
             preset_name = preset_name or in_name
-        part = self.reading.load((*where, "loss") if fields.loss else where, "loss", loss_name)
+        part = self.reader.load((*where, "loss") if fields.loss else where, "loss", loss_name)
         if part is None:
             return None
         presets = part.make.presets
         if preset_name is not None and preset_name not in presets:
-            self.reading.wrong(where, f"the loss '{loss_name}' has no preset '{preset_name}'{nearest(preset_name, presets)}")
+            self.reader.error(where, f"the loss '{loss_name}' has no preset '{preset_name}'{nearest(preset_name, presets)}")
             return None
         preset = presets[preset_name] if preset_name else next(iter(presets.values()), None)
-        resolved = self.reading.resolved(where, part, {**(preset.options if preset else {}), **options}, RESERVED)
+        resolved = self.reader.resolved(where, part, {**(preset.options if preset else {}), **options}, RESERVED)
         weight = fields.weight if fields.weight is not None else preset.weight if preset else None
         if weight is None and preset is None:
-            self.reading.wrong(where, f"'{asked}' has no presets, so the suite must say its weight: `weight: ...`")
-        elif weight is None:
-            self.reading.wrong(
-                where, f"no weight was ever published for '{asked}': say `weight:`, and `weight_from:` released, tuned or assumed"
-            )
-        elif preset is not None and preset.weight is None and fields.weight_from is None:
-            self.reading.wrong(
-                where,
-                f"no weight was ever published for '{asked}': say where this one is from, `weight_from:` released, tuned or assumed",
-            )
+            self.reader.error(where, f"the loss '{asked}' has no presets: give its `weight:`")
+        elif weight is None or preset and preset.weight is None and fields.weight_from is None:
+            self.reader.error(where, f"'{asked}' has no published weight: give `weight:` and `weight_from:` (released, tuned or assumed)")
         if resolved is None or weight is None:
             return None
         terms = [_term(part, resolved, weight, fields.pairing)]
@@ -113,52 +117,46 @@ class ObjectiveReader:
         variant = part.build(resolved).variant
         label = name if variant is None or variant in name else f"{name} ({variant})"
         default = "published" if fields.weight is None else "the suite"
-        return Objective(name, label, {"task": float(task), "terms": terms}, fields.weight_from or default, where)
+        return ObjectiveSpec(name, label, {"task": float(task), "terms": terms}, fields.weight_from or default, where)
 
-    def _combined(self, where: Where, name: str, fields: ObjectiveFields, options: Json) -> Objective | None:
+    def _combined(self, where: Where, name: str, fields: ObjectiveFields, options: Json) -> ObjectiveSpec | None:
         """Several terms: each `{loss: ..., weight: ..., option: ...}`."""
         for key in options:
-            self.reading.wrong((*where, key), "options stand with their term, under `terms`")
+            self.reader.error((*where, key), "give this option in its term, under `terms`")
         singles = []
-        for place, says in enumerate(fields.terms or []):
+        for place, given in enumerate(fields.terms or []):
             at: Where = (*where, "terms", place)
-            for key in sorted(NOT_A_TERMS & set(says)):
-                self.reading.wrong((*at, key), f"'{key}' is the objective's, not a term's: it stands beside `terms`")
-            if not isinstance(says.get("loss"), str):
-                self.reading.wrong(at, "a term needs its `loss`")
+            for key in sorted(NOT_OF_A_TERM & set(given)):
+                self.reader.error((*at, key), f"'{key}' belongs to the objective, not to a term: write it next to `terms`")
+            if not isinstance(given.get("loss"), str):
+                self.reader.error(at, "the key 'loss' is missing")
                 continue
-            said = {key: value for key, value in says.items() if key not in NOT_A_TERMS}
-            singles.append(self._objective(at, says["loss"], said, alone="")[0])
+            of_the_term = {key: value for key, value in given.items() if key not in NOT_OF_A_TERM}
+            singles.append(self._objective(at, given["loss"], of_the_term, alone="")[0])
         found = [single for single in singles if single]
         if len(found) < len(fields.terms or []):
             return None
         variants = [one.label for one in found if one.label != one.name]
-        # The weakest claim of any term is the objective's.
+        # The objective's weights are as well founded as those of its weakest term.
         claims = {one.weight_from for one in found}
         weakest = next((claim for claim in ("assumed", "tuned", "the suite", "released") if claim in claims), "published")
-        return Objective(
-            name=name,
-            label=f"{name} ({', '.join(variants)})" if variants else name,
-            config={
-                "task": 1.0 if fields.task is None else float(fields.task),
-                "terms": [term for one in found for term in one.config["terms"]],
-            },
-            weight_from=fields.weight_from or weakest,
-            where=where,
-        )
+        label = f"{name} ({', '.join(variants)})" if variants else name
+        task = 1.0 if fields.task is None else float(fields.task)
+        terms = [term for one in found for term in one.config["terms"]]
+        return ObjectiveSpec(name, label, {"task": task, "terms": terms}, fields.weight_from or weakest, where)
 
-    def _with_kd(self, where: Where, objective: Objective, says: bool | Json) -> Objective | None:
+    def _with_kd(self, where: Where, objective: ObjectiveSpec, given: bool | Json) -> ObjectiveSpec | None:
         kd = parts.load("loss", "kd")
-        options = {**KD_BESIDE, **(says if isinstance(says, dict) else {})}
-        weight = self.reading.checked((*where, "+kd", "weight"), Weight, options.pop("weight"))
+        options = {**KD_BESIDE, **(given if isinstance(given, dict) else {})}
+        weight = self.reader.checked((*where, "+kd", "weight"), Weight, options.pop("weight"))
         if weight is None:
             return None
-        resolved = self.reading.resolved((*where, "+kd"), kd, options)
+        resolved = self.reader.resolved((*where, "+kd"), kd, options)
         if resolved is None:
             return None
         terms = [*objective.config["terms"], _term(kd, resolved, weight, "matched")]
         config = {**objective.config, "terms": terms}
-        return Objective(f"{objective.name}+kd", f"{objective.label}+kd", config, objective.weight_from, where)
+        return ObjectiveSpec(f"{objective.name}+kd", f"{objective.label}+kd", config, objective.weight_from, where)
 
 
 def _term(part: parts.Part, options: Json, weight: Any, pairing: str) -> Json:

@@ -1,23 +1,37 @@
-"""What can be known of models and pairs without training: shapes, costs, and which loss refuses which pair. Runs on torch's meta
-device, where nothing is computed. Importing this module loads no torch; calling it does."""
+"""What can be known without training: shapes, costs, and which loss refuses which pair. Runs on torch's meta device, where nothing is
+computed; a loss that needs values is tried on the CPU. Importing this module loads no torch; calling it does."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdbench import parts
-from kdbench.errors import KdbenchError, SuiteError
-from kdbench.plan.bundle import model_key
+from kdbench.errors import KdbenchError, LossError, OptionsError, RefusedError, SuiteError
+from kdbench.isolation import explained, isolated
+from kdbench.plan.bundle import Bundle, model_key
 from kdbench.plan.matrix import Plan
+from kdbench.plan.recipe_limits import unmet
+from kdbench.recipes._base import MIXING, Recipe
 
 if TYPE_CHECKING:
     from kdbench.losses._base import Pair, Taps
 
 PROBE_IMAGES = 4
 MANY = 10**6
+BACKWARD = 2.0
+"""A backward pass costs about twice a forward pass."""
+MOST_ELEMENTS = 2**24
+"""The most numbers that a trial of a loss on the CPU may hold as its inputs."""
+MOST_LABELS = 2**16
+MAX_LABELS = 2**40
+MAX_MODULES = 10_000
+"""The largest model that is built to be looked at; the largest of timm's have about a third of it."""
 
 
 @dataclass(frozen=True)
@@ -26,37 +40,36 @@ class Probed:
 
     taps: Taps
     model: Any
-    parameters: int
     flop_per_image: float
 
 
 @dataclass(frozen=True)
 class Probes:
-    """What was learnt of a plan's models, by the key of their configuration."""
+    """What was learnt of a plan's models, by the key of their configuration. `untried` names the losses that could not be tried."""
 
     models: dict[str, Probed]
     n_train: int | None
+    untried: tuple[str, ...] = ()
 
-    @property
-    def flop_per_image(self) -> dict[str, float]:
-        return {key: probed.flop_per_image for key, probed in self.models.items()}
+    def work_tflop(self, plan: Plan, bundle: Bundle) -> float:
+        """Estimated work of a bundle: training passes of its students and one forward pass of the teacher, without evaluation. Where the
+        number of training images is not known it is in TFLOP for one image: bundles are still in the right order."""
+        images = (self.n_train or 1) * bundle.cells[0].config["recipe"]["epochs"]
+        nets = [(1 + BACKWARD, cell) for cell in bundle.cells] + ([(1.0, plan.cells[bundle.teacher])] if bundle.teacher else [])
+        return images * sum(passes * self.models[model_key(cell.config["student"])].flop_per_image for passes, cell in nets) / 1e12
 
 
 def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: Mapping[str, str]) -> Probed:
-    """Build a model without memory for its weights and look at what it gives.
-
-    Raises:
-        KdbenchError: it cannot be built for these images.
-    """
+    """Build a model without memory for its weights and look at what it gives. Raises KdbenchError: it cannot be built for these images."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
+    with isolated(0), torch.device("meta"), _few_modules():
         model = parts.from_config("model", config, sources)
         try:
-            model.build(dataset.input_shape, outputs)
+            model.build_for(dataset.input_shape, outputs, config.get("inputs", {}).get("size"))
             if "inputs" in config:
-                model.sees(config["inputs"], dataset.normalisation)
+                model.adapt_inputs(config["inputs"], dataset.normalisation)
             model.eval()
             counter = FlopCounterMode(display=False)
             with torch.no_grad(), _shapes_only(), counter:
@@ -65,14 +78,31 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
             raise
         except Exception as error:
             shape = tuple(dataset.input_shape)
-            raise KdbenchError(f"it cannot be run on images of shape {shape}: {type(error).__name__}: {error}") from error
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Probed(taps, model, parameters, counter.get_total_flops() / PROBE_IMAGES)
+            raise KdbenchError(f"the model cannot be run on images of shape {shape}: {explained(error)}") from error
+    return Probed(taps, model, counter.get_total_flops() / PROBE_IMAGES)
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """A context in which building a model ends with KdbenchError where it has more modules than any net that is used."""
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    count = itertools.count(1)
+
+    def check(*_: object) -> None:
+        if next(count) > MAX_MODULES:
+            raise KdbenchError(f"the model has more than {MAX_MODULES:,} modules, which is the limit")
+
+    hook = register_module_module_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _outputs_of_weights(model: Mapping[str, Any]) -> int | None:
     """How many outputs timm's weights have that a net is to keep whole; None where there are none."""
-    from kdbench.through_timm import pretrained_facts
+    from kdbench.timm_adapter import pretrained_facts
 
     weights = model.get("weights")
     if not weights or weights["from"] != "timm" or weights["head"] != "kept":
@@ -94,78 +124,144 @@ def _shapes_only() -> Any:
 
 
 def probe(plan: Plan) -> Probes:
-    """Probe every model, then every loss on every pair that asks for it.
-
-    Raises:
-        SuiteError: with every pair that cannot be trained, and why.
-    """
-    import torch
-
+    """Probe every model, then every loss on its pairs. Raises SuiteError: with every pair that cannot be trained, and why."""
     suite = plan.suite
     dataset = parts.from_config("dataset", suite.dataset, suite.sources)
-    outputs = parts.load("task", suite.task["name"], suite.folder(suite.task["name"])).make().outputs(dataset)
+    outputs = plan.task().outputs(dataset)
     models: dict[str, Probed] = {}
-    mistakes: list[str] = []
+    mistakes = unmet(plan, dataset)
     for section, nets in (("students", suite.students), ("teachers", suite.teachers)):
         for name, net in nets.items():
             if model_key(net.model) not in models:
                 try:
                     models[model_key(net.model)] = probe_model(net.model, dataset, outputs, suite.sources)
+                except OptionsError as error:
+                    for keys, text in error.errors:
+                        where = (section, name, *keys)
+                        mistakes.append(f"{suite.file.at(where)}: {'.'.join(map(str, where))}: {text}")
                 except KdbenchError as error:
-                    mistakes.append(f"{suite.source.at((section, name))}: {section}.{name}: {error}")
+                    mistakes.append(f"{suite.file.at((section, name))}: {section}.{name}: {error}")
             if (there := _outputs_of_weights(net.model)) not in (None, outputs):
-                told = f"its weights have {there} outputs, and {outputs} are needed: say `head: new`, and train it"
-                mistakes.append(f"{suite.source.at((section, name))}: {section}.{name}: {told}")
+                message = f"its weights have {there} outputs, but the dataset needs {outputs}: write `head: new`, and train it"
+                mistakes.append(f"{suite.file.at((section, name))}: {section}.{name}: {message}")
             if net.recipe["drop_last"] and dataset.n_train is not None and dataset.n_train < net.recipe["batch_size"]:
-                told = f"{dataset.n_train} training images make no batch of {net.recipe['batch_size']}, and drop_last drops the rest"
-                mistakes.append(f"{suite.source.at(('recipe',))}: {section}.{name}: {told}")
+                message = f"{dataset.n_train} training images are less than a batch of {net.recipe['batch_size']}, and `drop_last` drops it"
+                mistakes.append(f"{suite.file.at(('recipe',))}: {section}.{name}: {message}")
+            probed = models.get(model_key(net.model))
+            if "layer_decay" in net.recipe and probed and not hasattr(probed.model.plain, "group_matcher"):
+                message = "`layer_decay` needs a model that states its layers (`group_matcher`), as timm's do: leave it out here"
+                mistakes.append(f"{suite.file.at((section, name))}: {section}.{name}: {message}")
     if mistakes:
         raise SuiteError(mistakes)
-    with torch.device("meta"):
-        # How many images a folder holds is not known before it is read: many, so that no loss refuses for want of them.
-        labels = torch.empty(dataset.n_train or MANY, dtype=torch.int64)
-        refusals: dict[str, str | None] = {}
-        for student, teacher, name in plan.compared:
-            objective = suite.objectives[name]
-            sides = models[model_key(suite.students[student].model)], models[model_key(suite.teachers[teacher].model)]
-            for term in objective.config["terms"]:
-                seen = json.dumps([term["loss"], term["options"], [_shapes(side.taps) for side in sides]], sort_keys=True)
-                if seen not in refusals:
-                    refusals[seen] = _refusal(term, _pair(*sides, labels), suite.sources)
-                if refusals[seen]:
-                    mistakes.append(f"{suite.source.at(objective.where)}: objectives.{name}: {student} <- {teacher}: {refusals[seen]}")
-    if mistakes:
-        raise SuiteError(mistakes)
-    return Probes(models, dataset.n_train)
+    return Probes(models, dataset.n_train, _tried(plan, models, dataset, outputs))
 
 
-def _pair(student: Probed, teacher: Probed, labels: Any) -> Pair:
+def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int) -> tuple[str, ...]:
+    """Try every loss on its pairs. Returns the losses that could not be tried. Raises SuiteError: with every loss that refuses a pair."""
+    import torch
+
     from kdbench.losses._base import Pair
 
-    return Pair(student.taps, teacher.taps, labels, teacher.model.head, teacher.model)
+    suite = plan.suite
+    # How many images a folder holds is not known before it is read: many, so that no loss refuses for want of them.
+    labels = torch.empty(min(dataset.n_train or MANY, MAX_LABELS), dtype=torch.int64, device="meta")
+    plain = torch.arange(PROBE_IMAGES) % outputs
+    trials: dict[str, tuple[str, str]] = {}
+    mistakes, untried = [], []
+    for student, teacher, name in plan.compared:
+        objective = suite.objectives[name]
+        one, other = models[model_key(suite.students[student].model)], models[model_key(suite.teachers[teacher].model)]
+        mixing = any(Recipe.complete(suite.students[student].recipe)[option] for option in MIXING)
+        targets = plan.task().mix(plain, plain.new_tensor(range(PROBE_IMAGES)).flip(0), 0.75, dataset) if mixing else plain
+        shapes = [[list(tensor.shape) for tensor in side.taps.tensors()] for side in (one, other)]
+        for term in objective.config["terms"]:
+            key = json.dumps([term["loss"], term["options"], shapes, mixing], sort_keys=True)
+            if key not in trials:
+                trials[key] = _try(term, Pair(one.taps, other.taps, labels, other.model.head, other.model), targets, outputs, suite.sources)
+            refusal, why_untried = trials[key]
+            if refusal:
+                mistakes.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student} <- {teacher}: {refusal}")
+            if why_untried:
+                untried.append(f"{name}, {student} <- {teacher}: {why_untried}")
+    if mistakes:
+        raise SuiteError(mistakes)
+    return tuple(untried)
 
 
-def _shapes(taps: Taps) -> list[list[int]]:
-    return [list(tensor.shape) for tensor in taps.tensors()]
+def _try(term: Mapping[str, Any], pair: Pair, targets: Any, outputs: int, sources: Mapping[str, str]) -> tuple[str, str]:
+    """(why the loss cannot be used, why it could not be tried), each empty where there is no reason: bind the loss and run it once, on the
+    meta device, and if that fails, since values are absent there, on random values."""
+    import torch
+
+    name = f"the loss '{term['loss']}'"
+    try:
+        with torch.device("meta"):
+            _run(term, pair, targets.to("meta"), sources)
+        return "", ""
+    except RefusedError as error:
+        return f"{name} cannot be used: {error}", ""
+    except Exception as error:
+        real = _real(pair, _needs(term, sources), outputs)
+        if real is None:
+            return "", f"{name} cannot be tried while planning, because its inputs are too large ({explained(error)})"
+    try:
+        _run(term, real, targets, sources)
+        return "", ""
+    except LossError as error:
+        return str(error), ""
+    except RefusedError as error:
+        return f"{name} cannot be used: {error}", ""
+    except Exception as error:
+        return f"{name} fails on this pair: {explained(error)}", ""
 
 
-def _refusal(term: Mapping[str, Any], pair: Pair, sources: Mapping[str, str]) -> str | None:
-    """Why the loss cannot serve the pair; None if it can: asked, bound and run once, all on the meta device."""
+def _run(term: Mapping[str, Any], pair: Pair, targets: Any, sources: Mapping[str, str]) -> None:
     import torch
 
     from kdbench.losses._base import Batch
 
-    loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
+    with isolated(0):
+        loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
+        loss.prepare(pair)
+        loss.parts(pair.student, pair.teacher, Batch(targets, torch.arange(PROBE_IMAGES)))
+
+
+def _needs(term: Mapping[str, Any], sources: Mapping[str, str]) -> frozenset[str]:
+    """What the loss needs; nothing where it cannot say (running it then tells why)."""
     try:
-        why = loss.missing(pair)
-        if why is not None:
-            return f"the loss '{term['loss']}' refuses: {why}"
-        loss.bind(pair)
-        n = len(pair.student.tensors()[0])
-        batch = Batch(target=torch.empty(n, dtype=torch.int64), index=torch.empty(n, dtype=torch.int64))
-        loss.parts(pair.student, pair.teacher, batch)
-    except KdbenchError as error:
-        return f"the loss '{term['loss']}' refuses: {error}"
-    except Exception as error:
-        return f"the loss '{term['loss']}' fails on this pair: {type(error).__name__}: {error}"
-    return None
+        return parts.from_config("loss", {**term, "name": term["loss"]}, sources)._needs()
+    except Exception:
+        return frozenset()
+
+
+def _real(pair: Pair, needs: frozenset[str], outputs: int) -> Pair | None:
+    """The pair as a loss with these needs sees it, with random values for what is on the meta device; None if that is too large."""
+    import torch
+
+    from kdbench.losses._base import TAPS, Pair
+
+    sides = [pair.student, pair.teacher]
+    if needs & set(TAPS):
+        sides = [taps.needed(needs, "", "", lambda tensor: tensor) for taps in sides]
+    nets = [getattr(pair, name) if name in needs else None for name in ("teacher_head", "teacher_model")]
+    weights = [weight for net in nets if net is not None for weight in net.state_dict().values()]
+    if sum(tensor.numel() for tensor in [*sides[0].tensors(), *sides[1].tensors(), *weights]) > MOST_ELEMENTS:
+        return None
+    with isolated(0):
+        student, teacher = (taps.map(lambda tensor: torch.rand(tensor.shape, dtype=tensor.dtype)) for taps in sides)
+        labels = torch.arange(min(len(pair.labels), MOST_LABELS)) % outputs if pair.labels is not None else None
+        student = student.map(lambda tensor: tensor.requires_grad_())
+        return Pair(student, teacher, labels, *(None if net is None else _with_values(net) for net in nets))
+
+
+def _with_values(net: Any) -> Any:
+    """A copy of a net on the meta device that computes: small random weights, statistics of one."""
+    import torch
+
+    real = copy.deepcopy(net).to_empty(device="cpu")
+    with torch.no_grad():
+        for weight in real.parameters():
+            weight.uniform_(-0.1, 0.1)
+        for buffer in real.buffers():
+            buffer.fill_(1)
+    return real

@@ -1,15 +1,14 @@
-"""What a suite is: its parts resolved, and what its file may say."""
+"""What a suite is: its parts resolved, and what its file may contain."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from kdbench.plan.yaml import Source, Where
+from kdbench.plan.yaml import Where, YamlFile, checked_suite_name
 
 Json = dict[str, Any]
 
@@ -19,28 +18,26 @@ NUMERICS: dict[str, Json] = {
 }
 DEFAULT_BASELINES = ("ce", "kd")
 MARGIN_POINTS = 0.2
-"""The least difference that matters where a suite says none, in points of a metric that is printed per cent."""
+"""The least difference that matters where a suite gives none, in points of a metric that is printed in per cent."""
 KD_BESIDE = {"weight": 1.0, "temperature": 4.0}
 """What `+kd: true` adds: the KD term of the X+KD rows of the CRD protocol (weight 1, temperature 4)."""
 
 
 @dataclass(frozen=True)
 class Net:
-    """A student or a teacher: its model and recipe resolved.
-
-    `gate` is the least primary metric asked of a teacher, `declared` what was declared for its weights and how far it may be off.
-    """
+    """A student or a teacher: its model and recipe resolved. `min_teacher_metric` is the least primary metric of a teacher, `declared`
+    what was declared for its weights and how far it may be off."""
 
     name: str
     model: Json
     recipe: Json
-    gate: float | None = None
+    min_teacher_metric: float | None = None
     declared: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class Objective:
-    """`config` is hashed; `label` is what tables print; `weight_from` says whose the weight is; `where` it stands in the file."""
+class ObjectiveSpec:
+    """`config` is hashed; `label` is what tables print; `weight_from` says whose the weight is; `where` is its place in the file."""
 
     name: str
     label: str
@@ -55,18 +52,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class Suite:
-    """A matrix of trainings, resolved. `pairs` are (student, teacher) names; `sources` say where users' own parts lie; `margin` is the
-    least difference of the primary metric that matters, as the metric is stored (None: the suite says none)."""
+    """A matrix of trainings, resolved. `pairs` are (student, teacher) names; `sources` are the folders of users' own parts; `margin` is the
+    least difference that matters of the compared metric, as the metric is stored (None: the suite gives none); `metric` is the name of the
+    metric that reports compare (None: the task's primary one)."""
 
     name: str
-    source: Source
+    file: YamlFile
     description: str
     task: Json
     dataset: Json
     students: dict[str, Net]
     teachers: dict[str, Net]
     pairs: list[tuple[str, str]]
-    objectives: dict[str, Objective]
+    objectives: dict[str, ObjectiveSpec]
     exclude: list[dict[str, list[str]]]
     baselines: list[str]
     assumed: list[str]
@@ -75,25 +73,17 @@ class Suite:
     teacher_seeds: int
     seed: int
     margin: float | None = None
+    metric: str | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     def folder(self, part: str) -> Path | None:
-        """Where a user's own part lies; None for a part of the house."""
+        """The folder of a user's own part; None for a part of kdbench."""
         return Path(self.sources[part]) if part in self.sources else None
 
 
-# What a suite may say
-
-_strict = ConfigDict(strict=True, extra="forbid")
-
-
-def _suite_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
-        raise ValueError("a suite's name becomes a folder: letters, digits, '_', '.' and '-' only")
-    return value
-
-
 def _increasing(value: float | dict[int, float]) -> float | dict[int, float]:
+    if not all(weight >= 0 for weight in (value.values() if isinstance(value, dict) else [value])):
+        raise ValueError("a weight is a number of at least 0")
     if isinstance(value, dict) and (not value or list(value) != sorted(value) or min(value) < 0):
         raise ValueError("a schedule of weights is a mapping from epoch (from 0, increasing) to weight")
     return value
@@ -102,22 +92,24 @@ def _increasing(value: float | dict[int, float]) -> float | dict[int, float]:
 Weight = Annotated[float | dict[int, float], AfterValidator(_increasing)]
 WeightFrom = Literal["published", "released", "tuned", "assumed"]
 Names = str | list[str]
-Named = list[str] | dict[str, Json | None]
+Nets = list[str] | dict[str, Json | None]
 PLACES = ("student", "teacher", "objective")
-NOT_A_TERMS = {"task", "+kd", "terms"}
+NOT_OF_A_TERM = {"task", "+kd", "terms"}
+"""Keys of an objective that a single term of it cannot have."""
+MAX_NAMES = 1_000
+MAX_EXCLUDES = 200
+MAX_CELLS = 20_000
+"""The largest suite that is planned: names in a section, rules of `exclude`, cells."""
 
 
-class Exclude(BaseModel):
-    model_config = _strict
+class Exclude(BaseModel, strict=True, extra="forbid"):
     student: Names | None = None
     teacher: Names | None = None
     objective: Names | None = None
 
 
-class ObjectiveFields(BaseModel):
+class ObjectiveFields(BaseModel, strict=True, extra="forbid"):
     """The keys of an objective that are not options of its loss."""
-
-    model_config = _strict
 
     loss: str | None = None
     preset: str | None = None
@@ -131,18 +123,19 @@ class ObjectiveFields(BaseModel):
 
 _Positive = Annotated[int, Field(ge=1)]
 SECTIONS: dict[str, tuple[Any, Any]] = {
-    "name": (Annotated[str, AfterValidator(_suite_name)], None),
+    "name": (Annotated[str, AfterValidator(checked_suite_name)], None),
     "description": (str, ""),
     "task": (str | None, None),
     "dataset": (str | Json, ...),
     "recipe": (str | Json, ...),
-    "students": (Named, ...),
-    "teachers": (Named, ...),
+    "students": (Nets, ...),
+    "teachers": (Nets, ...),
     "pairs": (dict[str, Names] | None, None),
     "objectives": (list[str | Json] | dict[str, Json | None], ...),
     "exclude": (list[Exclude], ()),
     "baselines": (list[str] | None, None),
     "assumed": (list[str], ()),
+    "metric": (str | None, None),
     "margin": (Annotated[float, Field(gt=0)] | None, None),
     "numerics": (Literal["exact", "fast"], "exact"),
     "repeats": (_Positive, 5),
@@ -150,4 +143,4 @@ SECTIONS: dict[str, tuple[Any, Any]] = {
     "seed": (Annotated[int, Field(ge=0)], 0),
     "+kd": (bool | Json, False),
 }
-"""Every key of a suite: its type and its default (`...`: it must be there). `min_<primary metric>` comes besides."""
+"""Every key of a suite: its type and its default (`...`: it is required). `min_<primary metric>` is a key, too."""

@@ -1,64 +1,58 @@
-"""YAML -> Suite: everything named is found, every default is written out, every mistake is reported with its line.
-
-Reading goes section by section, so that one mistake does not hide the others.
-"""
+"""YAML -> Suite: every name is looked up, every default is written out, all errors of all sections are reported with their lines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from kdbench import parts
-from kdbench.errors import PartError, SuiteError, nearest
-from kdbench.plan.nets import NetReader
+from kdbench.errors import PartError, SuiteError, closest, nearest
+from kdbench.manifest import Metric
+from kdbench.plan import schema
+from kdbench.plan.nets import NetReader, metric_value
 from kdbench.plan.objectives import ObjectiveReader
-from kdbench.plan.reading import Reading
-from kdbench.plan.schema import DEFAULT_BASELINES, MARGIN_POINTS, NUMERICS, PLACES, SECTIONS, Json, Names, Net, Objective, Suite
-from kdbench.plan.yaml import Source, Where
+from kdbench.plan.reading import FileReader
+from kdbench.plan.schema import DEFAULT_BASELINES, MARGIN_POINTS, NUMERICS, PLACES, SECTIONS, Json, Names, Net, ObjectiveSpec, Suite
+from kdbench.plan.yaml import Where, YamlFile
 
 
 def read(path: Path | str) -> Suite:
-    """Read a suite and resolve every name in it.
-
-    Raises:
-        SuiteError: with all mistakes of schema and names.
-    """
-    return _SuiteReading(Source(Path(path))).suite()
+    """Read a suite and resolve every name in it. Raises SuiteError: with all errors of schema and names."""
+    return _SuiteReader(YamlFile(Path(path))).suite()
 
 
-class _SuiteReading(Reading):
+class _SuiteReader(FileReader):
     """A whole suite from its file."""
 
     def suite(self) -> Suite:
-        data = self.source.data
-        says = {key: self.section(key) for key in SECTIONS}
-        task, gate_key = self._task(says["task"], says["dataset"])
+        data = self.file.data
+        given = {key: self.section(key) for key in SECTIONS}
+        name = given["name"] if "name" in data else self.checked((), SECTIONS["name"][0], self.file.path.stem)
+        task, min_key = self._task(given["task"], given["dataset"])
         for key in data:
-            if key not in SECTIONS and key != gate_key:
-                self.wrong((key,), f"a suite has no such key{nearest(str(key), [*SECTIONS, gate_key or 'min_top1'])}")
-        gate = self._gate(data, gate_key)
-        dataset = self.part_with_options(("dataset",), "dataset", says["dataset"])
-        recipe = self._recipe(("recipe",), says["recipe"])
-        metric = task.make.primary().name if task else None
-        students = NetReader(self, recipe).read("students", says["students"])
-        teachers = NetReader(self, recipe, metric, gate).read("teachers", says["teachers"])
-        objectives = ObjectiveReader(self).read(says["objectives"], says["+kd"], task)
-        pairs = self._pairs(says["pairs"], students, teachers)
-        exclude = self._excludes(says["exclude"], students, teachers, objectives)
-        baselines = self._baselines(says["baselines"], objectives)
-        for name, net in teachers.items():
-            if "weights" in net.model and not net.recipe.get("epochs", 1) and (says["teacher_seeds"] or 1) > 1:
-                self.wrong(("teacher_seeds",), f"the teacher '{name}' is taken as it is: there is one of it, whatever the seed")
-        if self.mistakes:
-            raise SuiteError(self.mistakes)
-        assert task and dataset
+            if key not in SECTIONS and key != min_key:
+                self.error((key,), f"unknown key{nearest(str(key), [*SECTIONS, min_key or 'min_top1'])}")
+        dataset = self.part_with_options(("dataset",), "dataset", given["dataset"])
+        least = metric_value(self, (min_key,), task.make.primary(), data[min_key]) if task and min_key in data else None
+        students, teachers = self._nets(given, task, least)
+        objectives = ObjectiveReader(self).read(given["objectives"], given["+kd"], task)
+        pairs = self._pairs(given["pairs"], students, teachers)
+        exclude = self._excludes(given["exclude"], students, teachers, objectives)
+        baselines = self._baselines(given["baselines"], objectives)
+        metric = self._metric(given["metric"], task)
+        if not self.errors:
+            self._check_size(pairs, objectives, given["repeats"], given["teacher_seeds"])
+        if self.errors:
+            raise SuiteError(sorted(self.errors, key=lambda one: int(one.removeprefix(f"{self.file.path}:").partition(":")[0])))
+        assert task and dataset and metric
+        margin = given["margin"]
+        if metric.percent:  # given in points, and stored as a fraction
+            margin = (MARGIN_POINTS if margin is None else margin) / 100
         return Suite(
-            name=says["name"] or self.source.path.stem,
-            source=self.source,
-            description=says["description"].strip(),
+            name=name,
+            file=self.file,
+            description=given["description"].strip(),
             task={"name": task.name, "version": task.version},
             dataset=dataset,
             students=students,
@@ -67,81 +61,103 @@ class _SuiteReading(Reading):
             objectives=objectives,
             exclude=exclude,
             baselines=baselines,
-            assumed=list(says["assumed"]),
-            numerics=NUMERICS[says["numerics"]],
-            repeats=says["repeats"],
-            teacher_seeds=says["teacher_seeds"],
-            seed=says["seed"],
-            margin=self._margin(says["margin"], task),
+            assumed=list(given["assumed"]),
+            numerics=NUMERICS[given["numerics"]],
+            repeats=given["repeats"],
+            teacher_seeds=given["teacher_seeds"],
+            seed=given["seed"],
+            margin=margin,
+            metric=given["metric"],
             sources=self.sources,
         )
 
-    def _task(self, says: str | None, dataset: Any) -> tuple[parts.Part | None, str | None]:
-        if says is None:
-            name = dataset if isinstance(dataset, str) else (dataset or {}).get("name")
+    def _task(self, name: str | None, dataset: Any) -> tuple[parts.Part | None, str | None]:
+        if name is None:
+            dataset_name = dataset if isinstance(dataset, str) else (dataset or {}).get("name")
             try:
-                says = parts.load("dataset", name, self.base).make.task if isinstance(name, str) else "classification"
+                name = parts.load("dataset", dataset_name, self.base).make.task if isinstance(dataset_name, str) else "classification"
             except PartError:
-                says = "classification"  # the dataset's own mistake is told elsewhere
-        part = self.load(("task",), "task", says)
+                name = "classification"  # the dataset's own error is reported elsewhere
+        part = self.load(("task",), "task", name)
         return part, f"min_{part.make.primary().name}" if part else None
 
-    def _margin(self, says: float | None, task: parts.Part) -> float | None:
-        """As the metric is stored: a suite says points of a metric that is printed per cent."""
-        percent = task.make.primary().percent
-        if says is None:
-            return MARGIN_POINTS / 100 if percent else None
-        return says / 100 if percent else says
-
-    def _gate(self, data: Json, key: str | None, where: Where = ()) -> float | None:
-        if key is None or key not in data:
+    def _metric(self, name: str | None, task: parts.Part | None) -> Metric | None:
+        """The metric that reports compare."""
+        if task is None:
             return None
-        return self.checked((*where, key), Annotated[float, Field(ge=0)], data[key])
+        known = {metric.name: metric for metric in task.make.metrics}
+        if name is not None and name not in known:
+            self.error(("metric",), f"the task '{task.name}' has no metric '{name}'{nearest(name, known)}")
+        return known.get(name or "", task.make.primary())
 
-    def _recipe(self, where: Where, says: str | Json | None) -> Json | None:
-        found = self.part_with_options(where, "recipe", says)
-        return found and found["options"]
+    def _nets(self, given: Json, task: parts.Part | None, min_teacher_metric: float | None) -> tuple[dict[str, Net], dict[str, Net]]:
+        recipe = self.part_with_options(("recipe",), "recipe", given["recipe"])
+        options = recipe and recipe["options"]
+        students = NetReader(self, options).read("students", given["students"])
+        metric = task.make.primary() if task else None
+        teachers = NetReader(self, options, metric, min_teacher_metric).read("teachers", given["teachers"])
+        for teacher, net in teachers.items():
+            if "weights" in net.model and not net.recipe.get("epochs", 1) and (given["teacher_seeds"] or 1) > 1:
+                self.error(("teacher_seeds",), f"the teacher '{teacher}' is not trained, so it has only one seed")
+        return students, teachers
 
-    # What stands beside what
+    def _check_size(self, pairs: list[tuple[str, str]], objectives: Mapping[str, ObjectiveSpec], repeats: int, seeds: int) -> None:
+        """Refuse a matrix that is too large to be planned, before it is expanded."""
+        taught = sum(objective.needs_teacher for objective in objectives.values())
+        alone = len({student for student, _ in pairs}) * (len(objectives) - taught) * repeats
+        cells = alone + (len(pairs) * taught * repeats + len({teacher for _, teacher in pairs})) * seeds
+        if cells > schema.MAX_CELLS:
+            made_of = f"{len(pairs)} pairs, {len(objectives)} objectives, {repeats} repeats, {seeds} of each teacher"
+            limit = f"the limit is {schema.MAX_CELLS:,}: split it into several suites"
+            self.error((), f"the suite has {cells:,} cells before `exclude` ({made_of}), and {limit}")
 
-    def _known(self, where: Where, name: str, known: Mapping[str, Any], section: str) -> bool:
-        listed = self.source.data.get(section) or ()
+    def _known(self, where: Where, name: str, known: Mapping[str, Any], section: str) -> None:
         if name in known:
-            return True
-        if name not in listed:  # else its own mistake was told where it stands
-            self.wrong(where, f"'{name}' is not among the suite's {section}{nearest(name, [*map(str, listed), *known])}")
-        return False
+            return
+        given = self.file.data.get(section)
+        if not isinstance(given, (list, dict)):
+            return  # the section's own error is reported at its place
+        listed = [str(inner) for one in given for inner in (one if isinstance(one, dict) else [one])]
+        if name not in listed:
+            self.error(where, f"'{name}' is not among the suite's {section}{nearest(name, known if closest(name, known) else listed)}")
 
-    def _pairs(self, says: dict[str, Names] | None, students: dict[str, Net], teachers: dict[str, Net]) -> list[tuple[str, str]]:
-        if says is None:
+    def _pairs(self, given: dict[str, Names] | None, students: dict[str, Net], teachers: dict[str, Net]) -> list[tuple[str, str]]:
+        if given is None:
+            if len(students) * len(teachers) > schema.MAX_CELLS:
+                many = f"{len(students)} students with {len(teachers)} teachers are too many pairs"
+                self.error((), f"{many}: list the pairs that you need in `pairs`")
+                return []
             return [(student, teacher) for student in students for teacher in teachers]
-        pairs = []
-        for student, named in says.items():
+        pairs: dict[tuple[str, str], None] = {}
+        for student, names in given.items():
             self._known(("pairs", student), student, students, "students")
-            for teacher in [named] if isinstance(named, str) else named:
+            for teacher in [names] if isinstance(names, str) else names:
                 self._known(("pairs", student), teacher, teachers, "teachers")
                 if (student, teacher) in pairs:
-                    self.wrong(("pairs", student), f"'{teacher}' stands twice")
-                pairs.append((student, teacher))
-        return pairs
+                    self.error(("pairs", student), f"'{teacher}' is given twice")
+                pairs[student, teacher] = None
+        return list(pairs)
 
-    def _excludes(self, says: Any, students: Any, teachers: Any, objectives: Any) -> list[dict[str, list[str]]]:
+    def _excludes(self, given: Any, students: Any, teachers: Any, objectives: Any) -> list[dict[str, list[str]]]:
+        if len(given or ()) > schema.MAX_EXCLUDES:
+            self.error(("exclude",), f"expected at most {schema.MAX_EXCLUDES} rules, not {len(given)}: use `pairs`")
+            return []
         found = []
-        for place, one in enumerate(says or ()):
+        for place, one in enumerate(given or ()):
             rule = {key: [value] if isinstance(value, str) else value for key in PLACES if (value := getattr(one, key)) is not None}
             if not rule:
-                self.wrong(("exclude", place), f"it says nothing: name a {', '.join(PLACES)}")
+                self.error(("exclude", place), f"the rule is empty: name a {', '.join(PLACES)}")
             for key, known in zip(PLACES, (students, teachers, objectives), strict=True):
                 for name in rule.get(key, ()):
                     self._known(("exclude", place, key), name, known, f"{key}s")
-            found.append(rule)
+            found.append({key: list(dict.fromkeys(names)) for key, names in rule.items()})
         return found
 
-    def _baselines(self, says: list[str] | None, objectives: dict[str, Objective]) -> list[str]:
-        if says is None:
+    def _baselines(self, given: list[str] | None, objectives: dict[str, ObjectiveSpec]) -> list[str]:
+        if given is None:
             return [name for name in DEFAULT_BASELINES if name in objectives]
-        for place, name in enumerate(says):
+        for place, name in enumerate(given):
             self._known(("baselines", place), name, objectives, "objectives")
-            if name in says[:place]:
-                self.wrong(("baselines", place), f"'{name}' stands twice")
-        return says
+            if name in given[:place]:
+                self.error(("baselines", place), f"'{name}' is given twice")
+        return given

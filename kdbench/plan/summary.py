@@ -1,62 +1,62 @@
-"""The verb `plan`: what a run would do, in text or as JSON."""
+"""The verb `plan`: what `run` will do, in text or as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdbench.cell import Cell
+from kdbench import parts
 from kdbench.plan import matrix, probe
-from kdbench.plan.bundle import Bundle, bundles, work_tflop
+from kdbench.plan.bundle import Bundle, bundles
 from kdbench.plan.matrix import ALPHA, Plan
-from kdbench.plan.probe import Probes
+from kdbench.plan.probe import MANY, Probes
+from kdbench.plan.recipe_limits import slow_averages
+from kdbench.plan.schema import Suite
 from kdbench.plan.suite import read
-from kdbench.store import Store
+from kdbench.recipes._base import Recipe, steps_per_epoch
+from kdbench.store import Store, cell_state
 
-DONE = "done"
+POWER = 0.8
+ENOUGH_REPEATS = 5
+BARS = "▁▂▃▄▅▆▇█"
+COLUMNS = 30
+NAMES = 6
+"""How many nets are named that have the same learning rates."""
+SD_OF_A_RUN = 0.3
+"""In points, between repeats of one objective: usual on the whole of CIFAR-100."""
 
 
-class Outlook:
-    """A plan held against the results folder. `states` are by cell id: done, running, failed or waiting."""
+class PlanSummary:
+    """A plan held against the results folder. `states` are by cell id, in the words of `cell_state`."""
 
     def __init__(self, plan: Plan, probes: Probes, store: Store):
         self.plan, self.probes, self.store = plan, probes, store
-        there = (store.root / "cells").is_dir()
-        self.states = {cell_id: self._state(cell_id) if there else "waiting" for cell_id in plan.cells}
+        there = bool(store.entries(store.root / "cells"))
+        self.states = {cell_id: cell_state.of(store, cell_id).name if there else "waiting" for cell_id in plan.cells}
         self.bundles = bundles(plan.cells.values())
 
-    def _state(self, cell_id: str) -> str:
-        if self.store.is_done(cell_id):
-            return DONE
-        if not self.store.cell_folder(cell_id).is_dir():
-            return "waiting"
-        if self.store.is_alive(cell_id):
-            return "running"
-        return "failed" if self.store.failure(cell_id) else "waiting"
+    @classmethod
+    def of(cls, suite: Path, results: Path) -> PlanSummary:
+        """Raises SuiteError with all errors of the suite."""
+        plan = matrix.expand(read(suite))
+        return cls(plan, probe.probe(plan), Store(results))
 
-    def work(self, bundle: Bundle) -> float:
-        """TFLOP of a bundle's training."""
-        teacher = self.plan.cells[bundle.teacher].config["student"] if bundle.teacher else None
-        return work_tflop(bundle, self.probes.n_train or 0, self.probes.flop_per_image, teacher)
+    def work(self, *some: Bundle) -> float:
+        """TFLOP of the training of some bundles."""
+        return sum(self.probes.work_tflop(self.plan, bundle) for bundle in some)
 
-    def left(self, bundle: Bundle) -> Bundle | None:
-        """The part of a bundle that is not done."""
-        undone = tuple(cell for cell in bundle.cells if self.states[cell.id] != DONE)
-        return Bundle(undone) if undone else None
-
-
-def look(suite: Path, results: Path) -> Outlook:
-    """Raises SuiteError with all mistakes of the suite."""
-    plan = matrix.expand(read(suite))
-    return Outlook(plan, probe.probe(plan), Store(results))
+    def left(self) -> list[Bundle]:
+        """What is not done of each bundle."""
+        undone = [tuple(cell for cell in bundle.cells if self.states[cell.id] not in cell_state.DONE) for bundle in self.bundles]
+        return [Bundle(cells) for cells in undone if cells]
 
 
 def as_json(suite: Path, results: Path) -> str:
     """`{"cells": [...], "bundles": [...], "teachers": [...]}`, ids as in the results folder."""
-    outlook = look(suite, results)
+    outlook = PlanSummary.of(suite, results)
     plan = outlook.plan
 
     def row(one: matrix.Row) -> dict[str, Any]:
@@ -64,82 +64,140 @@ def as_json(suite: Path, results: Path) -> str:
         cell = one.cell
         return {"id": cell.id, **names, "state": outlook.states[cell.id], "depends": dict(cell.depends), "config": cell.config}
 
-    told = {
+    message = {
         "cells": [row(one) for one in plan.rows],
         "bundles": [
             {"cells": one.ids, "teacher": one.teacher, "tflop": None if outlook.probes.n_train is None else outlook.work(one)}
             for one in outlook.bundles
         ],
-        "teachers": [{**row(one), "gate": plan.suite.teachers[one.student].gate} for one in plan.teachers],
+        "teachers": [{**row(one), "min_teacher_metric": plan.suite.teachers[one.student].min_teacher_metric} for one in plan.teachers],
     }
-    return json.dumps(told, indent=1)
+    return json.dumps(message, indent=1)
 
 
 def as_text(suite: Path, results: Path) -> str:
-    outlook = look(suite, results)
-    plan, said = outlook.plan, outlook.plan.suite
+    outlook = PlanSummary.of(suite, results)
+    plan, asked, left = outlook.plan, outlook.plan.suite, outlook.left()
     counts = Counter(outlook.states.values())
-    left = [part for bundle in outlook.bundles if (part := outlook.left(bundle))]
     students = len(plan.rows) - len(plan.teachers)
+    trained = sum(bool(row.cell.config["recipe"]["epochs"]) for row in plan.teachers)
+    others = f" ({len(plan.teachers) - trained} more are not trained)" if trained < len(plan.teachers) else ""
     lines = [
-        f"{said.name}: {len(plan.cells)} cells ({', '.join(f'{count} {name}' for name, count in sorted(counts.items()))})",
-        f"  {_teachers(plan)}, {students} of students: {len(said.objectives)} objectives, "
-        f"{len(said.pairs)} pairs, {said.repeats} repeats, {said.teacher_seeds} of each teacher",
-        f"  {len(outlook.bundles)} bundles, {len(left)} of them with something to train",
+        f"{asked.name}: {len(plan.cells)} cells ({', '.join(f'{count} {name}' for name, count in sorted(counts.items()))})",
+        f"  trainings: {trained} teacher{'s' * (trained != 1)}{others}, {students} student{'s' * (students != 1)} "
+        f"(objectives: {len(asked.objectives)}, pairs: {len(asked.pairs)}, repeats: {asked.repeats}, teacher seeds: {asked.teacher_seeds})",
+        f"  bundles (students that are trained together in one process): {len(outlook.bundles)}, {len(left)} of them not finished",
         _work(outlook, left),
         "teachers:",
         *(f"  {row.cell.id}  {row.student}, seed {row.repeat}: {outlook.states[row.cell.id]}" for row in plan.teachers),
-        *power_lines(said.repeats, plan.family(), said.baselines),
+        *(f"not tried here (`kdbench check` tries it): {one}" for one in outlook.probes.untried),
+        *learning_rate_lines(outlook),
+        *slow_averages(plan, outlook.probes.n_train),
+        *power_lines(plan),
     ]
     return "\n".join(lines)
 
 
-def power_lines(repeats: int, family: int, baselines: Iterable[str]) -> list[str]:
-    """What so many repeats can show, in standard deviations of the paired difference."""
-    from kdbench.stats.power import detectable_difference, repeats_needed
+def learning_rate_lines(outlook: PlanSummary) -> list[str]:
+    """The learning rates of each recipe by epoch, from the schedule that training uses, and the nets that have it."""
+    from kdbench.timm_adapter import learning_rates
 
-    named = " and ".join(baselines) or "no baseline"
-    lines = [f"what {repeats} repeats can show, in sd of the paired difference (80 % power, alpha {ALPHA:g}):"]
+    nets = {f"teacher {row.student}" if row.role == "teacher" else row.student: row.cell.config["recipe"] for row in outlook.plan.rows}
+    named: dict[str, list[str]] = {}
+    for name, given in nets.items():
+        if given["epochs"]:
+            recipe = Recipe.complete(given)
+            steps = steps_per_epoch(outlook.probes.n_train or MANY, recipe["batch_size"], recipe["drop_last"]) or 1
+            columns = min(recipe["epochs"], COLUMNS)
+            curve = learning_rates(recipe, steps, [column * recipe["epochs"] / columns for column in range(columns)])
+            bars = "".join(BARS[round(rate / max(curve) * (len(BARS) - 1))] for rate in curve)
+            at = _moments(recipe)
+            rates = ", ".join(f"{rate:.3g} at {epoch:g}" for rate, epoch in zip(learning_rates(recipe, steps, at), at, strict=True))
+            named.setdefault(f"{bars} {rates}{_factors(recipe)}", []).append(name)
+    lines = [f"  {', '.join(names[:NAMES])}{' and others' * (len(names) > NAMES)}: {text}" for text, names in named.items()]
+    return ["learning rate by epoch (the first is 0):", *lines, *_batch_notes(outlook.plan.suite)]
+
+
+def _moments(recipe: Mapping[str, Any]) -> list[float]:
+    """The epochs at which the rate changes its course, and for a cosine some in between."""
+    epochs, warmup = recipe["epochs"], recipe["warmup_epochs"]
+    later = {"step": recipe["milestones"], "constant": []}.get(recipe["schedule"])
+    if later is None:
+        later = [*(warmup + round((epochs - warmup) * quarter / 4) for quarter in (1, 2, 3)), epochs - 1]
+    return sorted({0, warmup, *later})
+
+
+def _factors(recipe: Mapping[str, Any]) -> str:
+    layers = "" if recipe["layer_decay"] is None else f"; times {recipe['layer_decay']:g} for each layer below the head"
+    return layers + ("" if recipe["loss_lr_scale"] == 1 else f"; times {recipe['loss_lr_scale']:g} for parameters of losses")
+
+
+def _batch_notes(suite: Suite) -> list[str]:
+    """What the linear rule gives where the batch is not the recipe's own and the learning rate is."""
+    given = suite.file.data["recipe"]
+    name = given if isinstance(given, str) else given["name"]
+    make = parts.load("recipe", name, suite.file.path.parent).make
+    batch, lr = getattr(make, "batch_size", None), getattr(make, "lr", None)
+    trained = [net.recipe for net in (*suite.students.values(), *suite.teachers.values()) if net.recipe["epochs"]]
+    others = sorted({one["batch_size"] for one in trained if lr and batch and one["lr"] == lr and one["batch_size"] != batch})
+    return [
+        f"note: the learning rate {lr:g} of {name} is for batches of {batch}; for {other} the linear rule gives {lr * other / batch:.3g}"
+        for other in others
+    ]
+
+
+def power_lines(plan: Plan) -> list[str]:
+    """Which differences the tests can find with the repeats of the suite, and a warning where the repeats are few."""
+    from kdbench.stats.power import detectable_difference, paired_power
+
+    repeats, n_pairs, in_pairs = plan.suite.repeats, len(plan.suite.pairs), len(plan.comparisons)
+    overall = len({(baseline, name) for _, _, baseline, name in plan.comparisons})
+    if not overall:
+        return ["no comparisons: the suite has no baseline, or no other objective"]
     if repeats < 2:
-        return [*lines, "  nothing: a single repeat has no spread; no difference will be tested"]
-    lines.append(f"  {detectable_difference(repeats, ALPHA):.2g} for one comparison asked alone")
-    if family > 1:
-        worst = detectable_difference(repeats, ALPHA, family)
-        lines.append(f"  {worst:.2g} at the first step of Holm over the family of {family} comparisons with {named}")
-    if repeats < 5:
-        lines.append(f"  five repeats would show about {detectable_difference(5, ALPHA):.2g}: consider them")
-    needed = repeats_needed(1.0, ALPHA, max(family, 1))
-    lines.append(f"  a difference of one sd would need {repeats_needed(1.0, ALPHA)} repeats alone, {needed} at the first step of Holm")
+        return [f"warning: with 1 repeat no difference is tested. Use {ENOUGH_REPEATS} or more repeats."]
+    # (words, comparisons in the family, pairs in the mean): the mean over independent pairs has an sd smaller by the root of their number.
+    families = [(f"mean over all {n_pairs} pairs", overall, n_pairs)] * (n_pairs > 1) + [("one pair", in_pairs, 1)]
+    sd = SD_OF_A_RUN * 2**0.5
+    lines = [
+        f"smallest true difference that {repeats} repeats find ({100 * POWER:.0f} % power, alpha {ALPHA:g}); "
+        "sd: standard deviation of a paired difference:"
+    ]
+    for words, size, pairs in families:
+        found = detectable_difference(repeats, ALPHA, size, POWER) / pairs**0.5
+        step = f" (strictest step of Holm, {size} comparisons)" if size > 1 else ""
+        example = f"; this is {found * sd:.2g} points if the sd is {sd:.2f} points" if plan.metrics[0].percent else ""
+        lines.append(f"  {words}: {found:.2g} sd{step}{example}")
+    if repeats < ENOUGH_REPEATS and plan.metrics[0].percent:
+        powers = [f"{100 * paired_power(pairs**0.5 / sd, repeats, ALPHA / size):.0f} % ({words})" for words, size, pairs in families]
+        lines += [
+            f"warning: {repeats} repeats are few: they find a true difference of 1 point with a probability of {' and '.join(powers)}.",
+            f"  Use {ENOUGH_REPEATS} or more repeats. Assumed: the sd of one run is {SD_OF_A_RUN:g} points (usual on all of CIFAR-100;",
+            f"  larger on small datasets), so that of a difference is {sd:.2f} points; paired runs are uncorrelated",
+            "  (the worst case), and so are the results of different pairs.",
+        ]
     return lines
 
 
-def _teachers(plan: Plan) -> str:
-    trained = sum(bool(row.cell.config["recipe"]["epochs"]) for row in plan.teachers)
-    as_they_are = len(plan.teachers) - trained
-    return f"{trained} trainings of teachers{f' ({as_they_are} more are taken as they are)' if as_they_are else ''}"
-
-
-def _work(outlook: Outlook, left: list[Bundle]) -> str:
+def _work(outlook: PlanSummary, left: list[Bundle]) -> str:
     if outlook.probes.n_train is None:
-        return "  work: unknown, for the dataset does not declare how many training images it has"
-    return f"  work: {_total(outlook, outlook.bundles):.3g} TFLOP in all, {_total(outlook, left):.3g} left{_time_left(outlook, left)}"
+        return "  work: unknown, because the dataset does not declare its number of training images"
+    return f"  work: {outlook.work(*outlook.bundles):.3g} TFLOP in total, {outlook.work(*left):.3g} left{_time_left(outlook, left)}"
 
 
-def _total(outlook: Outlook, some: Iterable[Bundle]) -> float:
-    return sum(outlook.work(bundle) for bundle in some)
-
-
-def _time_left(outlook: Outlook, left: list[Bundle]) -> str:
+def _time_left(outlook: PlanSummary, left: list[Bundle]) -> str:
     """From what was trained here already, if anything was."""
-    done: list[Cell] = [cell for cell in outlook.plan.cells.values() if outlook.states[cell.id] == DONE]
-    if not done or not left:
-        return ""
+    done = [cell for cell in outlook.plan.cells.values() if outlook.states[cell.id] in cell_state.DONE]
     spent_s = work = 0.0
-    for cell in done[:50]:
+    for cell in done[:50] if left else ():
         record = outlook.store.record(cell.id)
-        if record is None:
-            continue
-        # A cell trained beside others shares their time.
-        spent_s += record.circumstance["train_s"] / record.circumstance["side_by_side"]
-        work += outlook.work(Bundle((cell,)))
-    return f", about {_total(outlook, left) / work * spent_s / 60:.1f} min of one process at the pace so far" if work else ""
+        train_s, side_by_side = (record.circumstance.get(name) if record else None for name in ("train_s", "side_by_side"))
+        if train_s is not None and side_by_side:
+            # A cell trained beside others shares their time.
+            spent_s += train_s / side_by_side
+            work += outlook.work(Bundle((cell,)))
+    return (
+        f", about {outlook.work(*left) / work * spent_s / 60:.1f} min in one process at the speed so far"
+        if work
+        else " (`kdbench check` measures step times)"
+    )

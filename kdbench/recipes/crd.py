@@ -5,10 +5,10 @@ from kdbench.recipes._base import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class CRD(Recipe):
-    """The 240-epoch CIFAR-100 recipe of CRD, on which most published tables stand.
+    """The 240-epoch CIFAR-100 recipe of CRD, which most published tables use.
 
-    Source: RepDistiller's training script and mdistiller's cifar100 configurations; the learning rate is 0.01 for MobileNetV2 and
-    the ShuffleNets, which a suite says per student.
+    Source: RepDistiller's training script and mdistiller's cifar100 configurations. For MobileNetV2 and the ShuffleNets they use a learning
+    rate of 0.01: set it for these students in the suite.
     """
 
     epochs: int = 240

@@ -5,9 +5,10 @@ from kdbench.recipes._base import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Field200(Recipe):
-    """The field's 200-epoch CIFAR recipe for ImageNet-style nets: batch 128, 0.1, times 0.2 at 60, 120 and 160 epochs.
+    """The usual 200-epoch CIFAR recipe for ImageNet-style nets: batch 128, learning rate 0.1, multiplied by 0.2 at epochs 60, 120 and 160.
 
-    Source: the CIFAR branch of the RKD authors' repository, which most 3x3-stem ResNet results share.
+    The name means: usual in the field, 200 epochs.
+    Source: the CIFAR branch of the RKD authors' repository, whose values most results with ResNets for small images (3x3 stem) use.
     """
 
     epochs: int = 200

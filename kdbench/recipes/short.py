@@ -5,9 +5,9 @@ from kdbench.recipes._base import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Short(Recipe):
-    """Forty epochs of SGD on small sets of small images: for trying things, and for the quickstart.
+    """Forty epochs of SGD for small sets of small images: for first experiments and the quickstart.
 
-    Source: ours; no paper uses it.
+    Source: defined by kdbench; no paper uses it.
     """
 
     epochs: int = 40

@@ -2,57 +2,79 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
-from kdbench.report.manifest import Manifest, block_frame
+from kdbench.manifest import Manifest
+from kdbench.record import same_images
+from kdbench.report.frame import block_frame
 from kdbench.stats.compare import compare
 from kdbench.stats.paired import family
-from kdbench.stats.repeats import spread_over_blocks
-
-if TYPE_CHECKING:
-    import pandas as pd
+from kdbench.stats.repeats import BLOCK, spread_over_blocks
 
 KEPT = ("dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id", "state", "why", "n_train", "n_test")
-CARRIED = ("device", "torch", "timm", "torchvision", "pillow", "code_version", "host", "least_gradient", "idle_term", "selection")
-"""Circumstances that warnings ask for, where the frame has them."""
+CARRIED = ("device", "torch", "timm", "torchvision", "pillow", "code_version", "least_gradient", "selection")
+"""Circumstances that warnings need, where the frame has them."""
 
 
 def student_runs(table: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     """The students' runs with the primary metric, each standing in every block that it belongs to.
 
-    Where the runs of one dataset saw different data, their values are taken away: such runs are never compared or averaged.
+    Of the runs of one dataset only those on the same data count: those whose data fingerprint is not that of most runs lose their value
+    and have the state "excluded"; where no fingerprint has more runs than the next, all of them do.
 
     Args:
         table: as `frame.frame` makes it.
 
     Returns:
-        dataset, teacher, student, objective, repeat, teacher_seed, id, state, why, n_train, n_test, data_fingerprint, value (the
-        primary metric at the last epoch, as stored), mixed_data (whether its value was taken away), and the circumstances that the
-        table has.
+        KEPT, data_fingerprint, value (the primary metric at the last epoch, as stored), mixed_data (whether the value was taken away),
+        and CARRIED where the table has them.
     """
     students = table[table["role"] == "student"]
-    runs = students[[*KEPT, "data_fingerprint", *(name for name in CARRIED if name in table)]].copy()
-    runs["value"] = students[f"{manifest['metrics'][0]['name']}_last"]
-    mixed = runs.groupby("dataset")["data_fingerprint"].transform("nunique") > 1
-    runs = runs.assign(value=runs["value"].mask(mixed), mixed_data=mixed)
+    runs = students[[*KEPT, "data_fingerprint", *(name for name in CARRIED if name in table)]]
+    strays = _strays(runs)
+    value = students[f"{manifest.primary.name}_last"].mask(strays)
+    runs = runs.assign(state=runs["state"].mask(strays, "excluded"), value=value, mixed_data=strays)
     return spread_over_blocks(runs, block_frame(manifest))
 
 
-def comparisons(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
-    """Every comparison of the suite, tested, adjusted over the whole family, and judged.
+def _strays(runs: pd.DataFrame) -> pd.Series:
+    """Which runs are on other data than most runs of their dataset."""
+    strays = pd.Series(False, index=runs.index)
+    for _, prints in runs.groupby("dataset", sort=False)["data_fingerprint"]:
+        counts = prints.value_counts()
+        # A fingerprint without the content's half counts as the commonest one that it can be.
+        alike = {one: [other for other in counts.index if same_images(str(one), str(other))] for one in counts.index}
+        whole = {one: max(others, key=lambda other: (len(str(other)), counts[other])) for one, others in alike.items()}
+        prints = prints.map(whole)
+        counts = prints.value_counts()
+        if len(counts) > 1:
+            usual = counts.index[0] if counts.iloc[0] > counts.iloc[1] else ""
+            strays |= (prints.notna() & (prints != usual)).reindex(runs.index, fill_value=False)
+    return strays
+
+
+def asked(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    """Every comparison that the suite fixes: dataset, teacher, student, baseline, objective.
+
+    What the suite excludes from a block is in no comparison; what is missing or failed is, and stays in the family.
 
     Args:
         runs: as `student_runs` makes it.
-
-    Returns:
-        The columns of `stats.compare.compare`; one row for each comparison that the suite fixed, run or not, so that choosing rows
-        afterwards changes no p value.
     """
-    objectives = [objective["name"] for objective in manifest["objectives"]]
-    asked = family(block_frame(manifest), objectives, manifest["baselines"])
-    # What the suite excludes was never asked; what is missing or failed was, and stays in the family.
-    places = ["dataset", "teacher", "student"]
-    planned = set(runs[[*places, "objective"]].itertuples(index=False, name=None))
-    sides = [asked[[*places, side]].itertuples(index=False, name=None) for side in ("objective", "baseline")]
-    kept = [place for place, (one, other) in enumerate(zip(*sides, strict=True)) if one in planned and other in planned]
-    return compare(runs, asked.iloc[kept], manifest["alpha"], manifest.get("margin"), manifest["metrics"][0]["higher_is_better"])
+    every = family(block_frame(manifest), [objective.name for objective in manifest.objectives], manifest.baselines)
+    planned = set(runs[[*BLOCK, "objective"]].itertuples(index=False, name=None))
+    sides = [every[[*BLOCK, side]].itertuples(index=False, name=None) for side in ("objective", "baseline")]
+    return every.iloc[[place for place, (one, other) in enumerate(zip(*sides, strict=True)) if one in planned and other in planned]]
+
+
+def comparisons(runs: pd.DataFrame, manifest: Manifest, collapsed: frozenset[str] = frozenset()) -> pd.DataFrame:
+    """Every comparison of the suite, tested, adjusted over the whole family, and judged, as `stats.compare.compare` returns them.
+
+    One row for each comparison that the suite fixed, run or not, so that choosing rows afterwards changes no p value.
+
+    Args:
+        runs: as `student_runs` makes it.
+        collapsed: the objectives whose runs collapse: they get no verdict.
+    """
+    metric = manifest.primary
+    return compare(runs, asked(runs, manifest), manifest.alpha, manifest.margin, metric.higher_is_better, collapsed)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from kdbench.errors import DamagedError
-from kdbench.report.manifest import CellLine, Manifest, Metric, labels
-from kdbench.report.records import Lean, lean_records
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from kdbench.store import Store
+from kdbench.manifest import Manifest, ManifestCell
+from kdbench.record import COSTS, Record
+from kdbench.record import TIMES as MEASURED
+from kdbench.store import Store, cell_state
 
 IDENTITY = ("suite", "role", "dataset", "teacher", "student", "objective", "label", "repeat", "teacher_seed", "id", "state")
 LIBRARIES = ("timm", "torchvision", "pillow")
@@ -23,13 +22,16 @@ CIRCUMSTANCE = (
     *("n_train", "n_test", "device", "torch", "code_version", "train_s", "data_fingerprint", "least_gradient"),
     *(*LIBRARIES, "host", "job", "restarts", *DIGESTS, "idle_term", "sources", "why"),
 )
+KINDS = ("_last", "_best_val", "_best_test")
+"""How the columns of a metric end."""
 WHOLE = ("repeat", "teacher_seed", "n_train", "n_test", "restarts")
 SPOILED = ("failed", "diverged", "damaged", "blocked")
-"""States of a teacher that leave its students nothing to learn from."""
+"""States of a teacher that block its students."""
 
-PARTS = ("step", "data", "teacher", "student", "loss", "optimizer")
-COST_KEYS = ("dataset", "teacher", "student", "objective", "label", "id", "state")
-COSTS = ("images_per_s", "peak_mem_gib", "added_parameters", "added_flops")
+QUARTILES = {"": "median", "_q1": "q1", "_q3": "q3"}
+TIMES = tuple(f"{name}{end}" for name in MEASURED for end in QUARTILES)
+COST_COLUMNS = ("dataset", "teacher", "student", "objective", "label", "id", "state", *TIMES, *COSTS)
+Key = tuple[str, str, str, str]
 
 
 def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
@@ -42,37 +44,47 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
         (versions), host, job (id of the SLURM job), restarts (how often SLURM started that job again), weights_digest,
         predictions_digest, idle_term (the term whose gradient `least_gradient` is; it may well have mattered), sources (of the parts
         that were used: `loss kd <digest>; task …`), why. `state` is finished, diverged, failed, running, missing, damaged, or blocked
-        (its teacher failed, or is below its gate); `why` says what happened, and is empty for a run that finished well.
+        (its teacher failed, or is below what the suite requires); `why` says what happened, and is empty for a run that finished well.
     """
-    import pandas as pd
-
-    records = lean_records(store, manifest["suite"], [cell["id"] for cell in manifest["cells"]])
-    seen = {cell["id"]: _observed(store, cell["id"], records.get(cell["id"])) for cell in manifest["cells"]}
-    by_id = {cell["id"]: cell for cell in manifest["cells"]}
-    for cell in manifest["cells"]:
-        _judge(cell, by_id, seen, manifest)
-    metrics = _metric_columns(manifest, seen)
-    names = labels(manifest)
-    rows = []
-    for cell in manifest["cells"]:
-        kept: dict[str, Any] = {key: value for key, value in cell.items() if key != "depends"}
-        label = names.get(cell["objective"] or "", cell["objective"])
-        rows.append({"suite": manifest["suite"], "label": label, **kept, **seen[cell["id"]]})
+    observed = {cell.id: _observed(store, cell.id, manifest) for cell in manifest.cells}
+    by_id = {cell.id: cell for cell in manifest.cells}
+    for cell in manifest.cells:
+        _judge(cell, by_id, observed, manifest)
+    primary, *others = (f"{metric.name}_last" for metric in manifest.metrics)
+    declared = [primary, *(f"{manifest.primary.name}{kind}" for kind in KINDS[1:]), *others]
+    metrics = [*declared, *sorted({name for run in observed.values() for name in run if name.endswith(KINDS)} - set(declared))]
+    labels: Mapping[Any, str] = manifest.labels
+    rows = [
+        {"suite": manifest.suite, "label": labels.get(cell.objective, cell.objective), **vars(cell), **observed[cell.id]}
+        for cell in manifest.cells
+    ]
     table = pd.DataFrame(rows, columns=[*IDENTITY, *metrics, *CIRCUMSTANCE])
     return table.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys((*metrics, "train_s", "least_gradient"), "float64")})
 
 
-def _observed(store: Store, cell_id: str, record: Lean | DamagedError | None) -> dict[str, Any]:
-    """What the disk says of one cell: `state`, `why` and, from its record, metrics and circumstance."""
-    if isinstance(record, DamagedError):
-        return {"state": "damaged", "why": str(record)}
-    if record is None:
-        return _unfinished(store, cell_id)
-    result, circumstance, largest = record.result, record.circumstance, record.largest
+def _observed(store: Store, cell_id: str, manifest: Manifest) -> dict[str, Any]:
+    """What is on disk of one cell: `state`, `why` and, from its record, metrics and circumstance."""
+    try:
+        record = store.record(cell_id)
+        if record is None:
+            now = cell_state.without_record(store, cell_id)
+            # In a table, a run that has not begun is missing, whatever is still to come.
+            return {"state": "missing" if now.name == "waiting" else now.name, "why": now.why}
+        largest = _largest_gradients(record)
+        for metric in manifest.metrics:
+            for name in (f"{metric.name}{kind}" for kind in KINDS):
+                value = record.result["metrics"].get(name)
+                if value is not None and (mistake := metric.mistake(value)):
+                    raise ValueError(f"result.metrics.{name} is {value!r}: {mistake}")
+    except DamagedError as error:
+        return {"state": "damaged", "why": str(error)}
+    except ValueError as error:
+        return {"state": "damaged", "why": f"{store.file(cell_id, 'record.json')} is damaged: {error}"}
+    result, circumstance = record.result, record.circumstance
     job = circumstance.get("job") or {}
     idle_term = min(largest, key=largest.__getitem__, default=None)
     return {
-        **(result.get("metrics") or {}),
+        **{name: value for name, value in result["metrics"].items() if name.endswith(KINDS)},
         **{name: result.get(name) for name in ("n_train", "n_test", "data_fingerprint", *DIGESTS)},
         **{name: circumstance.get(name) for name in ("device", "torch", "train_s", *LIBRARIES, "host")},
         "code_version": circumstance.get("code", circumstance.get("kdbench")),
@@ -86,93 +98,74 @@ def _observed(store: Store, cell_id: str, record: Lean | DamagedError | None) ->
     }
 
 
-def _unfinished(store: Store, cell_id: str) -> dict[str, Any]:
-    if store.is_alive(cell_id):
-        return {"state": "running", "why": ""}
-    failure = store.failure(cell_id)
-    if failure is not None:
-        state = "blocked" if failure.get("class") == "blocked" else "failed"
-        return {"state": state, "why": f"{failure.get('class', 'unknown failure')}: {failure.get('message', '')}"}
-    return {"state": "missing", "why": ""}
+def _largest_gradients(record: Record) -> dict[str, float]:
+    """Each term's largest gradient over the epochs, relative to the task's. Raises ValueError where the history is not as it should be."""
+    largest: dict[str, float] = {}
+    try:
+        for entry in record.result["history"]:
+            for name, term in entry["terms"].items():
+                ratio = term.get("gradient_ratio")
+                if ratio is not None and ratio > largest.get(name, -1.0):
+                    largest[name] = ratio
+    except (AttributeError, KeyError, TypeError):
+        record.epochs()  # names what is wrong
+        raise
+    return largest
 
 
-def _judge(cell: CellLine, by_id: Mapping[str, CellLine], seen: dict[str, dict[str, Any]], manifest: Manifest) -> None:
-    """Say of a finished teacher that it is below its gate, and of a cell without record that it waits for a teacher in vain."""
-    mine = seen[cell["id"]]
-    if "gated" in mine:
+def _judge(cell: ManifestCell, by_id: Mapping[str, ManifestCell], observed: dict[str, dict[str, Any]], manifest: Manifest) -> None:
+    """Note of a finished teacher that it is below what the suite requires, and of a cell without record that its teacher blocks it."""
+    mine = observed[cell.id]
+    if "shortfall" in mine:
         return
-    mine["gated"] = shortfall(manifest, cell["id"], mine) if mine["state"] == "finished" else ""
-    mine["why"] = mine["why"] or mine["gated"]
-    for role, other in cell["depends"].items():
+    mine["shortfall"] = manifest.shortfall(cell.id, mine) if mine["state"] == "finished" else ""
+    mine["why"] = mine["why"] or mine["shortfall"]
+    for role, other in cell.depends.items():
         if mine["state"] != "missing" or other not in by_id:
             continue
-        _judge(by_id[other], by_id, seen, manifest)
-        if seen[other]["state"] in SPOILED or seen[other]["gated"]:
-            mine.update(state="blocked", why=f"its {role} (run {other}): {seen[other]['why'] or seen[other]['state']}")
-
-
-def shortfall(manifest: Manifest, cell_id: str, run: Mapping[str, Any]) -> str:
-    """`top-1 15.00 %, below its gate of 20.00 %`, or nothing for a run that passes what is asked of it (or of which nothing is)."""
-    gate = manifest.get("gates", {}).get(cell_id)
-    if gate is None:
-        return ""
-    metric = next((metric for metric in manifest["metrics"] if metric["name"] == gate["metric"]), None)
-    value = run.get(f"{gate['metric']}_last")
-    label, least = gate["metric"] if metric is None else metric["label"], gate["min"]
-    if value is None or value != value:
-        return f"no {label}, so below its gate" + ("" if least is None else f" of {printed(metric, least)}")
-    if least is not None and not (value >= least if metric is None or metric["higher_is_better"] else value <= least):
-        return f"{label} {printed(metric, value)}, below its gate of {printed(metric, least)}"
-    declared, within = gate.get("declared") or (value, 0.0)
-    if abs(value - declared) > within:
-        return f"{label} {printed(metric, value)}, and {printed(metric, declared)} was declared (within {printed(metric, within)})"
-    return ""
-
-
-def printed(metric: Metric | None, value: float) -> str:
-    """A metric's value as text with its unit: a fraction in per cent where the metric is printed so."""
-    return f"{100 * value:.2f} %" if metric is not None and metric["percent"] else f"{value:.4g}"
-
-
-def _metric_columns(manifest: Manifest, seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    declared = [f"{metric['name']}_last" for metric in manifest["metrics"]]
-    primary = manifest["metrics"][0]["name"]
-    declared[1:1] = [f"{primary}_best_val", f"{primary}_best_test"]
-    known = {*declared, *CIRCUMSTANCE, "state", "gated"}
-    return declared + sorted({name for run in seen.values() for name in run} - known)
+        _judge(by_id[other], by_id, observed, manifest)
+        if observed[other]["state"] in SPOILED or observed[other]["shortfall"]:
+            mine.update(state="blocked", why=f"its {role} (run {other}): {observed[other]['why'] or observed[other]['state']}")
 
 
 def costs(store: Store, manifest: Manifest) -> pd.DataFrame:
     """One row for each profile of the manifest, in its order.
 
     Returns:
-        dataset, teacher (null for an objective without one), student, objective, label, id, state (measured or missing); for each
-        of step, data, teacher, student, loss and optimizer the columns `<part>_ms` (median), `<part>_ms_q1`, `<part>_ms_q3`;
+        dataset, teacher (null for an objective without one), student, objective, label, id, state (measured, missing or damaged);
+        for each of step, data, teacher, student, loss and optimizer the columns `<part>_ms` (median), `<part>_ms_q1`, `<part>_ms_q3`;
         images_per_s, peak_mem_gib, added_parameters, added_flops (per step), others_at_work (the share of the
-        processors that other processes kept busy), device.
+        processors that other processes kept busy), device, why (of a damaged one).
     """
-    import pandas as pd
-
-    names = labels(manifest)
-    times = [f"{part}_ms{suffix}" for part in PARTS for suffix in ("", "_q1", "_q3")]
     rows = []
-    for line in manifest.get("profiles", []):
-        profile = store.profile(line["id"])
-        row: dict[str, Any] = {**line, "label": names.get(line["objective"], line["objective"])}
-        rows.append({**row, "state": "missing"} if profile is None else {**row, "state": "measured", **_measured(profile)})
-    table = pd.DataFrame(rows, columns=[*COST_KEYS, *times, *COSTS, "others_at_work", "device"])
-    return table.astype(dict.fromkeys((*times, *COSTS, "others_at_work"), "float64"))
+    for line in manifest.profiles:
+        row: dict[str, Any] = {**vars(line), "label": manifest.labels[line.objective], "state": "missing"}
+        try:
+            if (profile := store.profile(line.id)) is not None:
+                row |= {name: profile.result.get(name) for name in COSTS} | {"state": "measured", "device": profile.device}
+                row["others_at_work"] = profile.circumstance.get("others_at_work")
+                for name in MEASURED:
+                    row |= {f"{name}{end}": (profile.result.get(name) or {}).get(quartile) for end, quartile in QUARTILES.items()}
+        except DamagedError as error:
+            row |= {"state": "damaged", "why": str(error)}
+        rows.append(row)
+    return cost_frame(rows)
 
 
-def _measured(profile: Mapping[str, Any]) -> dict[str, Any]:
-    result = profile["result"]
-    found: dict[str, Any] = {name: result.get(name) for name in COSTS} | {"device": profile.get("device")}
-    found["others_at_work"] = (profile.get("circumstance") or {}).get("others_at_work")
-    for part in PARTS:
-        quartiles = result.get(f"{part}_ms") or {}
-        for suffix, key in (("", "median"), ("_q1", "q1"), ("_q3", "q3")):
-            found[f"{part}_ms{suffix}"] = quartiles.get(key)
-    return found
+def cost_frame(rows: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """The frame of costs from its rows."""
+    table = pd.DataFrame(rows, columns=[*COST_COLUMNS, "others_at_work", "device", "why"])
+    return table.astype(dict.fromkeys((*TIMES, *COSTS, "others_at_work"), "float64"))
+
+
+def line_key(line: Mapping[Any, Any]) -> Key:
+    """Dataset, teacher (empty: none), student and objective of a row; a null teacher is None or NaN."""
+    return line["dataset"], line["teacher"] if isinstance(line["teacher"], str) else "", line["student"], line["objective"]
+
+
+def block_frame(manifest: Manifest) -> pd.DataFrame:
+    """One row a block: dataset, teacher, student, in the order of the suite."""
+    return pd.DataFrame([vars(block) for block in manifest.blocks], columns=["dataset", "teacher", "student"])
 
 
 def write_frame(store: Store, folder: Path, table: pd.DataFrame) -> None:

@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import itertools
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kdbench.errors import DamagedError, KdbenchError, nearest
-from kdbench.report.frame import CIRCUMSTANCE, COST_KEYS, COSTS, IDENTITY, PARTS, WHOLE
-from kdbench.report.images import Images
-from kdbench.report.manifest import Manifest, block_frame, checked
+import pandas as pd
+
+from kdbench.errors import KdbenchError, shown
+from kdbench.manifest import Block, Manifest, ManifestCell, ManifestObjective, Metric
+from kdbench.report.frame import CIRCUMSTANCE, COST_COLUMNS, IDENTITY, KINDS, WHOLE, cost_frame, frame
 from kdbench.report.notes import NAMED, STATES
+from kdbench.stats.predictions import FRAMES as IMAGE_FRAMES
+from kdbench.stats.predictions import ImageStatistics
 from kdbench.stats.repeats import BLOCK, spread_over_blocks
+from kdbench.store import Store
+from kdbench.store import histories as history
+from kdbench.store.tables import EMPTY, MOST, SUFFIXES, about, null, number, read_csv, read_table, refuse, text, typed
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SUFFIXES = (".csv", ".parquet")
-IMAGES = ("intervals", "predictions", "checkpoints", "per_class")
-NEEDED = ("dataset", "student", "objective")
-NUMBERS = ("train_s", "least_gradient")
-MEASURED = ("_last", "_best_val", "_best_test")
-TEXTS = ("role", "dataset", "teacher", "student", "objective", "label", "id", "state")
-FILLED = ("role", "dataset", "student", "id")
-KNOWN_STATES = ("finished", *STATES)
-EMPTY = ("", "NA", "NaN", "nan")
-LABELS = {"top1": "top-1", "top5": "top-5", "acc": "accuracy"}
-ACCURACIES = frozenset(("top1", "top5", "top", "acc", "accuracy"))
-HIGHER = ACCURACIES | {"f1", "auc", "auroc", "map", "ap", "iou", "miou", "precision", "recall", "bleu", "score"}
-LOWER = frozenset(
-    ("nll", "loss", "error", "err", "ece", "entropy", "perplexity", "ppl", "rmse", "mae", "mse", "fid", "brier", "wer", "cer")
-)
-"""Words of a metric's name that say which way is better. A name with words of both kinds (top1_error) is one of LOWER."""
+NUMBERS = ("train_s", "least_gradient", "published_n", "published_sd")
+NAMES = ("role", "dataset", "teacher", "student", "objective", "label", "id", "state")
+FILLED = ("role", "dataset", "student", "id", "state", "objective")
+RUN = ("id", "role", "dataset", "student", "teacher", "objective", "repeat", "teacher_seed")
+METRICS: dict[str, tuple[str, bool, bool]] = {  # label, a fraction that tables show in per cent, higher is better
+    **{name: (label, True, True) for name, label in (("top1", "top-1"), ("top5", "top-5"), ("acc", "accuracy"), ("accuracy", "accuracy"))},
+    **{name: (name, False, True) for name in ("ap", "AP", "map", "mAP", "iou", "miou", "mIoU", "f1", "auc", "auroc", "bleu")},
+    **{name: (name, False, False) for name in ("loss", "error", "ece", "brier", "perplexity", "ppl", "mae", "mse", "rmse", "fid", "wer")},
+    **{"nll": ("NLL", False, False), "balanced_accuracy": ("balanced accuracy", True, True), "macro_f1": ("macro-F1", True, True)},
+}
+"""The metrics whose unit and direction are known by their name; manifest.json describes all others."""
+OTHER_NAMES = {
+    "repeat": ("seed", "run", "trial", "fold", "rep", "replicate", "random_seed"),
+    "objective": ("method", "loss", "algorithm", "distiller"),
+    "student": ("model", "net", "student_model"),
+    "teacher": ("teacher_model", "teacher_net"),
+    "dataset": ("data",),
+    "top1_last": ("top1", "top_1", "acc", "acc1", "accuracy", "top1_acc", "test_acc", "val_acc", "test_top1"),
+}
+BESIDE = {
+    "costs": COST_COLUMNS,
+    "histories": (*history.NAMES, *history.EPOCH),
+    "terms": history.TERMS,
+    **{f"images_{name}": columns for name, columns in IMAGE_FRAMES.items()},
+}
+"""The files that may lie beside a frame, and what they must hold."""
+TEXTS = (*NAMES, "baseline", "term", "why", "device")
 ALPHA, MARGIN = 0.05, 0.002
 
 
@@ -46,339 +61,302 @@ class FromFile:
     manifest: Manifest
     runs: pd.DataFrame
     costs: pd.DataFrame
-    histories: pd.DataFrame | None
-    terms: pd.DataFrame | None
-    images: Images | None
+    histories: pd.DataFrame | None = None
+    terms: pd.DataFrame | None = None
+    images: ImageStatistics | None = None
 
 
-def read(path: Path) -> FromFile:
+def read(path: Path, metric: str | None = None) -> FromFile:
     """A frame file (a row a run: .csv or .parquet), with `manifest.json`, `costs.csv`, `histories.csv` and `terms.csv` of its folder
-    where they are there. Without a manifest, its facts are taken from the rows: objectives, blocks and repeats as they stand there,
-    the baselines `ce` and `kd`, and every objective with every baseline in every block as the family.
+    where they are there. Without a manifest, its facts are taken from the rows (`derived`). `metric` is compared instead of the file's.
 
     Raises:
-        KdbenchError: the file cannot be read, lacks a column, or holds no student's run, a cell that its column cannot hold, one run
-            twice, or runs that the manifest beside it does not know.
+        KdbenchError: a file cannot be read or lacks a column, or the frame holds no student's run, a value that its column cannot
+            hold, one run twice, or runs that contradict the manifest beside it.
     """
     rows = read_rows(path)
-    beside = path.parent / "manifest.json"
-    terms = _beside(path, "terms.csv")
-    if beside.is_file():
-        manifest = _manifest_file(beside)
-        _refuse_strangers(rows, manifest, path)
-    else:
-        manifest = derived(rows, path.stem, terms)
-    costs = _beside(path, "costs.csv")
-    images = {name: _beside(path, f"images_{name}.csv") for name in IMAGES}
-    return FromFile(
-        manifest,
-        _complete(rows, manifest),
-        no_costs() if costs is None else costs,
-        _beside(path, "histories.csv"),
-        terms,
-        Images(**images) if all(table is not None for table in images.values()) else None,  # type: ignore[arg-type]
-    )
+    with about(path):
+        found = {name: held for name in BESIDE if (held := _beside(path.with_name(f"{name}.csv"), name)) is not None}
+        beside = path.with_name("manifest.json")
+        manifest = _manifest_file(beside, rows) if beside.is_file() else derived(rows, path.stem, found.get("terms"))
+        primary, manifest = manifest.primary, manifest.compared_by(metric) if metric else manifest
+        names = [*manifest.labels, None, "teacher"]
+        known = {name: table if name == "terms" else table[table["objective"].isin(names)] for name, table in found.items()}
+        images = {name: known.pop(f"images_{name}", pd.DataFrame(columns=columns)) for name, columns in IMAGE_FRAMES.items()}
+        whole = ImageStatistics(**images) if len(images["predictions"]) else None
+        if whole and manifest.primary != primary:
+            whole = replace(whole, intervals=whole.intervals[:0], checkpoints=whole.checkpoints[:0])
+        return FromFile(manifest, _complete(rows, manifest), **{"costs": cost_frame(), **known}, images=whole)
 
 
-def of_rows(rows: pd.DataFrame, name: str) -> FromFile:
+def of_rows(rows: pd.DataFrame, name: str, metric: str | None = None) -> FromFile:
     """The same from rows that lie in no file, such as a published table's (`published.as_runs`)."""
+    rows = _normal(rows)
     manifest = derived(rows, name)
-    return FromFile(manifest, _complete(rows, manifest), no_costs(), None, None, None)
+    manifest = manifest.compared_by(metric) if metric else manifest
+    return FromFile(manifest, _complete(rows, manifest), cost_frame())
+
+
+def load_frame(path: Path | str) -> pd.DataFrame:
+    """One row a cell, as `frame.frame` describes them.
+
+    Args:
+        path: a suite's folder (`results/suites/<name>`), read from its records as they are now; or a frame file (.parquet, .csv), or
+            a folder that holds one.
+
+    Raises:
+        KdbenchError: it is neither.
+    """
+    path = Path(path).resolve()
+    if path.parent.name == "suites" and (path / "manifest.json").is_file():
+        store = Store(path.parents[1])
+        return frame(store, store.manifest(path.name))
+    found = next((one for one in (path, path / "frame.parquet", path / "frame.csv") if one.suffix in SUFFIXES and one.is_file()), None)
+    if found is None:
+        raise KdbenchError(f"{path} is neither a suite's folder (results/suites/<name>) nor a frame file (.parquet, .csv)")
+    return read_rows(found).reset_index(drop=True)
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """The rows of a frame file, with ids and digests as text and empty boxes as null.
+    """The rows of a frame file: names, ids and digests as text, numbers as numbers, nothing as null; the index holds the lines.
 
     Raises:
-        KdbenchError: there is no such file, or it is no table.
+        KdbenchError: there is no such file, it is no table, or a value is none that its column can hold.
     """
-    import pandas as pd
-
-    if not path.is_file():
-        near = nearest(path.name, [one.name for one in path.parent.glob("*") if one.suffix in SUFFIXES]) if path.parent.is_dir() else ""
-        raise KdbenchError(f"there is no file {path}{near}")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        first = pd.read_csv(_uncommented(path), nrows=0)
-        # An id such as 123456789012 or 1234e5678901 is no number.
-        words = {str(name): str for name in first if not _numeric(str(name))}
-        return pd.read_csv(_uncommented(path), dtype=words, keep_default_na=False, na_values=[""], low_memory=False)
-    except (ValueError, OSError) as error:
-        raise KdbenchError(f"{path} is no frame: {error}") from error
-
-
-def _uncommented(path: Path) -> io.StringIO:
-    """A file from its first line that begins with no `#`. Further on, `#` is a character like any other: labels and reasons have it."""
-    text = path.read_bytes().decode("utf-8-sig")
-    while text.startswith("#"):
-        text = text.partition("\n")[2]
-    return io.StringIO(text, newline="")
-
-
-def _numeric(name: str) -> bool:
-    measured = name.endswith((*MEASURED, "_ms", "_q1", "_q3")) or name.startswith(("test_", "val_"))
-    history = ("epoch", "lr", "loss", "raw", "weighted", "gradient_ratio", "weight", "task")
-    return measured or name in (*WHOLE, *NUMBERS, *COSTS, "others_at_work", "published_n", "published_sd") or name in history[:3]
+    rows = read_table(path)
+    with about(path):
+        return _normal(rows)
 
 
 def _beside(path: Path, name: str) -> pd.DataFrame | None:
-    import pandas as pd
-
-    other = path.parent / name
-    if not other.is_file():
+    if not path.is_file():
         return None
     try:
-        found = pd.read_csv(_uncommented(other), dtype={"id": str, "teacher": str, "student": str, "objective": str})
-    except ValueError as error:
-        raise KdbenchError(f"{other} is no table: {error}") from error
-    return found.astype(object).where(found.notna(), None).infer_objects() if name == "costs.csv" else found
+        found = read_csv(path)
+        if lacking := [column for column in BESIDE[name] if column not in found]:
+            raise KdbenchError(f"it has no column {', '.join(lacking)}")
+        found = typed(found, lambda column: "text" if column in TEXTS or (name == "terms" and column != "task") else "number")
+        if name == "images_predictions":
+            again = found.duplicated([*BLOCK, "objective", "repeat", "teacher_seed"]) & found["repeat"].notna()
+            refuse(found["id"], again | found.duplicated([*BLOCK, "id"]), "be the only run of its repeat in the pair")
+        return found
+    except KdbenchError as error:
+        raise KdbenchError(f"{path.name} beside it: {error}; write it again, or remove it") from error
 
 
-def _manifest_file(path: Path) -> Manifest:
+def _manifest_file(path: Path, rows: pd.DataFrame) -> Manifest:
+    """The manifest beside a frame, which knows the runs by their ids. Raises KdbenchError where the two contradict each other."""
     try:
-        return checked(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, DamagedError) as error:
-        raise KdbenchError(f"{path} is no manifest: {error}") from error
-
-
-def _refuse_strangers(rows: pd.DataFrame, manifest: Manifest, path: Path) -> None:
-    """A manifest tells of the runs of a file by their ids only."""
-    if "id" not in rows:
-        raise KdbenchError(f"{path} has no column id, so manifest.json beside it knows none of its runs: add the ids or take it away")
-    known = {cell["id"] for cell in manifest["cells"]}
-    strange = [one for one in _normal(rows)["id"] if one not in known]
-    if strange:
+        manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise KdbenchError(f"manifest.json beside it is damaged: {error}") from error
+    if (column := f"{manifest.primary.name}_last") not in rows:
+        raise KdbenchError(f"it has no column {column}, the primary metric by manifest.json beside it")
+    planned = {cell.id: cell for cell in manifest.cells}
+    if strange := [one for one in rows["id"] if one not in planned]:
         more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
-        raise KdbenchError(
-            f"{path} holds runs that manifest.json beside it does not know: {', '.join(strange[:NAMED])}{more}; "
-            "move the file or take the manifest away"
-        )
+        named = f"{', '.join(strange[:NAMED])}{more} (column id)"
+        raise KdbenchError(f"manifest.json beside it has no run with the id {named}: move the frame, or remove the manifest")
+    for name in RUN:
+        for place, run, role, value in zip(rows.index, rows["id"], rows["role"], map(null, rows[name]), strict=True):
+            other = getattr(planned[run], name)
+            if value != other and not (name == "objective" and role == "teacher"):
+                where = f"{name} is {value} ({rows.index.name} {place}), and by manifest.json beside it run {run} has {other}"
+                raise KdbenchError(f"{where}: correct the row, or remove the manifest")
+    _check_values(rows, manifest.metrics)
+    return manifest
 
 
 def derived(rows: pd.DataFrame, name: str, terms: pd.DataFrame | None = None) -> Manifest:
-    """The manifest that a frame implies.
+    """The manifest that rows imply: objectives, pairs and repeats as they are there; the baselines `ce` and `kd`; every objective with
+    every baseline in every pair as the family; metrics by their names (`METRICS`). A repeat that others of its dataset and student
+    have is missing where it has no row.
+
+    Args:
+        rows: as `read_rows` makes them.
 
     Raises:
-        KdbenchError: a column is missing, there is no student's run, a cell is not what its column holds, a run stands there twice, or
-            a metric's name does not tell whether higher is better.
+        KdbenchError: there is no finished run of a student, a run is there twice, a metric is not known, or losses and labels are not one
+            to one.
     """
-    metrics = [str(column).removesuffix("_last") for column in rows if str(column).endswith("_last")]
-    rows = _normal(rows, () if metrics else ("<metric>_last (such as top1_last)",))
+    names = [str(column).removesuffix("_last") for column in rows if str(column).endswith("_last")]
+    if unknown := next((one for one in names if one not in METRICS), ""):
+        known = ", ".join(f"{one}_last" for one in METRICS)
+        raise KdbenchError(
+            f"unit and direction of the metric '{unknown}' (column {unknown}_last) are not known; rename the column to one of {known}; "
+            "or put a manifest.json beside the file that describes it"
+        )
+    metrics = tuple(Metric(one, *METRICS[one]) for one in names)
     students = rows[rows["role"] == "student"]
-    if not len(students):
-        raise KdbenchError("the frame holds no student's run (role student)")
-    blocks = _blocks(students)
-    _refuse_twice(rows, blocks, len(rows))
-    objectives = students.drop_duplicates("objective")
-    whose = {} if terms is None else dict(zip(terms["objective"], map(_null, terms["weight_from"]), strict=True))
-    suites = [str(one) for one in rows["suite"].dropna().unique()] if "suite" in rows else []
-    teachers = rows[rows["role"] == "teacher"].to_dict(orient="records")
-    taught = {(str(line["dataset"]), str(line["student"]), _null(line["teacher_seed"])): str(line["id"]) for line in teachers}
-    described = [_metric(metric, rows) for metric in metrics]
-    raw: dict[str, Any] = {
-        "schema": 1,
-        "suite": suites[0] if len(suites) == 1 else name,
-        "metrics": described,
-        "baselines": _baselines(list(objectives["objective"])),
+    if not (students["state"] == "finished").any():
+        raise KdbenchError("no run of a student is finished: there is nothing to report")
+    _check_values(rows, metrics)
+    for same, other, must in (("objective", "label", "be the same in all rows of a loss"), ("label", "objective", "have its own label")):
+        refuse(students[other], students.groupby(same)[other].transform("first") != students[other], must)
+    labels = dict(zip(students["objective"], students["label"], strict=True))
+    whose = {} if terms is None else dict(zip(terms["objective"], terms["weight_from"], strict=True))
+    suites = list(rows["suite"].dropna().unique()) if "suite" in rows else []
+    return Manifest(
+        suite=str(suites[0]) if len(suites) == 1 else name,
+        metrics=metrics,
+        baselines=_baselines(labels),
         **_counts(students),
-        "alpha": ALPHA,
-        "margin": MARGIN if described[0]["percent"] else None,
-        "derived": True,
-        "objectives": [
-            {"name": line.objective, "label": line.label, "weight_from": whose.get(line.objective)} for line in objectives.itertuples()
-        ],
-        "blocks": blocks.to_dict(orient="records"),
-        "cells": [
-            {**{key: _null(line[key]) for key in ("id", "role", "dataset", "student", "teacher", "objective", "repeat", "teacher_seed")}}
-            | {"depends": _depends(line, taught)}
-            for line in rows.to_dict(orient="records")
-        ],
-    }
-    return checked(raw)
+        alpha=ALPHA,
+        margin=MARGIN if metrics[0].percent else None,
+        derived=True,
+        objectives=tuple(ManifestObjective(one, labels[one], whose.get(one)) for one in students["objective"].unique()),
+        blocks=_blocks(students),
+        cells=_cells(rows, students),
+    )
 
 
-def _counts(students: pd.DataFrame) -> dict[str, int]:
-    """How many repeats an objective has in a block, and how many teacher seeds a repeat, where there are most. A run whose repeat is
-    null is a repeat of its own, with one teacher."""
-    repeats = students.groupby([*BLOCK, "objective"], dropna=False)["repeat"].agg(lambda of: of.nunique() + of.isna().sum())
-    numbered = students[students["repeat"].notna()]
-    seeds = numbered.groupby([*BLOCK, "objective", "repeat"], dropna=False)["teacher_seed"].nunique()
-    return {"repeats": int(repeats.max()), "teacher_seeds": max(1, int(seeds.max()) if len(seeds) else 1)}
-
-
-def _baselines(names: list[str]) -> list[str]:
-    """`ce` and `kd` as the objectives are named here, in whatever case; the one variant of kd where there is no plain one."""
-    found = [sorted((name for name in names if name.lower() == wanted), key=lambda name: name != name.lower()) for wanted in ("ce", "kd")]
+def _baselines(names: Collection[str]) -> tuple[str, ...]:
+    """`ce` and `kd` in whatever case, in small letters before others; the one variant of kd where there is no plain one."""
+    found = [max((name for name in names if name.lower() == wanted), default="") for wanted in ("ce", "kd")]
     variants = [name for name in names if name.lower().startswith("kd:")]
-    if not found[1] and len(variants) == 1:
-        found[1] = variants
-    return [several[0] for several in found if several]
+    return tuple(filter(None, (found[0], found[1] or "".join(variants[: len(variants) == 1]))))
 
 
-def _depends(line: dict[Any, Any], taught: dict[tuple[str, str, int | None], str]) -> dict[str, str]:
-    """The teacher's run, by its dataset, name and seed, where it has a row."""
-    found = taught.get((line["dataset"], line["teacher"], _null(line["teacher_seed"])))
-    return {} if found is None or line["role"] != "student" else {"teacher": found}
+def _counts(students: pd.DataFrame) -> dict[str, Any]:
+    """How many repeats a loss has at most, and how many teachers most of the repeats have. A run whose repeat is null is a repeat of
+    its own, with one teacher."""
+    numbered = students["repeat"].notna()
+    own = students[~numbered].groupby([*BLOCK, "objective"], dropna=False).size()
+    repeats = students[numbered].groupby([*BLOCK, "objective"], dropna=False)["repeat"].nunique()
+    taught = students[numbered & students["teacher"].notna()].groupby([*BLOCK, "objective", "repeat"])
+    counts = taught["teacher_seed"].nunique().clip(lower=1).value_counts().sort_values(ascending=False, kind="stable")
+    varied = ", ".join(f"{n} with {seeds}" for seeds, n in counts.items())
+    assumed = (f"each repeat is the mean over its own teacher seeds, whose number differs (repeats: {varied})",)
+    seeds = int(counts.index[0]) if len(counts) else 1
+    return {"repeats": int(max([*repeats, *own])), "teacher_seeds": seeds, "assumed": assumed if len(counts) > 1 else ()}
 
 
-def _metric(name: str, rows: pd.DataFrame) -> dict[str, Any]:
-    import numpy as np
-
-    words = set(re.split(r"[_.]", name.lower()))
-    lower = bool(words & LOWER)
-    if not lower and not words & HIGHER:
-        raise KdbenchError(f"the frame does not tell whether a higher {name} is better; put a manifest.json beside it")
-    values = rows[f"{name}_last"]
-    # A run that diverged may well have an infinite loss: it is never averaged.
-    _refuse(values, np.isinf(values) & (rows["state"] == "finished"), "a finite number")
-    percent = not lower and bool(words & ACCURACIES)
-    if percent:
-        _refuse(values, np.isfinite(values) & ~values.between(0, 1), "a fraction between 0 and 1")
-    return {"name": name, "label": LABELS.get(name, name), "percent": percent, "higher_is_better": not lower}
-
-
-def _blocks(students: pd.DataFrame) -> pd.DataFrame:
-    """One row a block: dataset, teacher, student. A student alone is a block only where none of its runs has a teacher."""
-    import pandas as pd
-
-    found = students.drop_duplicates(list(BLOCK))
-    taught = {(line.dataset, line.student) for line in found.itertuples() if line.teacher is not None}
-    kept = [line for line in found.itertuples() if line.teacher is not None or (line.dataset, line.student) not in taught]
-    return pd.DataFrame([(line.dataset, line.teacher, line.student) for line in kept], columns=list(BLOCK), dtype=object)
-
-
-def _refuse_twice(rows: pd.DataFrame, blocks: pd.DataFrame, held: int) -> None:
-    """Two runs where there is one: the statistics would have to choose. The first `held` rows are the frame's, the others missing."""
-    students = rows[(rows["role"] == "student") & rows["repeat"].notna()]
+def _blocks(students: pd.DataFrame) -> tuple[Block, ...]:
+    """The pairs. A student alone is one only where none of its runs has a teacher. Raises KdbenchError for two runs where there is one:
+    the statistics would have to choose."""
+    found = students[[*BLOCK]].drop_duplicates()
+    taught = found.groupby(["dataset", "student"])["teacher"].transform("count") > 0
+    blocks = found[found["teacher"].notna() | ~taught]
     key = [*BLOCK, "objective", "repeat", "teacher_seed"]
-    spread = spread_over_blocks(students[[*key, "id"]].assign(place=students.index), blocks)
-    again = spread.duplicated(key)
-    if not again.any():
-        return
-    run_of = spread.groupby(key, dropna=False).ngroup()
-    second = int(again.to_numpy().argmax())
-    first, later = spread.iloc[int((run_of == run_of.iloc[second]).to_numpy().argmax())], spread.iloc[second]
-    one, other = (f"row {run['place'] + 1}" if run["place"] < held else f"run {run['id']} of the manifest" for run in (first, later))
-    said = ", ".join(f"{column} {later[column]}" for column in key if _null(later[column]) is not None)
-    raise KdbenchError(f"{one} and {other} are runs of one {said}: keep one of them, or give them other repeats or teacher seeds")
+    spread = spread_over_blocks(students[students["repeat"].notna()].rename_axis("place").reset_index()[[*key, "place"]], blocks)
+    for same in (held for _, held in spread[spread.duplicated(key, keep=False)].groupby(key, dropna=False, sort=False)):
+        (first, later), names = same["place"].iloc[:2], same[key].iloc[1]
+        named = ", ".join(f"{column} {value}" for column, value in names.items() if null(value) is not None)
+        lines = f"{students.index.name} {first} and {students.index.name} {later}"
+        raise KdbenchError(f"{lines} are the same run ({named}): keep one of them, or give them different repeats or teacher seeds")
+    return tuple(Block(*map(null, block)) for block in blocks.itertuples(index=False))
 
 
-def _null(value: Any) -> Any:
-    """A missing value of pandas' as None; numbers as Python has them."""
-    if value is None or str(value) == "<NA>" or value != value:
-        return None
-    number = isinstance(value, float) or (hasattr(value, "item") and not isinstance(value, str))
-    return int(value) if number and float(value).is_integer() else value
+def _cells(rows: pd.DataFrame, students: pd.DataFrame) -> tuple[ManifestCell, ...]:
+    """A cell for each row, and for each repeat that an objective lacks and another one has that shares repeats with it on its dataset and
+    student. Runs without a repeat's number may be those that seem to be missing: then nothing is."""
+    cells = [{key: null(line[key]) for key in RUN} for line in rows[[*RUN]].to_dict(orient="records")]
+    for (dataset, student), mine in students.groupby(["dataset", "student"], sort=False):
+        every = {key: {*map(null, held)} for key, held in mine.groupby(["teacher", "objective"], dropna=False, sort=False)["repeat"]}
+        for (teacher, objective), held in every.items():
+            asked = {int(repeat) for other in every.values() if other & held for repeat in other - held if repeat is not None}
+            for repeat in sorted(asked) if None not in held else ():
+                named = {"dataset": dataset, "student": student, "teacher": null(teacher), "objective": objective, "repeat": repeat}
+                cells.append({"id": _made_id(named), "role": "student", **named, "teacher_seed": None})
+    taught = {(cell["dataset"], cell["student"], cell["teacher_seed"]): cell["id"] for cell in cells if cell["role"] == "teacher"}
+    found = []
+    for cell in cells:
+        teacher = taught.get((cell["dataset"], cell["teacher"], cell["teacher_seed"])) if cell["role"] == "student" else None
+        found.append(ManifestCell(**cell, depends={"teacher": teacher} if teacher else {}))
+    return tuple(found)
 
 
-def _text(value: Any) -> str | None:
-    value = _null(value)
-    return None if value is None or value == "" else str(value)
+def _made_id(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
-def _normal(rows: pd.DataFrame, lacking: tuple[str, ...] = ()) -> pd.DataFrame:
-    """The rows with the columns that say what a run is, and numbers as numbers: an absent role is a student's, an absent id is made
-    from its place."""
-    import pandas as pd
-
-    missing = [*(column for column in NEEDED if column not in rows), *lacking]
-    if missing:
-        raise KdbenchError(f"the frame has no column {', '.join(missing)}; its columns are {', '.join(map(str, rows.columns))}")
-    rows = rows.reset_index(drop=True)
-    given: dict[str, Any] = {"role": "student", "teacher": None, "state": "finished", "repeat": pd.NA, "teacher_seed": pd.NA}
-    rows = rows.assign(**{name: value for name, value in given.items() if name not in rows})
-    if "label" not in rows:
-        rows = rows.assign(label=rows["objective"])
-    if "id" not in rows:
-        rows = rows.assign(id=[hashlib.sha256(f"row {place}".encode()).hexdigest()[:12] for place in rows.index])
-    texts = {name: pd.Series([_text(value) for value in rows[name]], dtype=object, name=name) for name in TEXTS}
-    rows = rows.assign(**(texts | {"label": texts["label"].where(texts["label"].notna(), texts["objective"])}))
-    for name in (*FILLED, "objective"):
-        _refuse(rows[name], rows[name].isna() & ((name in FILLED) | (rows["role"] == "student")), "filled")
-    _refuse(rows["state"], ~rows["state"].isin(KNOWN_STATES), f"one of {', '.join(KNOWN_STATES)}")
-    twice = rows["id"].duplicated()
-    if twice.any():
-        raise KdbenchError(f"run {rows.loc[twice, 'id'].iloc[0]} stands in {int(twice.sum()) + 1} rows of the frame: each run has one")
-    whole = {name: _repeats(rows[name]) if name == "repeat" else _numbers(rows[name], True) for name in WHOLE if name in rows}
-    numbers = {str(name): _numbers(rows[name]) for name in _measured(rows)}
-    return rows.assign(**numbers, **whole)
+def _kind(column: str) -> str:
+    """The kind of a frame's column, as `tables.typed` has them."""
+    measured = column.endswith(KINDS) or column in NUMBERS
+    return "whole" if column in WHOLE else "number" if measured else "name" if column in NAMES else "text"
 
 
-def _measured(rows: pd.DataFrame) -> list[str]:
-    return [str(name) for name in rows if str(name).endswith(MEASURED) or name in NUMBERS]
+def _normal(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the columns that say what a run is, names as clean text and numbers as numbers: an absent role is a student's, an
+    absent id is made from its place."""
+    _check_columns([str(name) for name in rows])
+    rows = rows.rename(columns=str).drop(columns="", errors="ignore")  # an index that was written along has no name
+    if not len(rows):
+        raise KdbenchError("it has no rows")
+    if rows.index.name != "line":
+        rows = rows.set_axis(pd.RangeIndex(1, len(rows) + 1, name="row"))
+    absent: dict[str, Any] = {"role": "student", "teacher": None, "state": "finished", "repeat": None, "teacher_seed": None}
+    absent |= {"label": rows["objective"], "id": [_made_id(place) for place in range(len(rows))]}
+    rows = rows.assign(**{name: value for name, value in absent.items() if name not in rows})
+    rows = typed(rows.assign(repeat=_numbered(rows["repeat"])), _kind)
+    labels = rows.groupby("objective")["label"].transform("first")
+    labels = rows["label"].where(rows["label"].notna(), labels)
+    rows = rows.assign(
+        teacher=rows["teacher"].where(~rows["teacher"].isin(EMPTY), None), label=labels.where(labels.notna(), rows["objective"])
+    )
+    for name in FILLED:
+        refuse(rows[name], rows[name].isna() & ((name != "objective") | (rows["role"] == "student")), "be filled")
+    for name, known in (("role", ("student", "teacher")), ("state", ("finished", *STATES))):
+        refuse(rows[name], ~rows[name].isin(known), f"be one of {', '.join(known)}")
+    refuse(rows["id"], rows["id"].duplicated(), "name one run only, and another row has it")
+    return rows
 
 
-def _empty(cells: pd.Series) -> pd.Series:
-    return cells.isna() | cells.astype(str).str.strip().isin(EMPTY)
+def _check_columns(names: list[str]) -> None:
+    """Raises KdbenchError for a column that is there twice, is lacking, or has another name than ours."""
+    if twice := next((name for place, name in enumerate(names) if name and name in names[:place]), ""):
+        raise KdbenchError(f"the column '{twice}' is there twice: rename one of them")
+    metric = [] if any(name.endswith("_last") for name in names) else ["top1_last"]
+    lacking = [name for name in ("dataset", "student", "objective", "teacher", "repeat", *metric) if name not in names]
+    for other in names:
+        plain = other.lower().replace(" ", "_").replace("-", "_")
+        if name := next((one for one in lacking if plain in OTHER_NAMES[one] or get_close_matches(plain, [one], cutoff=0.8)), ""):
+            raise KdbenchError(f"the column '{other}' has an unknown name; rename it to '{name}'")
+    required = [name.replace("top1_last", "<metric>_last (such as top1_last)") for name in lacking if name not in ("teacher", "repeat")]
+    if required:
+        separator = next((one for one in (";", "\t", "|") if any(one in name for name in names)), "")
+        hint = f". The columns seem to be separated by {separator!r}: separate them by commas" if separator else ""
+        raise KdbenchError(f"it has no column {', '.join(required)}; its columns are {shown(', '.join(names))}{hint}")
 
 
-def _numbers(cells: pd.Series, whole: bool = False) -> pd.Series:
-    """A column as float64 (NaN where a cell is empty), or `whole` as Int64.
-
-    Raises:
-        KdbenchError: a cell holds something else.
-    """
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells):
-        numbers = cells.astype("float64")
-    else:
-        empty = _empty(cells)
-        numbers = pd.to_numeric(cells.astype(str).mask(empty), errors="coerce").astype("float64")
-        _refuse(cells, numbers.isna() & ~empty, "a number")
-    if not whole:
-        return numbers
-    _refuse(cells, numbers.notna() & ~(numbers % 1 == 0), "a whole number")
-    return numbers.astype("Int64")
+def _numbered(cells: pd.Series) -> pd.Series:
+    """Repeats in words (s0, s1) as numbers, in the order in which they first appear."""
+    named = cells[[(text(value) or "") not in EMPTY for value in cells]].map(text)
+    numeric = [number(name) is not None for name in named]
+    if all(numeric):
+        return cells
+    refuse(named, numeric, "be a name, as in other rows, or all rows must have numbers")
+    return named.map({label: place for place, label in enumerate(named.unique())}).reindex(cells.index)
 
 
-def _repeats(cells: pd.Series) -> pd.Series:
-    """Repeats as whole numbers. Words (s0, s1) are labels, which are numbered as they first appear."""
-    import pandas as pd
-
-    named = cells[~_empty(cells)].astype(str).str.strip()
-    if not pd.to_numeric(named, errors="coerce").isna().any():
-        return _numbers(cells, True)
-    order = {label: number for number, label in enumerate(named.unique())}
-    return named.map(order).reindex(cells.index).astype("Int64")
-
-
-def _refuse(cells: pd.Series, wrong: pd.Series, wanted: str) -> None:
-    """Raise with the first wrong cell of a column; rows are counted from 1, without the header."""
-    if not wrong.any():
-        return
-    place = int(wrong.to_numpy().argmax())
-    value = cells.iloc[place]
-    held = "is empty" if _text(value) is None else f"holds '{value}'" if isinstance(value, str) else f"holds {value}"
-    raise KdbenchError(f"{cells.name} is to be {wanted}, and {held} (row {place + 1})")
+def _check_values(rows: pd.DataFrame, metrics: tuple[Metric, ...]) -> None:
+    """Raises KdbenchError for a value of a finished run that its metric cannot have. One that diverged may have an infinite loss."""
+    for metric, column in itertools.product(metrics, KINDS):
+        if (column := f"{metric.name}{column}") in rows:
+            values = rows[column].where(rows["state"] == "finished")
+            if metric.percent:
+                per_cent = "; is it in per cent? Divide the column by 100" if values.between(1, 100, inclusive="right").any() else ""
+                refuse(values, values.notna() & ~values.between(0, 1), f"be a fraction between 0 and 1{per_cent}")
+            refuse(values, values.abs() > MOST, f"be a finite number of at most {MOST:g}")
 
 
 def _complete(rows: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
-    """Every column that `frame.frame` makes, and a row for each cell of the manifest: one that the file lacks is missing."""
-    import pandas as pd
-
-    rows = _normal(rows)
-    held = len(rows)
-    metrics = [f"{metric['name']}_last" for metric in manifest["metrics"]]
-    absent = [name for name in (*IDENTITY, *metrics, *CIRCUMSTANCE) if name not in rows]
-    rows = rows.assign(**dict.fromkeys(map(str, absent)))
-    wanted = pd.DataFrame([{key: value for key, value in cell.items() if key != "depends"} for cell in manifest["cells"]])
-    gone = wanted[~wanted["id"].isin(rows["id"])]
-    if len(gone):
-        gone = gone.assign(suite=manifest["suite"], label=gone["objective"], state="missing", why="")
-        rows = pd.concat([rows.astype(object), gone.reindex(columns=rows.columns).astype(object)], ignore_index=True)
-    rows = rows.assign(why=rows["why"].fillna(""), suite=rows["suite"].fillna(manifest["suite"]))
-    numeric = _measured(rows)
-    rows = rows.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys(numeric, "float64")})
-    _refuse_twice(rows, block_frame(manifest), held)
-    words = [name for name in rows if rows[name].dtype != "Int64" and name not in numeric]
-    return rows.assign(**{str(name): rows[name].astype(object).where(rows[name].notna(), None) for name in words})
-
-
-def no_costs() -> pd.DataFrame:
-    """The frame of costs with no row."""
-    import pandas as pd
-
-    times = [f"{part}_ms{suffix}" for part in PARTS for suffix in ("", "_q1", "_q3")]
-    return pd.DataFrame(columns=[*COST_KEYS, *times, *COSTS, "others_at_work", "device"])
+    """Every column that `frame.frame` makes, and a row for each cell of the manifest: one that the file lacks is missing. A student's
+    run without a value of the primary metric counts as failed."""
+    value, *others = (f"{metric.name}_last" for metric in manifest.metrics)
+    columns = dict.fromkeys([*rows, *IDENTITY, value, *others, *CIRCUMSTANCE])
+    held = set(rows["id"])
+    gone = [{**vars(cell), "label": cell.objective, "state": "missing"} for cell in manifest.cells if cell.id not in held]
+    types = {name: {"whole": "Int64", "number": "float64"}.get(_kind(name), "object") for name in columns}
+    tables = [
+        one.reindex(columns=[*columns]).astype(types) for one in (rows, pd.DataFrame(gone).replace({"label": manifest.labels})) if len(one)
+    ]
+    rows = pd.concat(tables, ignore_index=True)
+    empty = (rows["role"] == "student") & (rows["state"] == "finished") & rows[value].isna()
+    rows = rows.assign(
+        state=rows["state"].mask(empty, "failed"),
+        why=rows["why"].where(rows["why"].notna(), "").mask(empty, f"{value} is empty"),
+        suite=rows["suite"].where(rows["suite"].notna(), manifest.suite),
+    )
+    words = [name for name in columns if types[name] == "object"]
+    return rows.assign(**{name: rows[name].where(rows[name].notna(), None) for name in words})

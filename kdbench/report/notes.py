@@ -1,10 +1,12 @@
-"""Footnotes of a block: which runs are not there, and which comparisons could not be tested, with the reason."""
+"""Notes below a group: which runs are not there, which comparisons could not be tested, and which have no verdict."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+Line = Mapping[str, Any]
 
 INCOMPLETE = "†"
 UNTESTED = "‡"
@@ -13,70 +15,89 @@ STATES = ("diverged", "failed", "damaged", "blocked", "running", "missing")
 NAMED = 3
 """So many runs of a kind are named one by one; the frame beside the report has them all."""
 REASON_CHARACTERS = 160
-IDLE = 0.01
-"""A term whose gradient never reaches this share of the task's does nothing."""
 
 
-def incomplete_notes(runs: Mapping[str, list[dict[str, Any]]], complete: Mapping[str, int]) -> list[str]:
+def incomplete_notes(objectives: Mapping[str, tuple[Sequence[Line], Line]]) -> list[str]:
     """One note for each way in which objectives are incomplete.
 
     Args:
-        runs: the runs of each objective in this block, by printed label.
-        complete: how many repeats of each are complete.
+        objectives: the runs of each and its summary (n, n_asked), by printed label.
     """
-    said: dict[str, list[str]] = defaultdict(list)
-    for label, mine in runs.items():
-        asked = len({run["repeat"] for run in mine})
-        if asked and complete.get(label, 0) == asked:
-            continue
-        said[_what_is_lacking(mine, complete.get(label, 0), asked)].append(label)
-    return [f"{INCOMPLETE} {', '.join(who)}: {what}" for what, who in said.items()]
+    reasons = {label: f"{lacks(summary)}{_lacking(runs)}" for label, (runs, summary) in objectives.items() if lacks(summary)}
+    return [f"{INCOMPLETE} {', '.join(who)}: {what}" for what, who in grouped(reasons.items()).items()]
 
 
-def _what_is_lacking(runs: list[dict[str, Any]], complete: int, asked: int) -> str:
-    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def grouped(values: Iterable[tuple[str, Any]]) -> dict[Any, list[str]]:
+    """The names that have the same value, by that value; each once."""
+    found: dict[Any, list[str]] = defaultdict(list)
+    for name, value in dict.fromkeys(values):
+        found[value].append(name)
+    return found
+
+
+def lacks(summary: Line) -> str:
+    """How many of its repeats, or of the suite's pairs, an objective has; empty where it has all."""
+    kinds = {"pairs in the suite": ("n_pairs", "n_pairs_asked"), "repeats complete": ("n", "n_asked")}
+    kinds["repeats with all trained teachers"] = ("n_taught", "n_taught_asked")
+    found = {words: (summary.get(n, 0), summary.get(asked, 0)) for words, (n, asked) in kinds.items()}
+    return "; ".join(f"{n} of {asked} {words}" for words, (n, asked) in found.items() if n < asked)
+
+
+def fewer_pairs(test: Line) -> str:
+    """`2 of 4 pairs`, where a comparison over all pairs has no more; else empty."""
+    n, every = test.get("n_pairs_asked"), test.get("pairs")
+    return f"{n} of {every} pairs" if n is not None and every is not None and n < every else ""
+
+
+def _lacking(runs: Sequence[Line]) -> str:
+    kinds: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        kinds[_state(run)].append(run)
-    kept = [name for name in (*STATES, "without a value", "on different data") if name in kinds]
-    return f"{complete} of {asked} repeats complete; " + "; ".join(_kind(name, kinds[name]) for name in kept)
+        kinds[state(run)][_short(run["why"])].append(run)
+    kept = [kind for kind in (*STATES, "without a value", "on different data") if kind in kinds]
+    return "".join(f"; {sum(map(len, kinds[kind].values()))} {kind}{_reasons(kind, kinds[kind])}" for kind in kept)
 
 
-def _state(run: Mapping[str, Any]) -> str:
-    if run["state"] != "finished":
-        return run["state"]
+def state(run: Line) -> str:
+    """What became of a run; a finished one may be without a value or on different data."""
     if run.get("mixed_data"):
         return "on different data"
-    return "finished" if run["value"] == run["value"] else "without a value"
+    return "without a value" if run["state"] == "finished" and run["value"] != run["value"] else run["state"]
 
 
-def _kind(name: str, runs: list[dict[str, Any]]) -> str:
-    if name in ("missing", "running", "without a value", "on different data"):
-        return f"{len(runs)} {name}"
-    if name == "blocked":
-        return f"{len(runs)} blocked by {'; '.join(dict.fromkeys(_short(run['why']) for run in runs))}"
-    reasons: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        reasons[_short(run["why"])].append(run)
-    return f"{len(runs)} {name}: {'; '.join(_reason(why, mine) for why, mine in reasons.items())}"
-
-
-def _reason(why: str, runs: list[dict[str, Any]]) -> str:
-    named = ", ".join(f"repeat {run['repeat']} (run {run['id']})" for run in runs[:NAMED])
-    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
-    return f"{named}{more}{', ' if why else ''}{why}"
+def _reasons(kind: str, reasons: Mapping[str, Sequence[Line]]) -> str:
+    if kind in ("missing", "running", "without a value"):
+        return ""
+    if kind == "blocked":
+        return f" by {'; '.join(why.removeprefix('blocked by ') for why in reasons)}"
+    named = []
+    for why, runs in reasons.items():
+        first = ", ".join(f"repeat {run['repeat']} (run {run['id']})" for run in runs[:NAMED])
+        more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+        named.append(f"{first}{more}{', ' if why else ''}{why}")
+    return f": {'; '.join(named)}"
 
 
 def _short(why: Any) -> str:
     # The first line says what happened; a traceback is in the failure file.
-    lines = why.strip().splitlines() if isinstance(why, str) else []
-    first = lines[0] if lines else ""
+    first = next(iter(why.strip().splitlines()), "") if isinstance(why, str) else ""
     return first if len(first) <= REASON_CHARACTERS else f"{first[:REASON_CHARACTERS]}…"
 
 
-def untested_notes(tests: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
-    """One note for each reason why comparisons of a block have no p value."""
-    said: dict[str, list[str]] = defaultdict(list)
-    for test in tests:
-        if test["why"]:
-            said[test["why"]].append(f"{names[test['objective']]} - {names[test['baseline']]}")
-    return [f"{UNTESTED} {', '.join(pairs)}: not tested, {why}" for why, pairs in said.items()]
+def untested_notes(tests: Iterable[Line], names: Mapping[str, str]) -> list[str]:
+    """One note for each reason why comparisons have no p value, and for each why a tested one has no verdict."""
+    every = list(tests)
+    several_baselines = len({test["baseline"] for test in every}) > 1
+    labels, reasons = set(), []
+    for test in every:
+        label = names[test["objective"]] + (f" - {names[test['baseline']]}" if several_baselines else "")
+        labels.add(label)
+        if fewer_pairs(test):
+            reasons.append((label, (f"{INCOMPLETE} ", f"Δ over the {fewer_pairs(test)} that have both losses")))
+        if test.get("verdict") == "unstable":
+            reasons.append((label, ("! ", f"no verdict, since {test['verdict_why']}")))
+        elif test["why"]:
+            reasons.append((label, (f"{UNTESTED} ", f"not tested: {test['why']}")))
+        elif test.get("verdict_why"):
+            reasons.append((label, ("", f"no verdict, since {test['verdict_why']}")))
+    found = grouped(reasons).items()
+    return [f"{mark}{'all' if len(who) == len(labels) > 1 else ', '.join(who)}: {words}" for (mark, words), who in found]

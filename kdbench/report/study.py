@@ -1,37 +1,86 @@
-"""Everything that a report says of a suite, computed once: renderers, figures and warnings read it."""
+"""Everything that a report states about a suite, computed once and indexed once: tables, warnings and figures read it."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kdbench.report.comparison import comparisons, student_runs
-from kdbench.report.images import Images
-from kdbench.report.manifest import Manifest, block_frame
-from kdbench.stats.across import across
-from kdbench.stats.best import standings
-from kdbench.stats.clusters import Clusters, clusters
-from kdbench.stats.ranks import Friedman, friedman, mean_ranks
+import pandas as pd
+
+from kdbench.manifest import Block, Manifest
+from kdbench.report.comparison import asked, comparisons, student_runs
+from kdbench.report.frame import block_frame, line_key
+from kdbench.stats.collapse import collapsed_runs
+from kdbench.stats.overall import overall, overall_summaries
+from kdbench.stats.ranks import mean_ranks
 from kdbench.stats.repeats import repeat_means, summarise
+from kdbench.stats.selection import indistinguishable_from_best
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from kdbench.stats.predictions import ImageStatistics
 
 Line = dict[str, Any]
 
-LEAST_BLOCKS = 2
-"""With one block there is nothing to say across blocks."""
+ROLES = ("objective", "baseline")
+OPPOSITE = {"better": "worse", "worse": "better"}
+ENDS = (("low", "high"), ("low_all", "high_all"), ("new_low", "new_high"), ("pair_low", "pair_high"))
+SIDES = (ROLES, ("wins", "losses"), *((f"{kind}_objective", f"{kind}_baseline") for kind in ("n", "failed", "runs")))
+UNSTABLE = {"test": "", "why": "", **dict.fromkeys(("p", "p_holm", "p_equal_holm", *(end for ends in ENDS for end in ends)), math.nan)}
+"""What a comparison holds where runs collapse, since no t test and none of its intervals is valid there."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where losses are compared: all pairs (`block` is None), or one pair; `m` is the size of the family there.
+
+    `runs` (by repeat and teacher seed) and `summaries` are by objective in the order of the suite, without those that it excludes from the
+    pair; `tests` by objective and baseline, each comparison once: without test, p and intervals where a side is unstable.
+    """
+
+    title: str
+    block: Block | None
+    runs: dict[str, list[Line]]
+    summaries: dict[str, Line]
+    tests: dict[tuple[str, str], Line]
+    m: int
+
+    def compared(self, objective: str, baseline: str) -> Line | None:
+        """A comparison, mirrored where the family holds the reverse; None where it holds neither."""
+        return self.tests.get((objective, baseline)) or mirrored(self.tests.get((baseline, objective)))
+
+    def ids(self, *objectives: str) -> tuple[str, ...]:
+        return tuple(run["id"] for name in objectives for run in self.runs.get(name, ()))
+
+    @property
+    def baselines(self) -> list[str]:
+        return list(dict.fromkeys(baseline for _, baseline in self.tests))
+
+    @property
+    def tested(self) -> bool:
+        """Whether any comparison has a p value."""
+        return any(line["test"] for line in self.tests.values())
+
+    def against(self, baseline: str) -> list[Line]:
+        """The comparisons with a baseline: the rows of its table."""
+        return [line for name in self.runs if name != baseline and (line := self.compared(name, baseline))]
 
 
 @dataclass(frozen=True)
 class Study:
-    """Frames by what they are of.
+    """Frames, and their rows as places: all pairs, and each pair.
 
     `runs`: a row a cell, as `frame.frame` makes it. `students`: the students' runs with the primary metric as `value`, standing in
-    every block that they belong to. `summaries`: a row a block and objective (n, n_asked, mean, sd, standing). `comparisons`: a row
-    a comparison of the suite's family, tested, with verdict. `across`: a row a baseline and objective, over blocks; None with fewer
-    than two blocks. `costs`, `histories`, `terms`, `images`: as `frame.costs`, `history.histories`, `history.terms` and
-    `images.load_images` make them; None where they were not read or are not there.
+    every block that they belong to; `short`: whether its repeat has fewer trained teachers than others of the block. `summaries`: a row
+    a block and objective (n, n_asked, mean, sd, among_best). `comparisons`: a row
+    a comparison in one pair (the second family), `overall`: a row a baseline and objective over all pairs (the primary family).
+    `overall_summaries`: a row an objective (of the mean over its pairs: n_pairs, n_pairs_asked, n, n_asked, mean, sd, among_best).
+    `collapsed`: the runs that collapse. `ranks`: mean ranks; None with one pair. `costs`, `histories`, `terms`, `images`: as
+    `frame.costs`, `histories.histories`, `histories.terms` and `stats.predictions.image_statistics` make them; None: not read or not there.
     """
 
     manifest: Manifest
@@ -39,14 +88,98 @@ class Study:
     students: pd.DataFrame
     summaries: pd.DataFrame
     comparisons: pd.DataFrame
-    clusters: Clusters | None
-    across: pd.DataFrame | None
+    overall: pd.DataFrame
+    overall_summaries: pd.DataFrame
+    collapsed: pd.DataFrame
     ranks: pd.DataFrame | None
-    friedman: Friedman | None
     costs: pd.DataFrame
     histories: pd.DataFrame | None = None
     terms: pd.DataFrame | None = None
-    images: Images | None = None
+    images: ImageStatistics | None = None
+
+    @cached_property
+    def pairs(self) -> dict[tuple[str, str, str], Place]:
+        """The pairs by dataset, teacher ("" without one) and student, in the order of the suite."""
+        parts = [_by_pair(table) for table in (self._sorted, self.summaries, self.comparisons)]
+        blocks = self.manifest.blocks
+        return {block.key: self._place(block.title, block, *(part[block.key] for part in parts)) for block in blocks}
+
+    @cached_property
+    def all_pairs(self) -> Place:
+        """All pairs together; with one pair, that pair."""
+        if len(self.pairs) == 1:
+            return next(iter(self.pairs.values()))
+        tables = (self._sorted.drop_duplicates("id"), self.overall_summaries, self.overall)
+        return self._place(self._title, None, *map(lines, tables))
+
+    def _place(self, title: str, block: Block | None, runs: list[Line], summaries: list[Line], tests: list[Line]) -> Place:
+        found = {line["objective"]: line for line in summaries}
+        mine: dict[str, list[Line]] = {name: [] for name in self.manifest.labels if name in found}
+        for run in runs:
+            mine[run["objective"]].append(run)
+        for name, several in mine.items():
+            short = {run["repeat"]: False for run in several} | {run["repeat"]: True for run in several if run["short"]}
+            found[name] |= {"n_taught": len(short) - sum(short.values()), "n_taught_asked": len(short)}
+        by_names = {(line["objective"], line["baseline"]): self._named(line) for line in tests}
+        return Place(title, block, mine, {name: found[name] for name in mine}, by_names, len(self.comparisons if block else self.overall))
+
+    def _named(self, line: Line) -> Line:
+        """A comparison whose reasons name the losses; without test, p and intervals where a side is unstable."""
+        one, other = names = [self.manifest.labels[line[role]] for role in ROLES]
+        if line["verdict"] == "unstable":
+            unstable = [self.manifest.labels[line[role]] for role in ROLES if line[role] in self.unstable]
+            return line | UNSTABLE | {"verdict_why": collapse(unstable)}
+        empty = [name for name, role in zip(names, ROLES, strict=True) if not line[f"n_{role}"]]
+        words = {": the mean is over survivors": "", "runs of the baseline failed": f"runs of {other} failed"}
+        words |= {"runs failed": f"runs of {one} failed", "one of the two": empty[0] if len(empty) == 1 else f"{one} or {other}"}
+        words |= {"the objective": one, "the baseline": other}
+        named = {why: re.sub("|".join(words), lambda found: words[found[0]], line[why]) for why in ("why", "verdict_why")}
+        return line | named | {"pairs": len(self.manifest.blocks)}
+
+    @cached_property
+    def unstable(self) -> frozenset[str]:
+        """The objectives of which some runs collapse."""
+        return frozenset(self.collapsed["objective"])
+
+    @property
+    def _sorted(self) -> pd.DataFrame:
+        return self.students.sort_values(["repeat", "teacher_seed", "id"])
+
+    @property
+    def _title(self) -> str:
+        """`all pairs (2 students x 4 teachers)`, or `all 7 pairs`."""
+        blocks = self.manifest.blocks
+        datasets, students, teachers = ({getattr(block, side) for block in blocks} for side in ("dataset", "student", "teacher"))
+        if len(datasets) > 1 or len(blocks) != len(students) * len(teachers):
+            return f"all {len(blocks)} pairs"
+        sides = [plural(len(students), "student"), *([] if teachers == {None} else [plural(len(teachers), "teacher")])]
+        return f"all pairs ({' x '.join(sides)})"
+
+    @property
+    def places(self) -> list[Place]:
+        """All pairs first, then pair by pair."""
+        return [*([self.all_pairs] if len(self.pairs) != 1 else []), *self.pairs.values()]
+
+    @cached_property
+    def teachers(self) -> list[Line]:
+        """The teachers' runs in the order of the suite."""
+        found = {line["id"]: line for line in lines(self.runs[self.runs["role"] != "student"])}
+        return [found[cell.id] for cell in self.manifest.cells if cell.id in found]
+
+    @cached_property
+    def teacher_ids(self) -> dict[str, frozenset[str]]:
+        """The teachers that each run depends on."""
+        return {cell.id: frozenset(other for role, other in cell.depends.items() if role == "teacher") for cell in self.manifest.cells}
+
+    def teachers_of(self, place: Place) -> list[Line]:
+        """The runs of a pair's teacher, one a training."""
+        key = (place.block.dataset, place.block.teacher) if place.block else None
+        return [line for line in self.teachers if (line["dataset"], line["student"]) == key]
+
+    @property
+    def checkpoint_rules(self) -> list[str]:
+        """How the checkpoints were chosen, where the runs state it."""
+        return sorted({str(rule) for rule in self.runs["selection"].dropna()}) if "selection" in self.runs else []
 
 
 def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
@@ -57,51 +190,74 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
         costs: as `frame.costs` makes it.
     """
     students = student_runs(runs, manifest)
-    higher, alpha = manifest["metrics"][0]["higher_is_better"], manifest["alpha"]
-    compared = comparisons(students, manifest)
+    higher, alpha, blocks = manifest.primary.higher_is_better, manifest.alpha, block_frame(manifest)
+    collapsed = collapsed_runs(students)
+    names = frozenset(collapsed["objective"])
     keys = ["dataset", "teacher", "student", "objective"]
-    summaries = summarise(students).merge(standings(students, alpha, higher)[[*keys, "standing"]], on=keys, how="left")
-    blocks = block_frame(manifest)
-    several = len(blocks) >= LEAST_BLOCKS
-    values = _labelled(repeat_means(students))
+    seeds = students.groupby([*keys, "repeat"], dropna=False)["teacher_seed"].transform("nunique")
+    most = seeds.groupby([students[key] for key in keys[:-1]], dropna=False).transform("max")
+    students = students.assign(short=(seeds > 0) & (seeds < most))
+    # Only an objective with all of its runs, none of which collapses, is ever the best.
+    there = students["value"].notna() & (students["state"] == "finished") & ~students["short"]
+    all_there = there.groupby([students[key] for key in keys], dropna=False).transform("all") & ~students["objective"].isin(names)
+    best = indistinguishable_from_best(students.assign(value=students["value"].where(all_there)), alpha, higher)
+    whole = overall_summaries(students, blocks).assign(n_pairs_asked=len(blocks))
+    complete = (whole["n"] == whole["n_asked"]) & (whole["n_pairs"] == whole["n_pairs_asked"])
+    complete &= ~whole["objective"].isin(names.union(students.loc[students["short"], "objective"]))
+    score = whole["mean"].where(complete) * (1 if higher else -1)
+    values = repeat_means(students)
+    places = values[values["value"].notna()].drop_duplicates(keys)["objective"].value_counts()
+    everywhere = values["objective"].isin(places[places == len(blocks)].index)
     return Study(
         manifest=manifest,
         runs=runs,
         students=students,
-        summaries=summaries.assign(standing=summaries["standing"].fillna("")),
-        comparisons=compared,
-        clusters=clusters(blocks) if several else None,
-        across=across(values, compared, alpha, blocks, compared, higher) if several else None,
-        ranks=mean_ranks(_everywhere(values, blocks), higher) if several else None,
-        friedman=friedman(_everywhere(values, blocks), blocks, alpha) if several else None,
+        summaries=summarise(students).assign(among_best=best["among_best"]),
+        comparisons=comparisons(students, manifest, names),
+        overall=overall(students, asked(students, manifest), alpha, manifest.margin, higher, names),
+        overall_summaries=whole.assign(among_best=["best" if best else "" for best in score == score.max()]),
+        collapsed=collapsed,
+        ranks=mean_ranks(values[everywhere], higher) if len(blocks) > 1 else None,
         costs=costs,
     )
 
 
-def _labelled(values: pd.DataFrame) -> pd.DataFrame:
-    """Runs whose repeat is null, each as a repeat of its own that no other run has: over blocks they pair with nothing."""
-    unknown = values["repeat"].isna()
-    if not unknown.any():
-        return values
-    repeats = values["repeat"].astype(object).where(~unknown, [f"unknown {place}" for place in range(len(values))])
-    return values.assign(repeat=repeats)
-
-
-def _everywhere(values: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
-    """The objectives that have a value in every block: ranks are among those that can be ranked everywhere."""
-    known = values[values["value"].notna()]
-    places = known.drop_duplicates(["objective", "dataset", "teacher", "student"])["objective"].value_counts()
-    return values[values["objective"].isin(places[places == len(blocks)].index)]
-
-
-def block_name(dataset: object, teacher: object, student: object) -> str:
-    """`cifar100 · student resnet8 · teacher resnet20`."""
-    taught = [f"teacher {teacher}"] if isinstance(teacher, str) and teacher else []
-    return " · ".join([str(dataset), f"student {student}", *taught])
+def mirrored(line: Line | None) -> Line | None:
+    """The same comparison with objective and baseline exchanged; None of None."""
+    if line is None:
+        return None
+    found = dict(line)
+    for one, other in (*((name, name) for name in ("difference", "t", "d_z", "new")), *ENDS):
+        found |= {one: -line[other], other: -line[one]} if one in line else {}
+    for one, other in SIDES:
+        found |= {one: line[other], other: line[one]} if one in line else {}
+    word, *rest = line["verdict"].split(" ")
+    return found | {"verdict": " ".join([OPPOSITE.get(word, word), *rest])}
 
 
 def lines(table: pd.DataFrame) -> list[Line]:
     """The rows of a frame as dictionaries, pandas' missing value as None."""
-    import pandas as pd
-
     return [{str(name): None if value is pd.NA else value for name, value in line.items()} for line in table.to_dict(orient="records")]
+
+
+def _by_pair(table: pd.DataFrame) -> dict[tuple[str, ...], list[Line]]:
+    found: dict[tuple[str, ...], list[Line]] = defaultdict(list)
+    for line in lines(table):
+        found[line_key(line)[:3]].append(line)
+    return found
+
+
+def collapse(labels: Iterable[str]) -> str:
+    return f"some runs of {' and of '.join(labels)} collapse"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """`kd, cka, sp, cc and 3 more`."""
+    every = list(dict.fromkeys(names))
+    if len(every) <= most + 1:
+        return ", ".join(every)
+    return f"{', '.join(every[:most])} and {len(every) - most} more"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 ABSENT = "–"
@@ -13,9 +13,9 @@ BEST, TIED = "best", "tied"
 class Entry:
     """One box of a table: numbers stay numbers until a renderer prints them.
 
-    `value` (a number or text; None: there is none) is printed times `scale` with `format`, then `marks`, then `± spread`, then
-    `[interval]`. A number below `least` is printed as `< least`. `emphasis` is `BEST` (bold), `TIED` (underlined: not distinguishable
-    from the best) or nothing; `apart` (italic) marks a number that somebody else published. `runs` are the ids of the cells behind it.
+    `value` (a number or text) is printed times `scale` with `format`, then `marks`, then `± spread`, then `[interval]`; None or NaN: there
+    is none. A number below `least` is printed as `<least`. `emphasis` is `BEST` (bold), `TIED` (underlined: not distinguishable from the
+    best) or nothing; `apart` (italic) marks a number that somebody else published. `runs` are the ids of the cells behind it.
     """
 
     value: float | str | None = None
@@ -28,6 +28,12 @@ class Entry:
     emphasis: str = ""
     apart: bool = False
     runs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("value", "spread", "interval"):
+            held = getattr(self, name)
+            if held != held or (isinstance(held, tuple) and held[0] != held[0]):
+                object.__setattr__(self, name, None)
 
     def text(self) -> str:
         """The entry in plain text."""
@@ -48,22 +54,31 @@ class Entry:
         return self._number(self.value), spread, interval
 
     def _number(self, value: float) -> str:
-        return format(self.scale * value, self.format)
+        """A number below 0 keeps its sign where it is rounded to 0; 0 has none."""
+        return format(self.scale * value, self.format.replace("z", "") if value < 0 else self.format)
 
 
 EMPTY = Entry("")
 """A box where nothing is meant to stand: a baseline beside itself."""
 
 
+def row(runs: tuple[str, ...], *entries: Entry) -> tuple[Entry, ...]:
+    """Entries that the same runs are behind."""
+    return tuple(replace(entry, runs=runs) for entry in entries)
+
+
 @dataclass(frozen=True)
 class Column:
+    """`essential`: shown where there is no room for all columns (a narrow screen, one column of a paper)."""
+
     title: str
     numeric: bool = True
+    essential: bool = True
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that belong together (a block): `facts` stand under its title, `notes` explain the marks in its rows."""
+    """Rows that belong together (all pairs, or one pair): `facts` stand under its title, `notes` explain the marks in its rows."""
 
     title: str
     rows: tuple[tuple[Entry, ...], ...]
@@ -73,7 +88,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """`caption` says, sentence by sentence, what the numbers are and what is claimed of them; `name` is for files and labels."""
+    """`caption` says, sentence by sentence, what the numbers are and what is claimed of them; `notes` are details; `name` is for files
+    and labels."""
 
     title: str
     columns: tuple[Column, ...]

@@ -4,57 +4,90 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TextIO
-from unicodedata import combining, east_asian_width
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache, reduce
+from typing import TextIO
 
-from kdbench.report.document import Document, Owed
-from kdbench.report.table import BEST, TIED, Column, Entry, Group, Table
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
+from kdbench.report.document import Document
+from kdbench.report.table import BEST, TIED, Column, Entry, Table
 
 PLAIN_WIDTH = 110
 WIDEST = 140
+GAP = 2
+LONGEST_WORD, LONGEST_NAME = 32, 40
+"""The longest word that is printed whole in LaTeX, whose lines do not break within a word, and elsewhere; in characters of a terminal."""
 FIGURES = "figures"
 """The folder of the figures, beside the report."""
 
-PLAIN = {
-    BEST: ("**", "bold (the best)"),
-    TIED: ("_", "underlined (not distinguishable from the best)"),
-    "apart": ("~", "italic (published by others)"),
-}
-"""What stands around a number where no font can tell it apart, and for what."""
 STYLES = {BEST: "bold", TIED: "underline", "apart": "italic"}
+PLAIN = {BEST: ("**", "**"), TIED: ("_", "_"), "apart": ("~", "~")}
 TAGS = {BEST: ("**", "**"), TIED: ("<u>", "</u>"), "apart": ("*", "*")}
+MEANINGS = {BEST: "bold (the best)", TIED: "underlined (not distinguishable from the best)", "apart": "italic (published by others)"}
+
+MARKUP = re.compile(r"[\\`*|<$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#?\w+;)|~(?=~)|(?<=~)~|(?<=\])\(")
+"""What Markdown could take for markup within a line."""
 
 
-HARMLESS = dict.fromkeys(ord(char) for char in "0123456789.,+-±/ abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ()=Δ▲△▽▼†‡–")
-"""Characters that mean nothing to Markdown within a line, alone or together (brackets could begin a link)."""
+def visible(text: str) -> str:
+    """Text on one line: white space is a single space; control characters, as of ANSI escapes, are �."""
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " if char.isspace() else "�" for char in text)
+    return " ".join(text.split())
 
 
-class Pieces(NamedTuple):
-    """An entry as a renderer sets it: `value + marks + spread + interval` is `Entry.text()`; each may be empty."""
+@lru_cache(1 << 16)
+def shortened(text: str, longest: int = LONGEST_WORD) -> str:
+    """Text on one line, each word that is wider than so many characters of a terminal with … in its middle."""
 
-    value: str
-    marks: str
-    spread: str
-    interval: str
+    def shorter(found: re.Match[str]) -> str:
+        word, half = found[0], longest // 2
+        long = cell_len(word) > longest
+        return f"{chop_cells(word, half)[0]}…{chop_cells(word[::-1], half - 1)[0][::-1]}" if long else word
 
-
-def pieces(entry: Entry) -> Pieces:
-    """The parts of an entry's text, with the blanks and signs that join them."""
-    value, spread, interval = entry.parts
-    return Pieces(value, "".join(entry.marks), spread, interval)
+    return re.sub(r"\S{17,}", shorter, visible(text))
 
 
 def emphasis(entry: Entry) -> tuple[str, ...]:
-    """How an entry is told apart: `BEST` or `TIED`, then "apart". An empty box, and one without a value, is not."""
+    """The emphases of an entry: `BEST` or `TIED`, then "apart". An empty box, and one without a value, has none."""
     if entry.value is None or entry.value == "":
         return ()
     return (*((entry.emphasis,) if entry.emphasis else ()), *(("apart",) if entry.apart else ()))
+
+
+def emphasized(value: str, entry: Entry, around: Mapping[str, tuple[str, str]]) -> str:
+    """The printed value of an entry, between what stands around each of its emphases."""
+    return reduce(lambda inner, kind: inner.join(around[kind]), reversed(emphasis(entry)), value)
+
+
+def title_lines(title: str, cells: float) -> list[str]:
+    """A column's title folded to so many characters, or to its longest word; brackets stay whole."""
+    whole = re.sub(r"\[[^\[\]]*\]", lambda found: found[0].replace(" ", "\xa0"), visible(title))
+    most = max([int(cells), *map(len, whole.split(" "))])
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(whole, most, break_long_words=False, break_on_hyphens=False)]
+
+
+@cache
+def environment(escape: Callable[[str], str]) -> Environment:
+    """The templates of the report. `<< value >>` is escaped, unless it is `Markup`; `<% %>` holds statements."""
+    return Environment(
+        *("<%", "%>", "<<", ">>", "<#", "#>"),
+        loader=PackageLoader("kdbench.report", "templates"),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(escape(str(value))),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
 def terminal(document: Document, out: TextIO, width: int | None = None) -> None:
@@ -63,219 +96,128 @@ def terminal(document: Document, out: TextIO, width: int | None = None) -> None:
     Args:
         width: in characters; None: the terminal's own, or 110 where there is none.
     """
-    from rich.console import Console
-    from rich.text import Text
-
     live = out.isatty()
     own = min(Console(file=out).width, WIDEST) if live else PLAIN_WIDTH
     whole = io.StringIO()
     console = Console(file=whole, width=width or own, force_terminal=live, highlight=False, markup=False, emoji=False)
-    console.print(Text(document.title, style="bold"))
+
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(visible(text), style=style))
+
+    line(document.title, "bold")
     for fact in document.facts:
-        console.print(Text(fact))
-    for warning in document.warnings:
-        console.print(Text(_warned(warning), style="bold"))
-    console.print()
+        line(fact)
+    if explained := _explained(document.tables, live):
+        line(explained, "dim")
     for table in document.tables:
-        _print_table(console, table, live)
+        _print_table(console, line, table, live)
+    console.print()
+    for code, text in document.warning_lines:
+        line(f"Warning [{code}] {text}", "bold")
     for figure in document.figures:
-        console.print(Text.assemble((f"{figure.title} ({FIGURES}/{figure.name}.png): ", "bold"), figure.caption))
-    text = "\n".join(line.rstrip() for line in whole.getvalue().splitlines()) + "\n"
-    # A terminal that cannot show ± or Δ must not cost anybody the report.
+        line(f"{figure.title} ({FIGURES}/{figure.name}.png): {figure.caption}")
+    text = "\n".join(printed.rstrip() for printed in whole.getvalue().splitlines()) + "\n"
+    # A terminal that has no ± or Δ prints ? for them.
     encoding = getattr(out, "encoding", None) or "utf-8"
     out.write(text.encode(encoding, "replace").decode(encoding))
 
 
-def _warned(warning: Owed) -> str:
-    return f"Warning [{warning.code}] {warning.text()}"
-
-
-def _print_table(console: Console, table: Table, live: bool) -> None:
-    from rich.text import Text
-
-    console.print(Text(table.title, style="bold underline"))
-    for group in table.groups:
-        console.print()
-        if group.title:
-            console.print(Text(group.title, style="bold"))
-        for fact in group.facts:
-            console.print(Text(fact))
-        plain = None if live else _plain_grid(table.columns, group, console.width)
-        if plain is None:
-            console.print(_grid(table.columns, group, console.width, live))
-        else:
-            console.file.write(plain)
-        for note in group.notes:
-            console.print(Text(note))
-    explained = () if live else _explained(table)
-    if table.caption or table.notes or explained:
-        console.print()
-    for sentence in (*explained, *table.caption, *table.notes):
-        console.print(Text(sentence, style="dim"))
+def _print_table(console: Console, line: Callable[..., None], table: Table, live: bool) -> None:
+    for places in (range(len(table.columns)), [place for place, column in enumerate(table.columns) if column.essential]):
+        columns = [table.columns[place] for place in places]
+        shown = [[[_shown(row[place], live) for place in places] for row in group.rows] for group in table.groups]
+        widths, fits = column_widths(columns, [[text.plain for text in row] for rows in shown for row in rows], console.width, GAP)
+        if fits:
+            break
     console.print()
+    line(table.title, "bold underline")
+    for group, rows in zip(table.groups, shown, strict=True):
+        console.print()
+        for text in filter(None, (group.title, *group.facts)):
+            line(text, "bold" if text == group.title else "")
+        # The columns of all groups stand below each other: one header is enough.
+        header = group is table.groups[0]
+        grid = Grid(box=SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False, show_header=header)
+        for column, width in zip(columns, map(int, widths), strict=True):
+            title = "\n".join(title_lines(column.title, width))
+            grid.add_column(title, justify="right" if column.numeric else "left", vertical="bottom", overflow="fold", width=width)
+        for row in rows:
+            grid.add_row(*row)
+        console.print(grid)
+        for note in group.notes:
+            line(note)
+    left_out = "; ".join(dict.fromkeys(column.title for column in table.columns if column not in columns))
+    texts = (*((f"Not shown at this width (report.md shows them): {left_out}.",) if left_out else ()), *table.caption, *table.notes)
+    if texts:
+        console.print()
+    for text in texts:
+        line(text, "dim")
 
 
-def _explained(table: Table) -> tuple[str, ...]:
-    """One sentence on the signs that stand for fonts, where there are any."""
-    used = {name for group in table.groups for row in group.rows for entry in row for name in emphasis(entry)}
-    said = [f"{sign}x{sign} is {meaning}" for name, (sign, meaning) in PLAIN.items() if name in used]
-    return (f"In plain text {', '.join(said)}.",) if said else ()
+def is_text(columns: Sequence[Column], place: int) -> bool:
+    """Whether a column may be folded: one of texts, and the first."""
+    return place == 0 or not columns[place].numeric
 
 
-def _shown(entry: Entry, live: bool, stacked: bool = False) -> Text:
-    """The entry for the terminal: its value in a font of its own, or between signs where there are no fonts; spread and interval on
-    lines of their own where it is `stacked`."""
-    from rich.text import Text
+def column_widths(
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], room: float, gap: float, measure: Callable[[str], float] = cell_len
+) -> tuple[list[float], bool]:
+    """The width of each column, and whether they fit. Texts share what the numbers leave: folded text gets at least a third of what it
+    lacks beyond its longest word, otherwise it does not fit, since it is a column of single words.
 
-    parts, kinds = pieces(entry), emphasis(entry)
-    rest = f"{parts.marks}{parts.spread}{parts.interval}"
-    if stacked:
-        rest = parts.marks + "".join(f"\n{part.strip()}" for part in (parts.spread, parts.interval) if part)
+    Args:
+        rows: the texts of the entries, whose lines are divided by line feeds.
+        room, gap: of all columns, and between two of them, in the unit of `measure`.
+    """
+    texts = [set(column) for column in zip(*rows, strict=True)] or [set() for _ in columns]
+    whole, least = [], []
+    for place, column in enumerate(columns):
+        body = max((measure(line) for text in texts[place] for line in text.split("\n")), default=0)
+        title = max(map(measure, title_lines(column.title, body)), default=0)
+        whole.append(max(body, title))
+        words = (measure(word) for text in texts[place] for word in text.split())
+        least.append(max([title, *words]) if is_text(columns, place) else whole[-1])
+    lacking, left = sum(whole) - sum(least), room - sum(least) - gap * (len(columns) - 1)
+    share = min(1.0, left / lacking) if lacking else float(left >= 0)
+    return [low + max(share, 0.0) * (high - low) for low, high in zip(least, whole, strict=True)], share >= 1 / 3
+
+
+def _shown(entry: Entry, live: bool) -> Text:
+    """The entry for the terminal: its value in a font of its own, or between signs where there are no fonts."""
+    value, rest = shortened(entry.parts[0], LONGEST_NAME), "".join((*map(visible, entry.marks), *entry.parts[1:]))
     if live:
-        return Text.assemble((parts.value, " ".join(STYLES[kind] for kind in kinds)), rest)
-    signs = "".join(PLAIN[kind][0] for kind in kinds)
-    return Text(f"{signs}{parts.value}{signs[::-1]}{rest}")
+        return Text.assemble((value, " ".join(STYLES[kind] for kind in emphasis(entry))), rest)
+    return Text(emphasized(value, entry, PLAIN) + rest)
 
 
-def _plain_grid(columns: tuple[Column, ...], group: Group, width: int) -> str | None:
-    """The same as `_grid` without fonts, written at once (rich takes a second for a thousand rows); None where something must be folded
-    that is no title."""
-    from textwrap import wrap
-
-    shown = [[_shown(entry, False).plain for entry in row] for row in group.rows]
-    gap, fitted = _fit(columns, shown, width)
-    widths = [own for own in fitted if own is not None]
-    every = [text for row in shown for text in row]
-    if len(widths) < len(columns) or any(len(text) > widths[place % len(columns)] for place, text in enumerate(every)):
-        return None
-    # A character that is two columns wide, or none, is rich's to measure.
-    if not all(text.isascii() or not any(east_asian_width(char) in "WF" or combining(char) for char in text) for text in every):
-        return None
-    titles = [wrap(column.title, own, break_long_words=False, break_on_hyphens=False) for column, own in zip(columns, widths, strict=True)]
-    most = max(map(len, titles), default=0)
-    head = [[""] * (most - len(title)) + title for title in titles]
-    rows = [[title[line] for title in head] for line in range(most)]
-
-    def line(cells: Sequence[str]) -> str:
-        places = zip(cells, widths, columns, strict=True)
-        return (" " * gap).join(text.rjust(own) if column.numeric else text.ljust(own) for text, own, column in places) + "\n"
-
-    rule = "─" * (sum(widths) + gap * (len(widths) - 1)) + "\n"
-    return "".join(map(line, rows)) + rule + "".join(map(line, shown))
-
-
-def _grid(columns: tuple[Column, ...], group: Group, width: int, live: bool) -> Grid:
-    from rich import box
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    shown = [[_shown(entry, live) for entry in row] for row in group.rows]
-    gap, widths = _fit(columns, [[entry.plain for entry in row] for row in shown], width)
-    if None in widths:
-        shown = [[_shown(entry, live, stacked=True) for entry in row] for row in group.rows]
-        gap, widths = _fit(columns, [[entry.plain for entry in row] for row in shown], width)
-    grid = Grid(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
-    for column, own in zip(columns, widths, strict=True):
-        title = Text(column.title)
-        grid.add_column(title, justify="right" if column.numeric else "left", vertical="bottom", overflow="fold", width=own)
-    for row in shown:
-        most = max((entry.plain.count("\n") for entry in row), default=0)
-        # Titles stand at the bottom of their row, and so would a label beside numbers of two lines.
-        grid.add_row(*(entry + "\n" * (most - entry.plain.count("\n")) for entry in row))
-    return grid
-
-
-def _fit(columns: tuple[Column, ...], rows: Sequence[Sequence[str]], width: int) -> tuple[int, Sequence[int | None]]:
-    """The gap between columns and their widths, in characters: titles are folded before labels, and labels before numbers."""
-    texts = [[row[place] for row in rows] for place in range(len(columns))]
-    whole = [_longest(line for text in mine for line in text.split("\n")) for mine in texts]
-    folded = [
-        full if column.numeric else _longest(word for text in mine for word in text.split())
-        for column, mine, full in zip(columns, texts, whole, strict=True)
-    ]
-    for gap, narrowest in ((2, whole), (1, whole), (1, folded)):
-        widths = [max(least, _longest(column.title.split())) for column, least in zip(columns, narrowest, strict=True)]
-        left = width - sum(widths) - gap * (len(widths) - 1)
-        if left < 0:
-            continue
-        for place, column in enumerate(columns):
-            more = min(left, max(0, max(whole[place], len(column.title)) - widths[place]))
-            widths[place] += more
-            left -= more
-        return gap, widths
-    return 1, [None] * len(columns)  # too narrow for whole numbers: fold everything
-
-
-def _longest(texts: Iterable[str]) -> int:
-    return max(map(len, texts), default=0)
+def _explained(tables: Iterable[Table], live: bool) -> str:
+    """One sentence on the signs that stand for fonts, where there are any."""
+    used = {kind for table in tables for group in table.groups for row in group.rows for entry in row for kind in emphasis(entry)}
+    meanings = [f"{'x'.join(PLAIN[kind])} is {meaning}" for kind, meaning in MEANINGS.items() if kind in used]
+    return f"In plain text {', '.join(meanings)}." if meanings and not live else ""
 
 
 def markdown(document: Document) -> str:
-    """A report as Markdown: warnings first, then the tables with their captions and notes below each, then the figures."""
-    lines = [f"# {_escaped(document.title)}", ""]
-    for fact in document.facts:
-        lines += [_line(fact), ""]
-    lines += [f"- {_line(_warned(warning))}" for warning in document.warnings]
-    lines += [""] if document.warnings else []
-    for table in document.tables:
-        lines += [f"## {_escaped(table.title)}", ""]
-        for group in table.groups:
-            lines += _markdown_group(table.columns, group)
-        lines += [f"- {_line(sentence)}" for sentence in (*table.caption, *table.notes)]
-        lines += [""] if table.caption or table.notes else []
-    for figure in document.figures:
-        lines += [f"## {_escaped(figure.title)}", "", f"![{_alternative(figure.caption)}](<{FIGURES}/{figure.name}.png>)", ""]
-        lines += [_line(figure.caption), ""]
-    return "\n".join(lines).rstrip("\n") + "\n"
+    """A report as Markdown: the tables with their captions and notes below each, then warnings, then figures."""
+    texts = environment(escaped)
+    texts.filters |= {"entry": _markdown_entry, "line": _line, "text": lambda text: Markup(escaped(text)), "bracketed": _bracketed}
+    return texts.get_template("report.md.j2").render(document=document, folder=FIGURES)
 
 
-def _markdown_group(columns: tuple[Column, ...], group: Group) -> list[str]:
-    lines = [f"### {_escaped(group.title)}", ""] if group.title else []
-    for fact in group.facts:
-        lines += [_line(fact), ""]
-    lines.append(_markdown_row(_escaped(column.title) for column in columns))
-    lines.append("|" + "|".join("---:" if column.numeric else ":---" for column in columns) + "|")
-    lines += [_markdown_row(map(_markdown_entry, row)) for row in group.rows]
-    lines.append("")
-    for note in group.notes:
-        lines += [_line(note), ""]
-    return lines
+def _markdown_entry(entry: Entry) -> Markup:
+    value, *rest = entry.parts
+    return Markup("".join((emphasized(escaped(shortened(value, LONGEST_NAME)), entry, TAGS), *map(escaped, entry.marks), *rest)))
 
 
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def escaped(text: str) -> str:
+    """Text that Markdown prints as it stands."""
+    return MARKUP.sub(r"\\\g<0>", visible(text))
 
 
-def _markdown_entry(entry: Entry) -> str:
-    parts = pieces(entry)
-    value = _escaped(parts.value)
-    for kind in emphasis(entry) if value else ():
-        opened, closed = TAGS[kind]
-        value = f"{opened}{value}{closed}"
-    rest = f"{parts.marks}{parts.spread}{parts.interval}"
-    # The blank before ± must stay, and nothing may open a link across the seam.
-    return f"{value}{' ' if rest[:1].isspace() else ''}{_escaped(rest)}"
+def _line(text: str) -> Markup:
+    """Escaped text that begins a line: no heading, list, quotation, rule or definition of a link."""
+    return Markup(re.sub(r"^(\d*)([-+#>=.)\[])", r"\1\\\2", escaped(text)))
 
 
-def _escaped(text: str) -> str:
-    """Text that Markdown prints as it stands: no pipe ends a cell; no star, underscore, backtick, angle bracket, entity or link turns
-    into markup."""
-    if not text.translate(HARMLESS):
-        return " ".join(text.split())
-    for special in "\\`*|<":
-        text = text.replace(special, f"\\{special}")
-    # Inside a word an underscore is no markup, and names stay readable.
-    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-    text = re.sub(r"&(?=#?\w+;)", r"\\&", text).replace("~~", r"\~\~")
-    text = text.replace("](", "]\\(")
-    return " ".join(text.split())
-
-
-def _line(text: str) -> str:
-    """Escaped text that begins a line: no heading, list, quotation or rule."""
-    return re.sub(r"^(?:(\d+)([.)])(?= |$)|([-+#>=]))", lambda found: f"{found[1] or ''}\\{found[2] or found[3]}", _escaped(text))
-
-
-def _alternative(text: str) -> str:
-    """Escaped text inside the brackets of an image."""
-    return re.sub(r"([\[\]])", r"\\\1", _escaped(text).replace("]\\(", "]("))
+def _bracketed(text: str) -> Markup:
+    return Markup(re.sub(r"([\[\]])", r"\\\1", escaped(text)))

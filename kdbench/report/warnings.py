@@ -1,195 +1,228 @@
-"""The warnings that a reader is owed: each with a code for machines, from what the frames say and nothing else."""
+"""The warnings of a report: each with a code for machines, and what the reader can do."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from kdbench.report.block_warnings import block_warnings
-from kdbench.report.document import Owed
-from kdbench.report.frame import shortfall
-from kdbench.report.study import Study, block_name
+import pandas as pd
 
-if TYPE_CHECKING:
-    pass
+from kdbench.report.document import ReportWarning
+from kdbench.report.notes import grouped, lacks
+from kdbench.report.study import Line, Study, plural, some
+from kdbench.stats.repeats import BLOCK, repeat_means
 
-CODES = {
-    "incomplete": "runs are missing, failed or diverged",
-    "survivors": "one loss fails more often than another: means are over survivors",
-    "few-repeats": "fewer than three repeats: nothing is tested",
-    "unpaired": "repeats do not pair: Welch's test instead of the paired one",
-    "unequal-repeats": "two sides of a comparison have different repeats",
-    "rank-test": "a rank test cannot reach alpha with so few repeats or blocks",
-    "best-of-many": "the best was chosen by looking: its mean overstates",
-    "tuned-for-some": "weights were tuned for some losses only",
-    "selected-on-test": "checkpoints were chosen on the test set",
-    "no-spread": "repeats that do not differ: the same run twice, or a ceiling",
-    "duplicated": "two runs have the same weights",
-    "ceiling": "an accuracy at its ceiling",
-    "unequal-spread": "one loss is much noisier than another",
-    "pairing": "pairing gained nothing: paired runs do not go together",
-    "mixed-devices": "a comparison mixes devices",
-    "mixed-versions": "a comparison mixes versions of libraries",
-    "mixed-code": "a comparison mixes versions of the code",
-    "changed-code": "the code had changes beside its commit",
-    "source-changed": "the source of a part changed since the runs",
-    "mixed-data": "runs saw different data",
-    "idle-term": "a term's gradient never mattered",
-    "no-kd": "no row of plain KD",
-    "derived-family": "the family was made from the rows of a file",
-    "shared-blocks": "blocks share students or teachers: they are not independent",
-    "teacher": "a teacher is below its gate",
-    "shared-node": "costs were measured beside other work, or on different devices",
+CODES = (
+    *("incomplete", "unstable", "few-repeats", "unpaired", "tuned-for-some", "selected-on-test", "no-spread", "duplicated", "ceiling"),
+    *("unequal-spread", "mixed-devices", "mixed-versions", "mixed-code", "changed-code", "source-changed", "mixed-data", "idle-term"),
+    *("no-kd", "derived-family", "teacher", "shared-node"),
+)
+"""Every code, in the order in which they are printed."""
+RETIRED = ("best-of-many", "pairing", "shared-blocks", "survivors", "unequal-repeats")
+"""Codes of former versions, which `--accept` still takes."""
+
+CIRCUMSTANCES = {
+    "device": ("mixed-devices", "devices"),
+    **{name: ("mixed-versions", f"versions of {name}") for name in ("torch", "timm", "torchvision", "pillow")},
+    "code_version": ("mixed-code", "versions of the code"),
 }
-"""Every code and what it means."""
+IDLE = 0.01
+"""A term whose gradient never reaches this share of the task's has no effect."""
+UNEQUAL = 3.0
+"""Standard deviations that differ by more than this factor."""
+CEILING = 0.995
+LEAST_REPEATS = 3
+BUSY = 0.2
+"""The share of the processors that others may keep busy while costs are measured."""
+
+Found = Iterator[tuple[str, str]]
+"""Codes and messages."""
 
 
-UNREACHABLE = "the least p that any data can give"
-"""How `stats.attainable` says that a test cannot reach alpha."""
-
-
-def warnings(study: Study, sources_now: Mapping[str, str | None] | None = None) -> tuple[Owed, ...]:
+def warnings(study: Study, sources_now: Mapping[str, str | None] | None = None) -> tuple[ReportWarning, ...]:
     """Every warning of a suite, in the order of `CODES`.
 
     Args:
         sources_now: the digest of each part's source as it is now, by `<kind> <name>` (as `parts.sources_of` names them); None where
-            it cannot be told.
+            the part no longer exists.
     """
-    found = [owed for rule in RULES for owed in rule(study)] + block_warnings(study)
-    found += _changed_sources(study, sources_now or {})
-    order = list(CODES)
-    blocks = ["", *(block_name(block["dataset"], block["teacher"], block["student"]) for block in study.manifest["blocks"])]
-    return tuple(sorted(dict.fromkeys(found), key=lambda owed: (order.index(owed.code), blocks.index(owed.where))))
+    found = [*(warning for rule in RULES for warning in rule(study)), *_changed_sources(study, sources_now or {})]
+    return tuple(ReportWarning(*one) for one in sorted(dict.fromkeys(found), key=lambda one: CODES.index(one[0])))
 
 
-def unaccepted(found: tuple[Owed, ...], accepted: tuple[str, ...]) -> list[Owed]:
-    """The warnings that make `report --strict` fail: all whose code was not accepted beforehand."""
-    return [owed for owed in found if owed.code not in accepted]
+def _in_pairs(study: Study, count: int) -> str:
+    return "" if len(study.pairs) == 1 else f" in {count} of {len(study.pairs)} pairs"
 
 
-def _rank_tests(study: Study) -> Iterator[Owed]:
-    if study.across is None or not len(study.across):
-        return
-    # Other reasons to refuse (crossed nets, nothing to compare) stand in the notes of the table.
-    said = dict.fromkeys(why for name in ("sign_flip_why", "wilcoxon_why") for why in study.across[name] if UNREACHABLE in why)
-    for why in said:
-        yield Owed("rank-test", why)
+def _known(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows with a value in a column, which a frame file may lack."""
+    return table[table[column].notna()] if column in table else table.iloc[:0]
 
 
-def _changed_code(study: Study) -> Iterator[Owed]:
-    dirty = sorted({str(one) for one in study.runs["code_version"].dropna() if str(one).endswith("-dirty")})
-    if dirty:
-        yield Owed("changed-code", f"runs were made by code that had changes beside its commit: {', '.join(dirty)}")
+SUMMARIES: dict[str, tuple[str, Callable[[Line], Any]]] = {
+    "incomplete": ("not all repeats are complete for {}: run the suite again, or see the notes marked †", lambda one: bool(lacks(one))),
+    "no-spread": (
+        "all repeats have the same {metric}: {}; check that the repeats use different seeds",
+        lambda one: one["n"] > 1 and one["sd"] == 0,
+    ),
+    "ceiling": (
+        "{metric} is almost perfect for {}: use a harder dataset to see differences",
+        lambda one: one["n"] and one["mean"] >= CEILING,
+    ),
+}
+"""What is seen in a mean and its spread: the message, and when."""
 
 
-def _derived(study: Study) -> Iterator[Owed]:
-    if study.manifest.get("derived") and len(study.comparisons):
-        told = "the family of comparisons was made from the rows of this file: taking rows out changes every p"
-        yield Owed("derived-family", f"{told} (with manifest.json beside it, it would not)")
+def _repeats(study: Study) -> Found:
+    metric = study.manifest.primary
+    every = [line for pair in study.pairs.values() for line in pair.summaries.values()]
+    least = min((line["n_asked"] for line in every), default=LEAST_REPEATS)
+    if least < LEAST_REPEATS:
+        yield "few-repeats", f"{plural(least, 'repeat')}: a test needs at least three, and five or more to find most differences"
+    for code, (words, holds) in SUMMARIES.items():
+        counts = Counter(line["objective"] for line in every if holds(line))
+        by_count = grouped((label, counts[name]) for name, label in study.manifest.labels.items() if counts[name])
+        if by_count and (metric.percent or code != "ceiling"):
+            where = "; ".join(f"{some(who)}{_in_pairs(study, count)}" for count, who in by_count.items())
+            yield code, words.format(where, metric=metric.label)
 
 
-def _tuned(study: Study) -> Iterator[Owed]:
+def _unstable(study: Study) -> Found:
+    found = []
+    for name, mine in study.collapsed.groupby("objective", sort=False):
+        runs = mine.drop_duplicates(["dataset", "student", "repeat", "value"])
+        repeats = [str(one) for one in sorted(runs["repeat"].dropna().unique())]
+        where = _in_pairs(study, len(mine.drop_duplicates(list(BLOCK)))) + (
+            f", repeat{'s' * (len(repeats) > 1)} {some(repeats)}" if repeats else ""
+        )
+        found.append(f"{study.manifest.labels[str(name)]} ({plural(len(runs), 'run')}{where})")
+    if found:
+        text = f"some runs are far from the others of their loss, or spread far more than other losses: {some(found)}; no verdict on these"
+        yield "unstable", f"{text}; look at their curves (--figures), lower their weight or learning rate, and run them again"
+
+
+def _tests(study: Study) -> Found:
+    tests = [line for pair in study.pairs.values() for line in pair.tests.values() if line["test"] == "Welch t"]
+    if names := some(study.manifest.labels[line["objective"]] for line in tests):
+        yield (
+            "unpaired",
+            f"{names}: no repeats in common with the baseline, so the test is Welch's, which is approximate: train them in the same",
+        )
+    if study.manifest.derived and len(study.comparisons):
+        text = "the comparisons that are corrected together follow from the rows of this file, so removing rows changes every p"
+        yield "derived-family", f"{text}: put manifest.json beside the file to fix them"
+
+
+def _unequal_spread(study: Study) -> Found:
+    from scipy.stats import bartlett
+
+    found, labels, level = [], study.manifest.labels, study.manifest.alpha / len(study.pairs)
+    values = repeat_means(study.students).dropna(subset=["value"])
+    for _, pair in values[~values["objective"].isin(study.collapsed["objective"])].groupby(list(BLOCK), dropna=False):
+        samples = {str(name): mine.to_numpy() for name, mine in pair.groupby("objective")["value"]}
+        sd = {name: values.std(ddof=1) for name, values in samples.items() if len(values) >= LEAST_REPEATS and len(set(values)) > 1}
+        one, other = (choose(sd, key=sd.__getitem__, default="") for choose in (max, min))
+        if one and sd[one] > UNEQUAL * sd[other] and bartlett(*map(samples.__getitem__, sd)).pvalue < level:
+            found.append((sd[one] / sd[other], labels[one], labels[other]))
+    if found:
+        ratio, one, other = max(found)
+        text = f"losses vary by different amounts{_in_pairs(study, len(found))}: the sd of {one} is up to {ratio:.3g} times that of {other}"
+        yield "unequal-spread", f"{text}; check the runs of {one} for outliers"
+
+
+def _mixed(study: Study) -> Found:
+    for column, (code, words) in CIRCUMSTANCES.items():
+        known = _known(study.students, column)
+        if len(known) and known.groupby(list(BLOCK), dropna=False)[column].nunique().max() > 1:
+            yield code, f"runs that are compared mix {words}: {some(sorted(map(str, known[column].unique())))}; run all of them on one"
+    if dirty := some(sorted(one for one in map(str, _known(study.runs, "code_version")["code_version"]) if one.endswith("-dirty"))):
+        yield "changed-code", f"runs were made by code with uncommitted changes: {dirty}; commit before you run"
+    rules = study.checkpoint_rules
+    if bad := some(rule for rule in rules if re.search(r"\btest\b", rule)):
+        yield "selected-on-test", f"checkpoints were chosen on the test set ({bad}), so these numbers are too good: use the last epoch"
+    if len(rules) > 1:
+        yield "selected-on-test", f"the runs use different rules to choose the checkpoint: {some(rules)}; use one rule"
+
+
+def _losses(study: Study) -> Found:
+    """What is wrong with the losses of a suite: idle terms, weights tuned for some of them, no plain KD."""
+    labels, known = study.manifest.labels, _known(study.students, "least_gradient")
+    for name, least in known.groupby("objective", sort=False)["least_gradient"].min().items() if len(known) else ():
+        if least < IDLE:
+            text = f"a term of {labels[str(name)]} has no effect: its gradient never exceeds {100 * least:.2g} % of the task's"
+            yield "idle-term", f"{text}; raise its weight"
     # The task's loss alone, which no teacher takes part in, has no weight that could be tuned.
     alone = set(study.runs.loc[(study.runs["role"] == "student") & study.runs["teacher"].isna(), "objective"])
-    sources = {one["label"]: one.get("weight_from") for one in study.manifest["objectives"] if one["name"] not in alone}
-    tuned = [label for label, source in sources.items() if source == "tuned"]
-    if tuned and len(tuned) < len(sources):
-        others = ", ".join(label for label in sources if label not in tuned)
-        yield Owed("tuned-for-some", f"weights were tuned for {', '.join(tuned)} and not for {others}")
+    sources = grouped((one.label, one.weight_from == "tuned") for one in study.manifest.objectives if one.name not in alone)
+    tuned, others = sources.get(True), sources.get(False)
+    if tuned and others:
+        yield "tuned-for-some", f"weights were tuned for {some(tuned)} and not for {some(others)}: tune all of them, or none"
+    if not any(re.match("kd(:|$)", name, re.IGNORECASE) for name in labels):
+        yield "no-kd", "there is no row of plain KD: add it, since it beats most losses on common benchmarks"
 
 
-def _selected_on_test(study: Study) -> Iterator[Owed]:
-    if "selection" not in study.runs:
-        return  # ours are all of the last epoch
-    rules = sorted({str(rule) for rule in study.runs["selection"].dropna()})
-    bad = [rule for rule in rules if re.search(r"\btest\b", rule)]
-    if bad:
-        yield Owed("selected-on-test", f"checkpoints were chosen on the test set ({', '.join(bad)}): every such number is too good")
-    if len(rules) > 1:
-        yield Owed("selected-on-test", f"one table mixes rules of selection: {', '.join(rules)}")
+def _duplicated(study: Study) -> Found:
+    known = _known(study.runs, "weights_digest").drop_duplicates("id")
+    for _, same in known.groupby("weights_digest", sort=False)["id"] if len(known) else ():
+        if len(same) > 1:
+            yield "duplicated", f"these runs have exactly the same weights: {some(same)}; one may be a copy of the other"
+    equal: Counter[tuple[str, str]] = Counter()
+    for pair in study.pairs.values():
+        values = (
+            (study.manifest.labels[name], tuple((run["repeat"], run["value"]) for run in runs if run["value"] == run["value"]))
+            for name, runs in pair.runs.items()
+        )
+        for held, names in grouped(values).items():
+            if len({repeat for repeat, _ in held}) >= LEAST_REPEATS:
+                equal.update((names[0], other) for other in names[1:])
+    for (one, other), count in equal.items():
+        text = f"{one} and {other} have equal values in all repeats{_in_pairs(study, count)}"
+        yield "duplicated", f"{text}: they may be the same runs under two names, or an added term has no effect"
 
 
-def _duplicated(study: Study) -> Iterator[Owed]:
-    if "weights_digest" not in study.runs:
-        return
-    known = study.runs[study.runs["weights_digest"].notna()].drop_duplicates("id")
-    twice = known[known["weights_digest"].duplicated(keep=False)]
-    for _, same in twice.groupby("weights_digest", sort=False):
-        yield Owed("duplicated", f"these runs have the same weights, bit for bit: {', '.join(same['id'])}")
+def _mixed_data(study: Study) -> Found:
+    for dataset, mine in study.students[study.students["mixed_data"]].drop_duplicates("id").groupby("dataset", sort=False):
+        prints = some(sorted(set(mine["data_fingerprint"])))
+        text = f"{plural(len(mine), 'run')} on {dataset} with other data than most ({prints}), left out of all numbers: {some(mine['id'])}"
+        yield "mixed-data", f"{text}; run {'it' if len(mine) == 1 else 'them'} again on the data of the others"
 
 
-def _mixed_data(study: Study) -> Iterator[Owed]:
-    for dataset, mine in study.students[study.students["mixed_data"]].groupby("dataset", sort=False):
-        prints = ", ".join(sorted(set(mine["data_fingerprint"].dropna())))
-        yield Owed("mixed-data", f"runs on {dataset} saw different data ({prints}): they are neither averaged nor compared")
+def _teachers(study: Study) -> Found:
+    for line in study.teachers:
+        if text := line["state"] if line["state"] != "finished" else study.manifest.shortfall(line["id"], line):
+            yield "teacher", f"teacher {line['student']} (run {line['id']}): {text}"
 
 
-def _no_kd(study: Study) -> Iterator[Owed]:
-    if not any(one["name"] == "kd" or one["name"].startswith("kd:") for one in study.manifest["objectives"]):
-        yield Owed("no-kd", "there is no row of plain KD, which beats most losses on the field's own benchmark")
-
-
-def _shared_blocks(study: Study) -> Iterator[Owed]:
-    if study.clusters is not None and study.clusters.n < len(study.manifest["blocks"]):
-        yield Owed("shared-blocks", study.clusters.sentence)
-
-
-def _teachers(study: Study) -> Iterator[Owed]:
-    for line in study.runs[study.runs["role"] != "student"].to_dict(orient="records"):
-        if line["state"] != "finished":
-            yield Owed("teacher", f"teacher {line['student']} (run {line['id']}): {line['state']}")
-        elif told := shortfall(study.manifest, line["id"], {str(name): value for name, value in line.items()}):
-            yield Owed("teacher", f"teacher {line['student']} (run {line['id']}): {told}")
-
-
-def _costs(study: Study) -> Iterator[Owed]:
+def _costs(study: Study) -> Found:
     measured = study.costs[study.costs["state"] == "measured"]
-    devices = sorted(set(measured["device"].dropna()))
+    devices = sorted(measured["device"].dropna().unique())
     if len(devices) > 1:
-        yield Owed("shared-node", f"costs were measured on different devices: {', '.join(devices)}")
-    busy = measured[measured["others_at_work"] > BUSY] if "others_at_work" in measured else measured.iloc[:0]
-    if len(busy):
-        told = f"just before {len(busy)} of {len(measured)} costs were measured, others kept over {100 * BUSY:.0f} % of the processors busy"
-        yield Owed("shared-node", told)
+        yield "shared-node", f"costs were measured on different devices ({some(devices)}): do not compare them"
+    busy = _known(measured, "others_at_work")
+    if count := sum(busy["others_at_work"] > BUSY) if len(busy) else 0:
+        text = f"other processes used over {100 * BUSY:.0f} % of the processors when {count} of {len(measured)} costs were measured"
+        yield "shared-node", f"{text}: measure again on an idle machine"
 
 
-BUSY = 0.2
-"""The share of the processors that others may keep busy while costs are measured."""
-
-
-def _changed_sources(study: Study, now: Mapping[str, str | None]) -> Iterator[Owed]:
-    if "sources" not in study.runs:
-        return
-    known = {entry for text in study.runs["sources"].dropna() for entry in str(text).split("; ") if entry}
-    was: dict[str, set[str]] = {}
-    for entry in known:
-        name, _, digest = entry.rpartition(" ")
-        was.setdefault(name, set()).add(digest)
+def _changed_sources(study: Study, now: Mapping[str, str | None]) -> Found:
+    was: dict[str, set[str]] = defaultdict(set)
+    texts: Iterable[Any] = _known(study.runs, "sources")["sources"].unique() if "sources" in study.runs else ()
+    for name, _, digest in (entry.rpartition(" ") for text in texts for entry in str(text).split("; ") if entry):
+        was[name].add(digest)
+    kinds: dict[str, list[str]] = defaultdict(list)
     for name in sorted(was):
         if len(was[name]) > 1:
-            yield Owed("source-changed", f"the source of the {name} changed between these runs, and its version did not")
+            kinds["the source changed between these runs, and the version did not: {}; run the older ones again"].append(name)
         elif name in now and now[name] is None:
-            yield Owed("source-changed", f"the {name} is no longer here: these runs cannot be made again with this version of kdbench")
+            kinds["no longer in this kdbench: {}; these runs cannot be repeated with it"].append(name)
         elif name in now and {now[name]} != was[name]:
-            yield Owed("source-changed", f"the source of the {name} changed since these runs")
+            kinds["the source changed since these runs: {}; new runs may give other values"].append(name)
+    yield from (("source-changed", words.format(some(names))) for words, names in kinds.items())
 
 
-RULES: tuple[Callable[[Study], Iterator[Owed]], ...] = (
-    _rank_tests,
-    _tuned,
-    _selected_on_test,
-    _duplicated,
-    _mixed_data,
-    _no_kd,
-    _changed_code,
-    _derived,
-    _shared_blocks,
-    _teachers,
-    _costs,
+RULES: tuple[Callable[[Study], Found], ...] = (
+    *(_repeats, _unstable, _tests, _unequal_spread, _mixed, _losses, _duplicated),
+    *(_mixed_data, _teachers, _costs),
 )
-
-
-def as_json(found: tuple[Owed, ...]) -> list[dict[str, Any]]:
-    """For `warnings.json`."""
-    return [{"code": owed.code, "where": owed.where, "message": owed.message} for owed in found]

@@ -2,53 +2,59 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+import pandas as pd
+
 from kdbench import parts
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, StoreError
+from kdbench.manifest import Manifest
 from kdbench.report import from_file, latex
-from kdbench.report.accuracy import accuracy, gather
+from kdbench.report.across_table import across_table
 from kdbench.report.beside import beside
-from kdbench.report.blocks import across_blocks
-from kdbench.report.cost import cost
-from kdbench.report.differences import differences
-from kdbench.report.document import Document, Figure, Owed
-from kdbench.report.folder import fresh_report, put_at_the_end
+from kdbench.report.class_table import class_table
+from kdbench.report.comparison_table import comparison_table
+from kdbench.report.cost_table import cost_table
+from kdbench.report.document import Document, Figure, ReportWarning
 from kdbench.report.frame import costs, frame, write_frame
-from kdbench.report.history import histories, terms
-from kdbench.report.images import load_images, predictions_table
-from kdbench.report.manifest import Manifest, checked
-from kdbench.report.notes import STATES
+from kdbench.report.main_table import MAIN, main_tables
 from kdbench.report.paper import paper_table
+from kdbench.report.predictions_table import predictions_table
+from kdbench.report.sentences import findings
 from kdbench.report.study import Study, study
-from kdbench.report.table import Table
+from kdbench.report.table import Group, Table
 from kdbench.report.text import markdown, terminal
-from kdbench.report.warnings import as_json, warnings
+from kdbench.report.warnings import warnings
+from kdbench.stats.predictions import image_statistics
+from kdbench.store.histories import histories, terms
+from kdbench.store.predictions import read_predictions
+from kdbench.store.whole_folder import fresh_report, put_at_the_end
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from kdbench.report.figures.draw import Drawing
     from kdbench.store import Store
 
-ON_TERMINAL = ("accuracy", "paper", "across", "beside", "cost")
-"""Tables that are printed; the others stand in the files."""
-
-
+ASKED_FOR = ("paper", "beside")
+"""Tables that are printed whole, since an option asks for them."""
+SHORT = 60
+"""About so many lines are printed without `--full`."""
+HINT = "--full prints all tables: pair by pair, across pairs, comparisons and costs."
 MOST_ROWS_IN_PRINT = 1000
-"""Nobody prints a longer table: it stands in Markdown, on the page and as CSV."""
+"""A longer table is not set in LaTeX: it is in Markdown, on the page and in CSV."""
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a report is to hold besides frames and tables.
+class ReportOptions:
+    """What a report holds besides frames and tables.
 
-    `layout`: long (a row an objective) or paper (a row a pair, a column an objective). `beside`: the name of a published table.
-    `images`: whether stored predictions are read. `tensorboard`: a folder for TensorBoard events.
+    `layout`: long (a row an objective) or paper (also a row a pair, a column an objective). `beside`: the name of a published table.
+    `images`: whether stored predictions are read. `tensorboard`: a folder for TensorBoard events. `full`: print every table. `metric`: the
+    name of the metric that is compared (None: the suite's).
     """
 
     layout: str = "long"
@@ -57,178 +63,202 @@ class Asked:
     page: bool = False
     histories: bool = False
     images: bool = True
+    metric: str | None = None
     tensorboard: Path | None = None
+    full: bool = False
 
 
 @dataclass(frozen=True)
-class Reported:
-    """`folders` holds the report folder of each suite that was reported; `problems` one message for each that could not be;
-    `warnings` what their readers are owed."""
+class ReportOutcome:
+    """`folders` holds the report folder of each suite that was written; `problems` one message for each that could not be reported;
+    `warnings` those of each suite."""
 
-    folders: dict[str, Path]
-    problems: dict[str, str]
-    warnings: dict[str, tuple[Owed, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a study comes from: the store that has its cells, if any."""
-
-    study: Study
-    store: Store | None
+    folders: dict[str, Path] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, tuple[ReportWarning, ...]] = field(default_factory=dict)
 
 
-def report(store: Store, suites: Sequence[str] | None, out: TextIO, width: int | None = None, asked: Asked | None = None) -> Reported:
-    """Write the report of each suite into its report folder, and print its tables.
+def report(
+    store: Store, suites: Sequence[str] | None, out: TextIO, width: int | None = None, options: ReportOptions | None = None
+) -> ReportOutcome:
+    """Print the tables of each suite, and write its report into its report folder.
 
     The folder is replaced as a whole: a report that is stopped in the middle leaves the former one. A suite that cannot be reported
-    does not stop the others.
+    does not stop the others. Where the results folder may not be written to, the tables are printed and nothing is written.
 
     Args:
         suites: names of suites; None: every suite that was run under the results folder.
         width: of the printed tables, in characters; None: as the terminal is.
 
     Raises:
-        StoreError: nothing can be written (disk full, no permission).
+        StoreError: something else prevents writing (a full disk).
     """
-    asked = asked or Asked()
-    done = Reported({}, {})
+    options, done = options or ReportOptions(), ReportOutcome()
     for suite in store.suites() if suites is None else suites:
         try:
-            manifest = checked(store.manifest(suite))
-            found = from_store(store, manifest, asked)
-            document, drawn = compose(found, asked)
+            manifest = store.manifest(suite)
+            whole = from_store(store, manifest.compared_by(options.metric) if options.metric else manifest, options)
+            if (whole.runs["state"] == "missing").all() and store.matching(f"suites/{suite}/report"):
+                raise KdbenchError(f"none of its runs is under {store.root}, and the report that is there is kept")
+            document = compose(whole, options)
         except KdbenchError as error:
             done.problems[suite] = str(error)
-            out.write(f"{suite}: no report: {error}\n")
+            out.write(f"error: {suite} cannot be reported: {error}\n")
             continue
-        with fresh_report(store, suite) as folder:
-            write(found, document, drawn, store, folder, asked)
-        done.folders[suite], done.warnings[suite] = store.suite_folder(suite) / "report", document.warnings
-        terminal(printed(document), out, width)
-    if not done.folders and not done.problems:
-        out.write(f"No suite was run under {store.root}: there is nothing to report.\n")
+        terminal(printed(whole, document, options.full), out, width)
+        done.warnings[suite] = document.warnings
+        try:
+            with fresh_report(store, suite) as folder:
+                write(whole, document, store, folder, options, store)
+            _written(done, suite, store.suite_folder(suite) / "report", out)
+        except StoreError as error:
+            if getattr(error.__cause__, "errno", None) not in READ_ONLY:
+                raise
+            out.write(f"Nothing was written: {error}\n")
+            if options.figures or options.page or options.histories or options.tensorboard:  # files that were asked for
+                done.problems[suite] = str(error)
+    if not done.warnings and not done.problems:
+        out.write(f"There is nothing to report: the results folder {store.root} has no suite. `kdbench run SUITE` trains one.\n")
     return done
 
 
-def report_file(read: from_file.FromFile, to: Path | None, out: TextIO, width: int | None = None, asked: Asked | None = None) -> Reported:
+def report_file(
+    read: from_file.FromFile, to: Path | None, out: TextIO, width: int | None = None, options: ReportOptions | None = None
+) -> ReportOutcome:
     """The same report from a frame file, or from a published table, written into the folder `to` (None: only printed).
 
     Raises:
-        StoreError: nothing can be written.
+        StoreError: it cannot be written; the tables are printed nevertheless.
     """
     from kdbench.store import Store
 
-    asked = asked or Asked()
+    options, done = options or ReportOptions(), ReportOutcome()
     whole = replace(study(read.runs, read.costs, read.manifest), histories=read.histories, terms=read.terms, images=read.images)
-    found = Source(whole, None)
-    document, drawn = compose(found, asked)
+    document = compose(whole, options)
+    terminal(printed(whole, document, options.full), out, width)
+    done.warnings[document.title] = document.warnings
     if to is not None:
         with put_at_the_end(Store(to.parent), to.resolve()) as folder:
-            write(found, document, drawn, Store(folder), folder, asked)
-    terminal(printed(document), out, width)
-    suite = read.manifest["suite"]
-    return Reported({} if to is None else {suite: to}, {}, {suite: document.warnings})
+            write(whole, document, Store(folder), folder, options)
+        _written(done, document.title, to, out)
+    return done
 
 
-def from_store(store: Store, manifest: Manifest, asked: Asked) -> Source:
-    """Read and compute what a report needs: epochs only where they are asked for, since reading them takes longest."""
-    whole = study(frame(store, manifest), costs(store, manifest), manifest)
-    wants = asked.figures or asked.page or asked.histories
-    return Source(
-        replace(
-            whole,
-            images=load_images(store, manifest, whole.students, whole.comparisons) if asked.images else None,
-            histories=histories(store, manifest) if wants else None,
-            terms=terms(store, manifest) if wants or asked.beside else None,
-        ),
-        store,
+def _written(done: ReportOutcome, suite: str, folder: Path, out: TextIO) -> None:
+    done.folders[suite] = folder
+    out.write(f"All tables, with notes, are in {folder / 'report.md'}.\n")
+
+
+def from_store(store: Store, manifest: Manifest, options: ReportOptions) -> Study:
+    """Read and compute what a report needs: epochs only where an option needs them, since reading them takes longest."""
+    runs = frame(store, manifest)
+    runs, read = read_predictions(store, manifest, runs) if options.images else (runs, {})
+    whole = study(runs, costs(store, manifest), manifest)
+    epochs = options.figures or options.page or options.histories
+    by_image = whole.comparisons if manifest.primary.per_image == "correct" else whole.comparisons[:0]
+    return replace(
+        whole,
+        images=image_statistics(whole.students, by_image, read, whole.teacher_ids, manifest.alpha) if read else None,
+        histories=histories(store, manifest) if epochs else None,
+        terms=terms(store, manifest) if epochs or options.beside else None,
     )
 
 
-def compose(found: Source, asked: Asked) -> tuple[Document, list[Drawing]]:
-    """The report as a document, and its figures as drawn."""
-    whole = found.study
+def compose(whole: Study, options: ReportOptions) -> Document:
+    """The report as a document, with its figures as drawn."""
     manifest = whole.manifest
-    owed = warnings(whole, _sources_now(whole.runs))
-    drawn: list[Drawing] = []
-    if asked.figures or asked.page:
-        from kdbench.report.figures.draw import Drawn, figures
+    drawn: tuple[Figure, ...] = ()
+    if options.figures or options.page:
+        from kdbench.report.figures.draw import FigureData, figures
 
-        drawn = list(figures(Drawn(manifest, whole.students, whole.summaries, whole.comparisons, whole.costs, whole.histories)))
-    facts = tuple(fact for fact in (manifest.get("description"), progress(whole.runs)) if fact)
-    pictures = tuple(Figure(one.name, one.title, one.caption) for one in drawn)
-    return Document(manifest["suite"], facts, tuple(report_tables(whole, asked)), owed, pictures), drawn
+        data = FigureData(manifest, whole.students, whole.summaries, whole.comparisons, whole.costs, whole.histories, whole.overall)
+        drawn = tuple(figures(data, every_page=options.figures))
+    facts = (*findings(whole), *((manifest.description,) if manifest.description else ()))
+    return Document(manifest.suite, facts, tuple(report_tables(whole, options)), warnings(whole, _sources_now(whole.runs)), drawn)
 
 
-def report_tables(whole: Study, asked: Asked | None = None) -> list[Table]:
-    """The tables of a suite: accuracies, comparisons, across blocks, beside published ones, predictions, and costs."""
-    asked = asked or Asked()
-    teachers = whole.runs[whole.runs["role"] != "student"]
-    gathered = gather(whole)
-    main = (
-        paper_table(whole.summaries, whole.students, whole.comparisons, whole.manifest, teachers)
-        if asked.layout == "paper"
-        else accuracy(whole, gathered=gathered)
-    )
+def report_tables(whole: Study, options: ReportOptions | None = None) -> list[Table]:
+    """The tables of a suite: the main ones, those that an option asks for, across pairs, comparisons, predictions, and costs."""
+    options = options or ReportOptions()
     found = [
-        main,
-        across_blocks(whole),
-        beside(asked.beside, whole.summaries, whole.students, whole.manifest, whole.terms) if asked.beside else None,
-        differences(whole, gathered),
-        predictions_table(whole.images, whole.manifest) if whole.images is not None else None,
-        cost(whole.costs, whole.manifest),
+        *main_tables(whole),
+        paper_table(whole) if options.layout == "paper" else None,
+        beside(options.beside, whole) if options.beside else None,
+        across_table(whole),
+        comparison_table(whole),
+        predictions_table(whole.images, whole.manifest, whole.unstable) if whole.images is not None else None,
+        class_table(whole),
+        cost_table(whole.costs, whole.manifest),
     ]
     return [table for table in found if table is not None]
 
 
-def printed(document: Document) -> Document:
-    """What of a document is printed on a terminal."""
-    return replace(document, tables=tuple(table for table in document.tables if table.name in ON_TERMINAL), figures=())
+def printed(whole: Study, document: Document, full: bool = False) -> Document:
+    """What of a document is printed on a terminal: all of it where it is `full`; else the main tables, with all pairs and, as long as it
+    remains short, pair by pair, and one caption below the last of them. Where only single pairs can be tested, they alone are printed."""
+    if full:
+        return replace(document, figures=())
+    asked = [table for table in document.tables if table.name in ASKED_FOR]
+    main = [replace(table, notes=(HINT,)) for table in document.tables if table.name.startswith(MAIN)]
+    start = 1 if not whole.all_pairs.tested and any(pair.tested for pair in whole.pairs.values()) and len(whole.pairs) > 1 else 0
+    end = len(whole.places)
+    rest = 12 + 2 * (len(document.facts) + len(document.warning_lines)) + (SHORT if asked else 0)
+    while end > start + 1 and rest + sum(_lines(table.groups[start:end]) for table in main) > SHORT:
+        end = end - 1 if start else 1
+    main = [replace(table, groups=table.groups[start:end]) for table in main]
+    return replace(document, tables=(*(replace(table, caption=(), notes=()) for table in main[:-1]), *main[-1:], *asked), figures=())
 
 
-def write(found: Source, document: Document, drawn: Sequence[Drawing], store: Store, folder: Path, asked: Asked) -> None:
-    """Every file of a report into `folder`."""
-    whole = found.study
-    write_frame(store, folder, whole.runs)
-    store.write_text(folder / "manifest.json", json.dumps(whole.manifest, indent=1) + "\n")
-    store.write_text(folder / "warnings.json", json.dumps(as_json(document.warnings), indent=1, ensure_ascii=False) + "\n")
-    for name, rows in frames(whole, asked.histories).items():
-        store.write_text(folder / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    store.write_text(folder / "report.md", markdown(document))
-    suite = document.title
+def _lines(groups: Sequence[Group]) -> int:
+    return sum(5 + len(group.rows) + len(group.facts) + len(group.notes) for group in groups)
+
+
+def write(whole: Study, document: Document, store: Store, folder: Path, options: ReportOptions, records: Store | None = None) -> None:
+    """Every file of a report into `folder`.
+
+    Args:
+        store: writes into the folder.
+        records: the store that holds the cells; None where there are only frames.
+    """
+    texts = {
+        "manifest.json": json.dumps(whole.manifest.to_json(), indent=1) + "\n",
+        "warnings.json": json.dumps([asdict(one) for one in document.warnings], indent=1, ensure_ascii=False) + "\n",
+        "report.md": markdown(document),
+        **{f"{name}.csv": rows.to_csv(index=False, lineterminator="\n", float_format="%.6g") for name, rows in frames(whole, options)},
+    }
     fragments = []
     for table in document.tables:
-        rows_of_it = sum(len(group.rows) for group in table.groups)
-        if rows_of_it > MOST_ROWS_IN_PRINT:
-            fragments.append(latex.left_out(table, rows_of_it))
+        length = sum(len(group.rows) for group in table.groups)
+        if length > MOST_ROWS_IN_PRINT:
+            fragments.append(latex.left_out(table, length))
             continue
-        fragments.append(latex.table(table, latex.label(suite, table.name)))
-        store.write_text(folder / "tables" / f"{table.name}.tex", fragments[-1])
-    store.write_text(folder / "report.tex", latex.document(document, suite, fragments))
-    for one in drawn:
-        store.write_bytes(folder / "figures" / f"{one.name}.pdf", one.pdf)
-        store.write_bytes(folder / "figures" / f"{one.name}.png", one.png)
-    if asked.page:
+        fragments.append(latex.table(table, latex.label(document.title, table.name)))
+        texts[f"tables/{table.name}.tex"] = fragments[-1]
+    texts["report.tex"] = latex.document(document, document.title, fragments)
+    if options.page:
         from kdbench.report.page.page import page
         from kdbench.report.page.runs import run_details
 
-        details = run_details(found.store, whole.manifest, whole.runs, whole.histories)
-        store.write_text(folder / "report.html", page(document, details, {one.name: one.svg for one in drawn}))
-    if asked.tensorboard is not None and found.store is not None:
-        from kdbench.report.tensorboard import write_events
+        details = run_details(records, whole.manifest, whole.runs, whole.histories)
+        texts["report.html"] = page(document, details, {one.name: one.svg for one in document.figures})
+    write_frame(store, folder, whole.runs)
+    for name, text in texts.items():
+        store.write_text(folder / name, text)
+    for one in document.figures:
+        store.write_bytes(folder / "figures" / f"{one.name}.pdf", one.pdf)
+        store.write_bytes(folder / "figures" / f"{one.name}.png", one.png)
+    if options.tensorboard is not None and records is not None:
+        from kdbench.tensorboard_adapter import write_events
 
-        write_events(found.store, whole.manifest, asked.tensorboard / suite)
+        write_events(records, whole.manifest, options.tensorboard / document.title)
 
 
-def frames(whole: Study, with_histories: bool) -> dict[str, pd.DataFrame]:
+def frames(whole: Study, options: ReportOptions) -> Iterator[tuple[str, pd.DataFrame]]:
     """The tables behind the tables, by file name."""
-    found = {"summaries": whole.summaries, "comparisons": whole.comparisons, "across": whole.across, "costs": whole.costs}
-    if whole.images is not None:
-        found |= {f"images_{name}": getattr(whole.images, name) for name in from_file.IMAGES}
-    if with_histories:
-        found |= {"terms": whole.terms, "histories": whole.histories}
-    return {name: table for name, table in found.items() if table is not None and len(table)}
+    names = ("summaries", "comparisons", "overall", "costs", *(("terms", "histories") if options.histories else ()))
+    held = [(name, getattr(whole, name)) for name in names]
+    held += [(f"images_{name}", getattr(whole.images, name)) for name in from_file.IMAGE_FRAMES] if whole.images is not None else []
+    return ((name, table) for name, table in held if table is not None and len(table))
 
 
 def _sources_now(runs: pd.DataFrame) -> dict[str, str | None]:
@@ -236,10 +266,3 @@ def _sources_now(runs: pd.DataFrame) -> dict[str, str | None]:
     texts = [str(text) for text in runs["sources"].dropna().unique()] if "sources" in runs else []
     names = [entry.rpartition(" ")[0].partition(" ") for text in texts for entry in text.split("; ")]
     return {f"{kind} {name}": parts.source_digest(kind, name) for kind, _, name in names if kind in parts.KINDS}
-
-
-def progress(runs: pd.DataFrame) -> str:
-    """`36 of 40 runs finished; 1 diverged, 3 missing.`"""
-    counts = runs["state"].value_counts()
-    rest = [f"{counts[state]} {state}" for state in STATES if counts.get(state, 0)]
-    return f"{counts.get('finished', 0)} of {len(runs)} runs finished{'; ' if rest else ''}{', '.join(rest)}."

@@ -8,19 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
+from kdbench import failure
 from kdbench.cell import Cell
 from kdbench.errors import KdbenchError
+from kdbench.failure import STOPPED
+from kdbench.manifest import Manifest, ProfileRef
 from kdbench.plan.bundle import Bundle, bundles
 from kdbench.plan.matrix import Plan
-from kdbench.run import failure, watch
-from kdbench.run.failure import STOPPED
-from kdbench.store import Store
+from kdbench.process_log import log
+from kdbench.record import setting_of
+from kdbench.run.progress import ProgressBar
+from kdbench.store import Store, cell_state
 
 POLL_S = 0.2
 LEAST_SHARE = 4
@@ -42,16 +45,8 @@ class Machine:
     readers: int = 1
 
 
-class Told(Protocol):
-    """Who hears how the run goes (a progress bar, or plain lines)."""
-
-    def began(self, bundle: Bundle) -> None: ...
-    def at(self, bundle: Bundle, epochs: int, of: int) -> None: ...
-    def ended(self, bundle: Bundle, done: int, seconds: float) -> None: ...
-
-
 @dataclass
-class _Job:
+class _Running:
     bundle: Bundle
     process: subprocess.Popen[bytes]
     log: Path
@@ -59,105 +54,179 @@ class _Job:
     started: float = field(default_factory=time.monotonic)
 
 
-def wanted(store: Store, cells: Sequence[Cell]) -> list[Cell]:
-    """The cells that are neither done nor being trained. A damaged record is set aside: its cell is wanted again."""
+def wanted(store: Store, cells: Sequence[Cell], report: Callable[[str], None] = log) -> list[Cell]:
+    """The cells that are neither done nor being trained. What a damaged cell has left is set aside: it is wanted again."""
     found = []
     for cell in cells:
-        now = watch.state(store, cell.id).name
-        if now == "damaged":
-            store.set_aside(store.file(cell.id, "record.json"))
-        if now not in (*watch.DONE, "running"):
+        now = cell_state.of(store, cell.id).name
+        if now == "damaged" and (why := store.set_aside_result(cell.id, store.sound_record)):
+            report(f"{why}; it is renamed, and {cell.id} is trained again")
+        if now not in (*cell_state.DONE, "running"):
             found.append(cell)
     return found
 
 
-def prepare(plan: Plan, store: Store) -> dict[str, Any]:
-    """Write down what is asked: the suite's manifest and every cell that is not done. Returns the manifest."""
+def prepare(plan: Plan, store: Store) -> Manifest:
+    """Write what is asked: the suite's manifest and every cell that is not done, or is a teacher. Returns the manifest."""
     store.check_writable()
     manifest = plan.manifest()
     with suppress(KdbenchError):  # there is none yet, or it is damaged, and is written anew
-        manifest["profiles"] = store.manifest(plan.suite.name)["profiles"]
+        manifest = replace(manifest, profiles=tuple(_still_valid(plan, store, store.manifest(plan.suite.name).profiles)))
     for cell in plan.cells.values():
-        if not store.is_done(cell.id):
+        if cell.role == "teacher" or not store.is_done(cell.id):
             store.put_cell(cell)
     store.put_manifest(plan.suite.name, manifest)
     return manifest
 
 
-def train(plan: Plan, store: Store, machine: Machine, told: Told) -> int:
-    """Train whatever is wanted; returns how many cells were tried. What fails stays wanted, and the rest goes on.
+def _still_valid(plan: Plan, store: Store, profiles: Iterable[ProfileRef]) -> Iterator[ProfileRef]:
+    """The profiles whose setting is what the suite still asks under the same names: after another batch size the old step times are
+    no costs of it."""
+    cells = {(row.student, row.teacher, row.objective): row.cell for row in plan.rows if row.role == "student"}
+    for ref in profiles:
+        cell = cells.get((ref.student, ref.teacher, ref.objective))
+        with suppress(KdbenchError):  # a damaged profile is measured again
+            profile = store.profile(ref.id)
+            if cell and profile and ref.dataset == plan.suite.dataset["name"]:
+                teacher = plan.cells[cell.depends["teacher"]].config["student"] if cell.depends else None
+                if profile.setting == setting_of(cell.config, teacher):
+                    yield ref
 
-    Cells that another process is training are waited for: they are done when it is, and wanted again if it dies.
-    """
-    manifest = store.manifest(plan.suite.name)
+
+def train(plan: Plan, store: Store, machine: Machine, progress: ProgressBar) -> int:
+    """Train whatever is wanted; returns how many cells were tried. What fails stays wanted, and the rest goes on. Cells that another
+    process is training are waited for: they are done when it is, and wanted again if it dies."""
     fresh = wanted(store, list(plan.cells.values()))
     for cell in fresh:
         store.clear_failure(cell.id)
     pending = [cell for cell in plan.cells.values() if not store.is_done(cell.id)]
-    waiting: list[Bundle] = []
-    running: list[_Job] = []
-    alone: set[str] = set()
-    try:
-        while pending or waiting or running:
-            ready, pending = _ready(store, manifest, pending)
-            waiting += bundles(ready, side_by_side=machine.side_by_side)
-            free = [slot for slot in range(machine.jobs) if slot not in {job.slot for job in running}]
-            if free and not pending:
-                waiting = _shared_out(_shared_out(waiting, machine.jobs, LEAST_SHARE), len(free))
-            for slot in free[: len(waiting)]:
-                job = _start(waiting.pop(0), store, plan.suite.name, machine, slot)
-                running.append(job)
-                told.began(job.bundle)
-            time.sleep(POLL_S)
-            ended = [job for job in running if _over(job, store, told)]
-            running = [job for job in running if job not in ended]
-            for job in ended:
-                pending += _left_over(job, store, waiting, alone)
-    finally:
-        _stop(running)
+    _Run(plan, store, machine, progress, pending).until_done()
     return len(fresh)
 
 
-def _ready(store: Store, manifest: Mapping[str, Any], pending: list[Cell]) -> tuple[list[Cell], list[Cell]]:
-    """(cells that can be trained now, cells that must wait); what waits for nothing any more is written down as blocked."""
-    ready, waiting = [], []
-    unable: dict[str, str | None] = {}
-    there: dict[str, bool] = {}
-    mine = {cell.id for cell in pending}
-    for cell in pending:
-        # The teacher first, once: ten thousand cells may wait for it, and the disk may be far away.
+@dataclass
+class _Run:
+    """`alone` are cells that get a try by themselves, `repeated` teachers that were found damaged while their students were trained."""
+
+    plan: Plan
+    store: Store
+    machine: Machine
+    progress: ProgressBar
+    pending: list[Cell]
+    waiting: list[Bundle] = field(default_factory=list)
+    running: list[_Running] = field(default_factory=list)
+    alone: set[str] = field(default_factory=set)
+    repeated: set[str] = field(default_factory=set)
+
+    def until_done(self) -> None:
+        machine = self.machine
+        manifest = self.store.manifest(self.plan.suite.name)
+        try:
+            while self.pending or self.waiting or self.running:
+                self.waiting += bundles(self._ready(manifest), side_by_side=machine.side_by_side)
+                free = [slot for slot in range(machine.jobs) if slot not in {job.slot for job in self.running}]
+                if free and not self.pending:
+                    self.waiting = _shared_out(_shared_out(self.waiting, machine.jobs, LEAST_SHARE), len(free))
+                for slot in free[: len(self.waiting)]:
+                    job = _start(self.waiting.pop(0), self.store, self.plan.suite.name, machine, slot)
+                    self.running.append(job)
+                    self.progress.began(job.bundle)
+                time.sleep(POLL_S)
+                ended = [job for job in self.running if self._is_over(job)]
+                self.running = [job for job in self.running if job not in ended]
+                for job in ended:
+                    self._settle(job)
+        finally:
+            _stop(self.running)
+
+    def _ready(self, manifest: Manifest) -> list[Cell]:
+        """Takes the cells that can be trained now from `pending`; what waits in vain is written down as blocked."""
+        ready, waiting, under_way = list[Cell](), list[Cell](), self._under_way()
+        unable: dict[str, str | None] = {}
+        there: dict[str, bool] = {}
+        for cell in self.pending:
+            # The teacher first, once: ten thousand cells may wait for it, and the disk may be far away.
+            teacher = cell.depends.get("teacher")
+            if teacher is not None and teacher not in unable:
+                # Whether it is done is asked first: one that ends between the two questions is then judged, never taken as it is.
+                there[teacher] = self.store.is_done(teacher)
+                unable[teacher] = why_unable(self.store, manifest, teacher, teacher in under_way)
+            if teacher is not None and not unable[teacher] and not there[teacher]:
+                waiting.append(cell)
+            elif self.store.is_done(cell.id):
+                continue
+            elif teacher is not None and unable[teacher]:
+                failure.put(self.store, cell.id, failure.blocked(f"blocked by teacher {teacher}: {unable[teacher]}"))
+            elif self.store.is_alive(cell.id):
+                waiting.append(cell)
+            else:
+                ready.append(cell)
+        self.pending = waiting
+        return ready
+
+    def _under_way(self) -> set[str]:
+        """Ids of the cells that this run has yet to end."""
+        bundled = [*self.waiting, *(job.bundle for job in self.running)]
+        return {*(cell.id for cell in self.pending), *(cell_id for bundle in bundled for cell_id in bundle.ids)}
+
+    def _is_over(self, job: _Running) -> bool:
+        """Whether the job has ended; either way, its progress is shown."""
+        if job.process.poll() is None:
+            if epochs := cell_state.progress(self.store, job.bundle.ids[0]):
+                self.progress.at(job.bundle, epochs[0])
+            return False
+        done = sum(self.store.is_done(cell_id) for cell_id in job.bundle.ids)
+        self.progress.ended(job.bundle, done, time.monotonic() - job.started)
+        return True
+
+    def _settle(self, job: _Running) -> None:
+        """Look at the cells of a job that ended without all of them: a failure was written beside a cell that raised; one that another
+        process has, or whose teacher was found damaged, is waited for; one whose process died gets a try by itself, then a failure."""
+        status = job.process.returncode
+        for cell in job.bundle.cells:
+            failed = self.store.failure(cell.id)
+            crowded = len(job.bundle.cells) > 1 and cell.id not in self.alone
+            if self.store.is_done(cell.id) or (failed and not (crowded and failed.kind in failure.CROWDED)):
+                continue
+            if not failed and (self.store.is_alive(cell.id) or status == 0):
+                self._wait_for(cell)
+            elif status == STOPPED:
+                failure.put(self.store, cell.id, failure.stopped())
+            elif crowded:
+                # One student may have brought the others down, or taken their memory: the batch is never made smaller, the bundle is.
+                self.alone.add(cell.id)
+                self.store.clear_failure(cell.id)
+                self.waiting.append(Bundle((cell,)))
+            else:
+                how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+                failure.put(self.store, cell.id, failure.killed(how, self.store.last_lines(job.log)))
+
+    def _wait_for(self, cell: Cell) -> None:
+        """Leave a cell to the process that has it. A teacher that was found damaged is trained again before, once in a run."""
         teacher = cell.depends.get("teacher")
-        if teacher is not None and teacher not in unable:
-            unable[teacher] = why_unable(store, manifest, teacher, teacher in mine)
-            there[teacher] = store.is_done(teacher)
-        if teacher is not None and not unable[teacher] and not there[teacher]:
-            waiting.append(cell)
-        elif store.is_done(cell.id):
-            continue
-        elif teacher is not None and unable[teacher]:
-            failure.put(store, cell.id, failure.blocked(f"blocked by teacher {teacher}: {unable[teacher]}"))
-        elif store.is_alive(cell.id):
-            waiting.append(cell)
-        else:
-            ready.append(cell)
-    return ready, waiting
+        if teacher is not None and not self.store.is_done(teacher):
+            under_way = self._under_way()
+            if teacher in self.repeated - under_way:
+                failure.put(self.store, cell.id, failure.blocked(f"blocked by teacher {teacher}: it was damaged twice: check the disk"))
+                return
+            if teacher not in under_way:
+                self.repeated.add(teacher)
+                self.pending.append(self.plan.cells[teacher])
+        self.pending.append(cell)
 
 
-def why_unable(store: Store, manifest: Mapping[str, Any], teacher: str, pending: bool) -> str | None:
-    """Why a teacher will not serve; None while it may, or when it does."""
-    now = watch.state(store, teacher)
+def why_unable(store: Store, manifest: Manifest, teacher: str, pending: bool) -> str | None:
+    """Why a teacher cannot be used; None while it may be, or when it can. `pending`: it will be trained."""
+    now = cell_state.of(store, teacher)
     if now.name == "finished":
-        return watch.below_gate(store, manifest, teacher) or None
-    if now.name in ("failed", "blocked", "diverged", "damaged") and not pending:
-        return f"it is {now.name}{' (' + now.why + ')' if now.why else ''}"
-    return None
+        return cell_state.shortfall(store, manifest, teacher) or None
+    finished_meanwhile = now.name == "waiting" and store.is_done(teacher)
+    return None if pending or now.name == "running" or finished_meanwhile else str(now)
 
 
 def _shared_out(waiting: list[Bundle], slots: int, least: int = 1) -> list[Bundle]:
-    """Split the largest bundles while cores would idle: grouping is the machine's matter, and no result depends on it.
-
-    No share is smaller than `least` students.
-    """
+    """Split the largest bundles while cores would idle: grouping is the machine's matter, and no result depends on it. No share is smaller
+    than `least` students."""
     while waiting and len(waiting) < slots:
         largest = max(waiting, key=lambda bundle: len(bundle.cells))
         half = len(largest.cells) // 2
@@ -168,18 +237,16 @@ def _shared_out(waiting: list[Bundle], slots: int, least: int = 1) -> list[Bundl
     return waiting
 
 
-def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int) -> _Job:
+def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int) -> _Running:
     name = hashlib.sha256(" ".join(bundle.ids).encode()).hexdigest()[:12]
-    log = store.suite_folder(suite) / "jobs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "kdbench.run.worker", str(machine.results), *bundle.ids]
+    path = store.suite_folder(suite) / "jobs" / f"{name}.log"
+    command = [sys.executable, "-m", "kdbench.train.worker", str(machine.results), *bundle.ids, "--readers", str(machine.readers)]
     command += ["--data", str(machine.data), "--device", machine.device, "--side-by-side", str(machine.side_by_side)]
-    command += ["--readers", str(machine.readers)]
     if machine.checkpoint_every_s is not None:
         command += ["--checkpoint-every", str(machine.checkpoint_every_s)]
-    with open(log, "ab") as out:
+    with store.open_log(path) as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment(machine, slot))
-    return _Job(bundle, process, log, slot)
+    return _Running(bundle, process, path, slot)
 
 
 def environment(machine: Machine, slot: int) -> dict[str, str]:
@@ -187,50 +254,13 @@ def environment(machine: Machine, slot: int) -> dict[str, str]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     if machine.gpus < 2:
         return {**os.environ, **threads}
-    # Of the GPUs that were given to this process: on a shared machine, the others are somebody else's.
+    # Of the GPUs that were given to this process: on a shared machine, the others belong to other people.
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     mine = given if len(given) == machine.gpus else [str(place) for place in range(machine.gpus)]
     return {**os.environ, **threads, "CUDA_VISIBLE_DEVICES": mine[slot % machine.gpus]}
 
 
-def _over(job: _Job, store: Store, told: Told) -> bool:
-    """Whether the job has ended; either way, it is told how far it is."""
-    if job.process.poll() is None:
-        if seen := watch.progress(store, job.bundle.ids[0]):
-            told.at(job.bundle, *seen)
-        return False
-    done = sum(store.is_done(cell_id) for cell_id in job.bundle.ids)
-    told.ended(job.bundle, done, time.monotonic() - job.started)
-    return True
-
-
-def _left_over(job: _Job, store: Store, waiting: list[Bundle], alone: set[str]) -> list[Cell]:
-    """Look at the cells of a job that ended without all of them: a failure was written beside a cell that raised; one that another
-    process has goes on being waited for (these are returned); one whose process died gets a try by itself, then a failure."""
-    status = job.process.returncode
-    elsewhere = []
-    for cell in job.bundle.cells:
-        failed = store.failure(cell.id)
-        crowded = len(job.bundle.cells) > 1 and cell.id not in alone
-        if store.is_done(cell.id) or (failed and not (crowded and failed["class"] in failure.CROWDED)):
-            continue
-        if not failed and (store.is_alive(cell.id) or status == 0):
-            elsewhere.append(cell)
-        elif status == STOPPED:
-            failure.put(store, cell.id, failure.stopped())
-        elif crowded:
-            # One student may have brought the others down, or taken their memory: the batch is never made smaller, the bundle is.
-            alone.add(cell.id)
-            store.clear_failure(cell.id)
-            waiting.append(Bundle((cell,)))
-        else:
-            lines = job.log.read_text(errors="replace").splitlines()
-            how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            failure.put(store, cell.id, failure.killed(how, lines))
-    return elsewhere
-
-
-def _stop(running: list[_Job]) -> None:
+def _stop(running: list[_Running]) -> None:
     """Ask every process to save and end, and wait for them."""
     for job in running:
         if job.process.poll() is None:

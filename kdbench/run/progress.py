@@ -1,9 +1,8 @@
-"""How a run is told: a bar a bundle in a terminal, plain lines elsewhere."""
+"""How the progress of a run is shown: a bar a bundle in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -12,45 +11,37 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from kdbench.plan.bundle import Bundle
 
 
-class Teller:
+class ProgressBar:
     """Use as a context. `titles` names cells; `total` is how many are wanted."""
 
     def __init__(self, console: Console, titles: Mapping[str, str], total: int):
         self.console, self.titles, self.total, self.done = console, titles, total, 0
-        self.bar: Progress | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} epochs"))
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
         self.tasks: dict[tuple[str, ...], Any] = {}
 
-    def __enter__(self) -> Teller:
-        if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} epochs"))
-            self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)
-            self.bar.start()
+    def __enter__(self) -> ProgressBar:
+        self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.bar:
-            self.bar.stop()
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
 
     def began(self, bundle: Bundle) -> None:
-        if self.bar:
-            self.tasks[tuple(bundle.ids)] = self.bar.add_task(self.name(bundle), total=bundle.cells[0].config["recipe"]["epochs"])
+        self.tasks[tuple(bundle.ids)] = self.bar.add_task(self.name(bundle), total=bundle.cells[0].config["recipe"]["epochs"])
 
-    def at(self, bundle: Bundle, epochs: int, of: int) -> None:
-        if self.bar:
-            self.bar.update(self.tasks[tuple(bundle.ids)], completed=epochs)
+    def at(self, bundle: Bundle, epochs: int) -> None:
+        self.bar.update(self.tasks[tuple(bundle.ids)], completed=epochs)
 
     def ended(self, bundle: Bundle, done: int, seconds: float) -> None:
-        if self.bar:
-            self.bar.remove_task(self.tasks.pop(tuple(bundle.ids)))
+        self.bar.remove_task(self.tasks.pop(tuple(bundle.ids)))
         self.done += done
         failed = len(bundle.cells) - done
-        lost = f", {failed} without result" if failed else ""
-        self.console.print(
-            f"[{self.done}/{self.total}] {self.name(bundle)}: {done} trained in {seconds:.0f} s{lost}",
-            markup=False,
-            highlight=False,
-        )
+        lost = f", {failed} without a result" if failed else ""
+        line = f"[{self.done}/{self.total}] {self.name(bundle)}: {done} trained in {seconds:.0f} s{lost}"
+        self.console.print(line, markup=False, highlight=False)
 
     def name(self, bundle: Bundle) -> str:
         first = self.titles[bundle.ids[0]]
-        return first if len(bundle.cells) == 1 else f"{first} and {len(bundle.cells) - 1} beside"
+        return first if len(bundle.cells) == 1 else f"{first} and {len(bundle.cells) - 1} more"

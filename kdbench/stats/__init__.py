@@ -1,1 +1,1 @@
-"""Statistics over columns: a frame in, a frame out. Nothing here reads a file or knows what was trained."""
+"""Statistics over columns: a frame in, a frame out. No function here reads a file."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 BINS = 15
 
@@ -25,8 +22,6 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     Raises:
         ValueError: the shapes differ, there is no image, or a confidence is no probability.
     """
-    import numpy as np
-
     if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
         raise ValueError(f"confidence {confidence.shape} and correct {correct.shape} must be two columns of the same images")
     held = confidence.astype(np.float64)
@@ -50,8 +45,6 @@ def class_accuracy(correct: np.ndarray, target: np.ndarray, n_classes: int) -> n
     Raises:
         ValueError: the shapes differ, or a target is none of the classes.
     """
-    import numpy as np
-
     if correct.ndim != 1 or correct.shape != target.shape:
         raise ValueError(f"correct {correct.shape} and target {target.shape} must be two columns of the same images")
     if len(target) and not (target.min() >= 0 and target.max() < n_classes):

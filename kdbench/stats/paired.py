@@ -1,23 +1,23 @@
 """The paired protocol: objectives share their repeats (weights, images, order), so they are compared repeat by repeat.
 
-Where they share none (a frame of other people's runs), Welch's t compares the means and says so.
+Where they share none (a frame of other people's runs), Welch's t compares the means, and the column `test` names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import special
 
 from kdbench.stats.repeats import BLOCK, block_key, repeat_means
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
 
 ROUNDING = 1e-12
 """Differences that vary by less than this share of the values themselves vary by the rounding of floating point only."""
 LEAST = 3
-"""Fewer repeats than this are not tested: with two, one degree of freedom is left, and no such test sees anything."""
+"""Fewer repeats than this are not tested: with two, one degree of freedom is left, and the test has almost no power."""
 
 
 def family(blocks: pd.DataFrame, objectives: Sequence[str], baselines: Sequence[str]) -> pd.DataFrame:
@@ -32,8 +32,6 @@ def family(blocks: pd.DataFrame, objectives: Sequence[str], baselines: Sequence[
     Returns:
         dataset, teacher, student, baseline, objective; its length is the size of the family.
     """
-    import pandas as pd
-
     baselines = list(dict.fromkeys(baselines))
     pairs = [(baseline, objective) for baseline in baselines if baseline in objectives for objective in objectives]
     order = {baseline: place for place, baseline in enumerate(baselines)}
@@ -65,7 +63,7 @@ def paired_differences(runs: pd.DataFrame, comparisons: pd.DataFrame, alpha: flo
         Differences are in the unit of `value`.
 
     Raises:
-        ValueError: a run stands there twice.
+        ValueError: a run occurs twice.
     """
     values = _values_by_repeat(repeat_means(runs))
     found = comparisons.reset_index(drop=True)
@@ -84,7 +82,8 @@ def paired_differences(runs: pd.DataFrame, comparisons: pd.DataFrame, alpha: flo
         **tested,
     }
     found = found.assign(**columns)
-    found["why"] = [_reason(*row) for row in zip(*(found[name] for name in REASON_FROM), unpaired, strict=True)]
+    known = (found[name] for name in ("n", "n_objective", "n_baseline", "sd", "difference"))
+    found["why"] = [_reason(*row) for row in zip(*known, unpaired, strict=True)]
     return found
 
 
@@ -103,8 +102,6 @@ class Values(NamedTuple):
 
 
 def _values_by_repeat(means: pd.DataFrame) -> Values:
-    import numpy as np
-
     keys = [block_key(key, name) for *key, name in zip(*(means[name] for name in (*BLOCK, "objective")), strict=True)]
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
     rows, value = np.array([places[key] for key in keys], dtype=int), means["value"].to_numpy()
@@ -123,8 +120,6 @@ def _values_by_repeat(means: pd.DataFrame) -> Values:
 
 
 def _count(values: np.ndarray) -> np.ndarray:
-    import numpy as np
-
     return np.isfinite(values).sum(axis=1)
 
 
@@ -135,9 +130,6 @@ def _tested(paired: Sequence[np.ndarray], alone: Sequence[np.ndarray], alpha: fl
         paired: objective and baseline, each [comparison, repeat], NaN where there is no value.
         alone: the same for repeats without a number, each [comparison, k].
     """
-    import numpy as np
-    from scipy import special
-
     found = _paired(*paired)
     one, other = (np.hstack(sides) for sides in zip(paired, alone, strict=True))
     unpaired = (found["n"] < 2) & (_count(one) >= LEAST) & (_count(other) >= LEAST)
@@ -166,8 +158,6 @@ def _tested(paired: Sequence[np.ndarray], alone: Sequence[np.ndarray], alpha: fl
 
 
 def _paired(one: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
-    import numpy as np
-
     both = np.isfinite(one) & np.isfinite(other)
     one, other = np.where(both, one, np.nan), np.where(both, other, np.nan)
     n = both.sum(axis=1)
@@ -176,22 +166,18 @@ def _paired(one: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
         mean = np.nansum(delta, axis=1) / n
         sd = np.sqrt(np.nansum((delta - mean[:, None]) ** 2, axis=1) / np.where(n > 1, n - 1, np.nan))
         largest = np.fmax(np.abs(one), np.abs(other)).max(axis=1, initial=0, where=both)
-        sd = np.where(sd <= ROUNDING * largest, 0.0, sd)
+        sd, mean = (np.where(np.abs(number) <= ROUNDING * largest, 0.0, number) for number in (sd, mean))
     return {"n": n, "difference": mean, "sd": sd, "df": n - 1.0, "correlation": _correlation(one, other, n)}
 
 
 def _welch(one: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     """Welch's t: the sd is such that sd / sqrt(n) is the standard error, n the lesser count (for equal counts Welch's own pooling)."""
-    import numpy as np
-
-    counts, means, shares = [], [], []
-    for side in (one, other):
-        count = _count(side)
-        mean = np.nansum(side, axis=1) / count
+    counts = [_count(side) for side in (one, other)]
+    means = [np.nansum(side, axis=1) / count for side, count in zip((one, other), counts, strict=True)]
+    shares = []
+    for side, count, mean in zip((one, other), counts, means, strict=True):
         variance = np.nansum((side - mean[:, None]) ** 2, axis=1) / (count - 1)
         largest = np.nanmax(np.abs(side), axis=1)
-        counts.append(count)
-        means.append(mean)
         shares.append(np.where(np.sqrt(variance) <= ROUNDING * largest, 0.0, variance) / count)
     squared, n = shares[0] + shares[1], np.minimum(*counts)
     with np.errstate(invalid="ignore"):
@@ -201,9 +187,7 @@ def _welch(one: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of each row over its pairs; NaN for fewer than three pairs, where it says nothing."""
-    import numpy as np
-
+    """Pearson's correlation of each row over its pairs; NaN for fewer than three pairs, where it is always 1 or -1."""
     with np.errstate(invalid="ignore", divide="ignore"):
         x = one - (np.nansum(one, axis=1) / n)[:, None]
         y = other - (np.nansum(other, axis=1) / n)[:, None]
@@ -211,21 +195,16 @@ def _correlation(one: np.ndarray, other: np.ndarray, n: np.ndarray) -> np.ndarra
     return np.where(n >= 3, r, np.nan)
 
 
-REASON_FROM = ("n", "n_objective", "n_baseline", "sd", "difference")
-
-
 def _reason(n: int, n_objective: int, n_baseline: int, sd: float, difference: float, unpaired: bool) -> str:
     if n == 0:
         empty = [name for name, count in (("the objective", n_objective), ("the baseline", n_baseline)) if count == 0]
         return f"no complete repeat of {' and '.join(empty)}" if empty else "no repeat is complete in both"
     if n == 1:
-        return "one pair only: no spread to test against"
+        return "one repeat only: no spread to test against"
     if n < LEAST:
-        return "two pairs only: fewer than three are not tested"
-    if sd == 0 and difference == 0:
-        return f"the same value in all {n} repeats: no spread to test against"
+        return "there are only two repeats, and a test needs three"
     if sd == 0 and unpaired:
         return "each has the same value in all its repeats: no spread to test against"
     if sd == 0:
-        return f"the same difference in all {n} repeats: no spread to test against"
+        return f"{'the same difference' if difference else 'equal to the baseline'} in all {n} repeats: no spread to test against"
     return ""

@@ -1,18 +1,18 @@
 """What a paired t test over few repeats can see.
 
 Differences are in standard deviations of the paired difference (d_z). The power is the noncentral t's, integrated over the
-observed standard deviation: SciPy's `nct` gives NaN at the large differences that two or three repeats need.
+observed standard deviation: SciPy's `nct`, and with it statsmodels' `TTestPower`, gives NaN at the large differences that few repeats need.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+import numpy as np
+from scipy import special
+from scipy.optimize import brentq
 
+_nodes = lru_cache(maxsize=1)(np.polynomial.legendre.leggauss)
 NODES = 400
 TAIL = 1e-14
 
@@ -22,9 +22,6 @@ def paired_power(difference: float, n: int, alpha: float = 0.05) -> float:
 
     NaN for n < 2.
     """
-    import numpy as np
-    from scipy import special  # scipy.stats takes two seconds to load
-
     if n < 2:
         return float("nan")
     freedom, half = n - 1, (n - 1) / 2
@@ -32,19 +29,12 @@ def paired_power(difference: float, n: int, alpha: float = 0.05) -> float:
     # s is the observed sd relative to the true one; beyond the bounds nothing is left to integrate.
     low = np.sqrt(special.gammaincinv(half, TAIL) / half)
     high = min(np.sqrt(special.gammainccinv(half, TAIL) / half), (abs(shift) + 12) / critical)
-    nodes, weights = _nodes()
+    nodes, weights = _nodes(NODES)
     s = low + (high - low) * (nodes + 1) / 2
     # chi: freedom * s^2 is chi-squared.
     density = 2 * np.exp(half * np.log(half) + (freedom - 1) * np.log(s) - half * s**2 - special.gammaln(half))
     rejected = special.ndtr(shift - critical * s) + special.ndtr(-shift - critical * s)
     return float(np.sum(weights * density * rejected) * (high - low) / 2)
-
-
-@lru_cache(maxsize=1)
-def _nodes() -> tuple[np.ndarray, np.ndarray]:
-    import numpy as np
-
-    return np.polynomial.legendre.leggauss(NODES)
 
 
 @lru_cache(maxsize=4096)
@@ -57,8 +47,6 @@ def detectable_difference(n: int, alpha: float = 0.05, comparisons: int = 1, pow
     Returns:
         NaN for n < 2: nothing can be tested.
     """
-    from scipy.optimize import brentq
-
     if n < 2:
         return float("nan")
     level = alpha / comparisons
@@ -84,41 +72,3 @@ def repeats_needed(difference: float, alpha: float = 0.05, comparisons: int = 1,
         middle = (low + high) // 2
         low, high = (low, middle) if paired_power(difference, middle, alpha / comparisons) >= power else (middle, high)
     return high
-
-
-def repeats_for(difference: float, sd: float, alpha: float = 0.05, comparisons: int = 1, power: float = 0.8) -> int:
-    """The fewest pairs that find a `difference` with the chance `power`, where the paired difference has the standard deviation `sd`.
-
-    Never fewer than three: fewer are not tested.
-
-    Args:
-        difference, sd: in the unit of the metric.
-
-    Raises:
-        ValueError: a difference of zero, or an sd that is not a positive number.
-    """
-    if not 0 < sd < float("inf"):
-        raise ValueError(f"an sd of {sd}: a positive number is needed")
-    return max(3, repeats_needed(difference / sd, alpha, comparisons, power))
-
-
-def sensitivity(tested: pd.DataFrame, alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:
-    """What each comparison could have shown, at the spread that was observed.
-
-    Args:
-        tested: all comparisons of a family, with n, sd, p as `paired.paired_differences` gives them. Welch's t counts as a paired t
-            over the lesser of the two counts, which has no more degrees of freedom.
-
-    Returns:
-        `tested` with detectable (the least difference found with the chance `power` in this comparison alone) and detectable_all (at
-        the first step of Holm over the family), in the unit of `value`; NaN where nothing was tested.
-    """
-    import numpy as np
-
-    known = tested["p"].notna().to_numpy()
-    n, sd = tested["n"].to_numpy(), np.where(known, tested["sd"].to_numpy(dtype=float), np.nan)
-    columns = {}
-    for name, size in (("detectable", 1), ("detectable_all", max(len(tested), 1))):
-        least = {int(count): detectable_difference(int(count), alpha, size, power) for count in np.unique(n[known])}
-        columns[name] = sd * np.array([least.get(int(count), np.nan) for count in n])
-    return tested.assign(**columns)

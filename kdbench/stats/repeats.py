@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+import numpy as np
+import pandas as pd
 
 BLOCK = ("dataset", "teacher", "student")
 FAILED = ("failed", "diverged", "damaged")
@@ -28,10 +27,8 @@ def spread_over_blocks(runs: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame
         blocks: one row a block, with the columns dataset, teacher, student.
 
     Returns:
-        The columns of `runs`; a row without teacher stands once in each of its blocks, and nowhere if it has none.
+        The columns of `runs`; a row without teacher occurs once for each of its blocks, and is left out if it has none.
     """
-    import pandas as pd
-
     alone = runs["teacher"].isna()
     if not alone.any():
         return runs.reset_index(drop=True)
@@ -55,14 +52,15 @@ def repeat_means(runs: pd.DataFrame) -> pd.DataFrame:
         of their values.
 
     Raises:
-        ValueError: a run stands there twice (where the repeat is null, by the column `id`, if there is one).
+        ValueError: a run occurs twice (where the repeat is null, by the column `id`, if there is one).
     """
-    import numpy as np
-
     keys = [*BLOCK, "objective", "repeat"]
-    twice = _twice(runs, keys)
+    unnamed = runs["repeat"].isna()
+    twice = runs.duplicated([*keys, "teacher_seed"]) & ~unnamed
+    if "id" in runs:  # without a repeat's number only the id distinguishes two runs from one run that occurs twice
+        twice |= unnamed & runs["id"].notna() & runs.duplicated([*keys[:-1], "id"])
     if twice.any():
-        raise ValueError(f"{int(twice.sum())} runs stand there twice, the first: {runs.loc[twice, keys].iloc[0].to_dict()}")
+        raise ValueError(f"{int(twice.sum())} runs occur twice, the first: {runs.loc[twice, keys].iloc[0].to_dict()}")
     value = runs["value"].astype(float)
     usable = np.isfinite(value)
     if "state" in runs:
@@ -74,15 +72,6 @@ def repeat_means(runs: pd.DataFrame) -> pd.DataFrame:
     means = grouped.agg(["mean", "count", "size"]).reset_index()
     means["value"] = means["mean"].where(means["count"] == means["size"])
     return means[[*keys, "value"]]
-
-
-def _twice(runs: pd.DataFrame, keys: list[str]) -> pd.Series:
-    """Which rows repeat an earlier one. Without a repeat's number only the id tells two runs from one run told twice."""
-    unnamed = runs["repeat"].isna()
-    twice = runs.duplicated([*keys, "teacher_seed"]) & ~unnamed
-    if "id" in runs:
-        twice |= unnamed & runs["id"].notna() & runs.duplicated([*keys[:-1], "id"])
-    return twice
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -97,24 +86,25 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """
     keys = [*BLOCK, "objective"]
     grouped = repeat_means(runs).groupby(keys, dropna=False)["value"]
-    summary = grouped.agg(n="count", n_asked="size", mean="mean", sd="std")
-    return summary.reset_index()
+    return grouped.agg(n="count", n_asked="size", mean="mean", sd="std").reset_index()
 
 
 def run_counts(runs: pd.DataFrame, comparisons: pd.DataFrame, role: str) -> tuple[np.ndarray, np.ndarray]:
-    """How many runs of one side of each comparison failed, diverged or are damaged, and how many there are.
+    """How many runs of one side of each comparison failed, and how many there are.
+
+    A run failed where its state is one of FAILED, and where it finished without a value of the metric.
 
     Args:
-        runs: dataset, teacher, student, objective, and `state`, without which nothing is known to have failed.
+        runs: dataset, teacher, student, objective, value, and `state`, without which nothing is known to have failed.
         comparisons: dataset, teacher, student, and the column `role`.
         role: "objective" or "baseline".
 
     Returns:
         Two arrays of counts, one number a comparison.
     """
-    import numpy as np
-
-    lost = runs["state"].isin(FAILED) if "state" in runs else False
+    lost: Any = False
+    if "state" in runs:
+        lost = runs["state"].isin(FAILED) | (runs["state"] == "finished") & ~np.isfinite(runs["value"].astype(float))
     counts = runs.assign(lost=lost).groupby([*BLOCK, "objective"], dropna=False)["lost"].agg(["sum", "size"]).reset_index()
     failed, every = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
     for *block, objective, some, whole in counts.itertuples(index=False, name=None):

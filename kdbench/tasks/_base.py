@@ -1,72 +1,69 @@
-"""The contract of a task: what a batch is, one step, predictions as a table, metrics and which of them is the primary one.
-
-Nothing outside a task's own file knows what its targets are, how its loss is computed, or what its metrics mean.
-"""
+"""The contract of a task: targets, loss, predictions and metrics. No other module knows what they mean."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from kdbench.datasets._base import Data, Dataset
 from kdbench.losses._base import Taps
-
-
-@dataclass(frozen=True)
-class Metric:
-    """`percent`: a fraction that tables show per cent, with differences in points; `per_image`: the column of `Task.per_image` whose
-    mean over the images is this metric (None: it is no mean over images)."""
-
-    name: str
-    label: str
-    percent: bool = True
-    higher_is_better: bool = True
-    per_image: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+from kdbench.manifest import Metric
 
 
 class Task:
-    """A task part. `metrics` are those of one evaluation; the first is the primary one."""
+    """A task part. `metrics` are those of one evaluation; the first is the primary one.
+
+    Its constructor takes the options of a recipe that change its loss, by their names (`label_smoothing`, `task_loss`, `target_threshold`),
+    each with the recipe's neutral value as default. A recipe with an option that the task does not take is refused.
+    """
 
     version: ClassVar[int] = 1
     metrics: ClassVar[tuple[Metric, ...]]
     alone: ClassVar[str] = "ce"
-    """What a suite calls the objective that is the task's loss alone."""
+    """The name in a suite of the objective that is only the task's loss."""
+    couples: ClassVar[Literal["sample", "batch"]] = "batch"
+    """`sample`: the task's loss of a batch is the mean of its losses of the images alone, so that a batch can be divided."""
 
     @classmethod
     def primary(cls) -> Metric:
         return cls.metrics[0]
 
     def outputs(self, dataset: Dataset) -> int:
-        """How many outputs a model for this dataset has."""
+        """The number of outputs of a model for this dataset."""
         raise NotImplementedError
 
     def step(self, student: nn.Module, inputs: Any, targets: Any) -> tuple[dict[str, Tensor], Taps]:
         """One training step's named task losses (scalars, whose sum is the task's loss) and the taps."""
         raise NotImplementedError
 
+    def mix(self, targets: Any, partner: Tensor, share: float, data: Data) -> Any:
+        """The targets of mixed images: image i is `share` of itself and 1 - `share` of the image at `partner[i]` in the batch. A task that
+        does not define this method has no mixed images (mixup, CutMix)."""
+        raise NotImplementedError
+
+    def rows(self, inputs: Any, targets: Any, chosen: slice) -> tuple[Any, Any]:
+        """The inputs and targets of some images of a batch."""
+        return inputs[chosen], targets[chosen]
+
     def predict(self, model: nn.Module, inputs: Any) -> dict[str, Tensor]:
-        """What the model says of a batch, in evaluation mode: columns of one row an image."""
+        """The predictions for a batch, in evaluation mode: columns with one row per image."""
         raise NotImplementedError
 
     def measure(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, float]:
-        """The metrics, each by its name, over a whole split."""
+        """The metrics of a whole split, by name."""
         raise NotImplementedError
 
     def keep(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
-        """The table of predictions that is kept beside the record."""
+        """The table of predictions that is saved beside the record."""
         return predictions
 
     def per_image(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
-        """Columns of one number an image, kept beside the predictions: what a report needs to tell the luck of the test images from
-        that of the seeds. Empty where the task has no such thing (a metric that is no mean over images)."""
+        """Columns with one number per image, saved beside the predictions, from which a report estimates test-set sampling error. Empty if
+        no metric is a mean over images."""
         return {}
 
-    def gate(self, data: Data) -> float | None:
-        """The least value of the primary metric that a teacher must have where the suite says none; None: no gate."""
+    def min_teacher_metric(self, data: Data) -> float | None:
+        """The default of the smallest primary metric that a teacher must have; None: any value."""
         return None

@@ -6,19 +6,20 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdbench.report.document import Document, Figure, Owed
+from kdbench.failure import Failure
+from kdbench.report.document import Document, Figure, ReportWarning
 from kdbench.report.page.page import page
 from kdbench.report.page.runs import Curve, RunDetails
 from kdbench.report.table import BEST, TIED, Column, Entry, Group, Table
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
-OBJECTIVES = {"ce": 0.70, "kd": 0.72, "cc (taylor)": 0.71, "<img src=x onerror=alert(1)>": 0.69}
+LOSSES = {"ce": 0.70, "kd": 0.72, "cc (taylor)": 0.71, "<img src=x onerror=alert(1)>": 0.69}
 STUDENTS = ("small", "tiny")
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="200" height="100"><style>*{fill: none}</style><text id="t" x="9" y="20">points</text></svg>'
 
@@ -30,12 +31,15 @@ class Visit:
         self.driver, self.file = driver, folder / "report.html"
         self.url = self.file.as_uri()
 
-    def open(self, html: str, width: int = 1200, dark: bool = False) -> Visit:
+    def open(self, html: str, width: int = 1200, dark: bool = False, wait: bool = True) -> Visit:
+        """Open the page; `wait` until its script has prepared the tables."""
         self.file.write_text(html, encoding="utf-8")
-        self.command("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.command("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
         self.emulate(dark=dark)
         self.logs()
         self.driver.get(self.url)
+        if wait:
+            self.later("const at = setInterval(() => document.querySelector('#filter[hidden]') || (clearInterval(at), arguments[0]()), 5)")
         return self
 
     def command(self, name: str, **options: Any) -> Any:
@@ -111,46 +115,78 @@ def visit(driver: Any, tmp_path: Path) -> Visit:
     return Visit(driver, tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def html() -> str:
-    """Two students, four objectives, two repeats each; the first run of `cc (taylor)` has failed."""
-    runs = [_run(student, label, repeat) for student in STUDENTS for label in OBJECTIVES for repeat in range(2)]
-    groups = tuple(_group(student, [one for one in runs if one.student == student]) for student in STUDENTS)
-    columns = (Column("objective", numeric=False), Column("top-1, %"), Column("n"), Column("p (Holm)"))
-    table = Table("Accuracies", columns, groups, ("Bold is the best mean.",), ("A note.",), "accuracy")
-    warnings = (Owed("one-teacher", "the teacher's luck is in no interval", "digits"), Owed("test-set", "on these 900 images"))
-    figures = (Figure("seeds", "Every seed", "A point a run."), Figure("forest", "Differences", "To kd."))
-    return page(Document("A suite", ("15 of 16 runs finished.",), (table,), warnings, figures), runs, {"seeds": SVG, "forest": SVG})
+    """Two students, four losses, two repeats each; the first run of `cc (taylor)` has failed."""
+    return suite_page(STUDENTS)
+
+
+@pytest.fixture(scope="session")
+def crowded() -> str:
+    """The same with 200 students."""
+    return suite_page([f"student{number}" for number in range(200)])
+
+
+def suite_page(students: Sequence[str]) -> str:
+    """A page whose main table begins with the mean over all pairs: four losses and two repeats for each student."""
+    runs = [_run(student, label, repeat) for student in students for label in LOSSES for repeat in range(2)]
+    columns = (
+        Column("loss", numeric=False),
+        Column("top-1, %", essential=False),
+        Column("Δ to kd, points [95 % CI]"),
+        Column("p (Holm)", essential=False),
+        Column("verdict", numeric=False),
+    )
+    everything = _group(f"all pairs ({len(students)} students x 1 teacher)", runs)
+    groups = (everything, *(_group(f"digits: big → {student}", [one for one in runs if one.student == student]) for student in students))
+    caption = (
+        "top-1 at the last epoch; ± is the standard deviation over 2 repeats.",
+        "Δ is paired by repeat, -0.5 means half a point less.",
+    )
+    table = Table("top-1 compared with kd", columns, groups, caption, ("A note.",), "vs_kd")
+    warnings = (
+        ReportWarning("one-teacher", "digits: The claims are for this teacher."),
+        ReportWarning("test-set", "Intervals do not include test-set sampling error."),
+        ReportWarning("one-teacher", "There is one teacher seed."),
+    )
+    figures = (Figure("seeds", "Every repeat", "A point is a run."), Figure("forest", "Differences", "Differences to kd."))
+    facts = (
+        f"Three losses are compared with kd on {len(students)} pairs of a student and a teacher, with 2 repeats each.",
+        "cc (taylor) is better than kd over all pairs: +1.00 points, 95 % CI [+0.40, +1.60].",
+        "Nothing can be said about other teachers: there is one.",
+    )
+    return page(Document("A suite", facts, (table,), warnings, figures), runs, {"seeds": SVG, "forest": SVG})
 
 
 def _run(student: str, label: str, repeat: int) -> RunDetails:
     bad = label.startswith("cc") and repeat == 0
-    number = list(OBJECTIVES).index(label) * 10 + STUDENTS.index(student) * 100 + repeat
-    value = OBJECTIVES[label] + repeat / 100
+    number = list(LOSSES).index(label) * 10 + repeat
+    value = LOSSES[label] + repeat / 100
     trace = 'Traceback (most recent call last):\n  File "cc.py", line 3\nValueError: no </script> here'
-    failure = {"class": "raised", "message": "ValueError: no", "traceback": trace, "last_lines": ["epoch 1", "epoch 2"]}
+    failure = Failure("raised", "ValueError: no", trace, ("epoch 1", "epoch 2")).to_json()
     return RunDetails(
-        **{"id": f"{number:012x}", "role": "student", "dataset": "digits", "student": student, "objective": label, "label": label},
+        **{"id": f"{student}-{number:06d}", "role": "student", "dataset": "digits", "student": student, "label": label},
         **{"teacher": None if label == "ce" else "big", "repeat": repeat, "teacher_seed": None if label == "ce" else 0},
         **{"state": "failed" if bad else "finished", "why": "raised: ValueError: no" if bad else ""},
-        metrics={"top1_last": None if bad else value},
-        percent=frozenset({"top1_last"}),
+        metrics={"top1_last, %": Entry(None if bad else value, format=".2f", scale=100)},
         circumstance={"n_train": 300, "device": "cpu", "train_s": 1.5},
         config={"recipe": {"epochs": 3, "milestones": [1.0, 2.0]}, "objective": {"terms": [{"loss": label, "weight": 1.0}]}},
-        curve=None if bad else Curve("test top-1", True, (1, 2, 3), (0.3, 0.5, value)),
+        curve=None if bad else Curve("test top-1, %", (1, 2, 3), (30.0, 50.0, 100 * value)),
         failure=failure if bad else None,
     )
 
 
-def _group(student: str, runs: list[RunDetails]) -> Group:
+def _group(title: str, runs: list[RunDetails]) -> Group:
     rows = []
-    for place, label in enumerate(OBJECTIVES):
-        mine = [one for one in runs if one.label == label]
-        ids = tuple(one.id for one in mine)
-        mean = sum(one.metrics["top1_last"] or 0.9 for one in mine) / 2
+    for place, label in enumerate(LOSSES):
+        ids = tuple(one.id for one in runs if one.label == label)
         emphasis = {"kd": BEST, "cc (taylor)": TIED}.get(label, "")
-        value = Entry(mean, spread=0.005, format=".2f", scale=100, emphasis=emphasis, runs=ids)
-        # As text, 10 stands before 9, <0.001 before all, and a dash anywhere.
+        value = Entry(LOSSES[label] + 0.005, spread=0.005, format=".2f", scale=100, emphasis=emphasis, runs=ids)
+        difference = None if label == "kd" else LOSSES[label] - LOSSES["kd"]
+        low_high = None if difference is None else (difference - 0.006, difference + 0.0125)
+        delta = Entry(difference, interval=low_high, format="+.2f", scale=100, runs=ids)
+        # As text, 10 is before 9, <0.001 before all, and a dash anywhere.
         p = (Entry(None), Entry(0.0002, format=".3f", least=0.001), Entry(10.0, format="g"), Entry(9.0, format="g"))[place]
-        rows.append((Entry(label, runs=ids), value, Entry("2/2", runs=ids), p))
-    return Group(f"digits · {student}", tuple(rows), ("300 training images.",), ("† a note.",))
+        verdict = ("▼ worse", "", "△ better, below the margin", "! unstable")[place]
+        rows.append((Entry(label, runs=ids), value, delta, p, Entry(verdict)))
+    return Group(title, tuple(rows), ("300 training images.",), ("† a note.",))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from kdbench.losses._base import Batch, Loss, Taps
 
 from . import slow, toys
 from .by_loops import LOOPS
+from .toys import each
 
 STORED = Path(__file__).parents[1] / "golden" / "losses.npz"
 GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
@@ -34,16 +34,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
     (
         f"logits/rcka_logits_over_{side}/{key}",
         "rcka",
-        {
-            "intra": 0.0,
-            "inter": 0.0,
-            "feature": 0.0,
-            part: 1.0,
-            "centred": False,
-            "gram_norm": norm,
-            "feature_form": form,
-            "negated": True,
-        },
+        {"intra": 0.0, "inter": 0.0, "feature": 0.0, part: 1.0, "centred": False, "gram_norm": norm, "feature_form": form, "negated": True},
     )
     for side, part in (("samples", "intra"), ("classes", "inter"))
     for key, norm, form in (("plain", "none", "gram"), ("l2norm", "row_half", "gram_of_gram"))
@@ -70,8 +61,7 @@ def tap(name: str, tensor: Tensor) -> Taps:
     return Taps(**{"last" if name == "map" else name: tensor})
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=["float64", "float32"])
-@pytest.mark.parametrize("key", stored_keys())
+@each((key, *precision) for key in stored_keys() for precision in ((torch.float64, 1e-9), (torch.float32, 1e-4)))
 def test_value_and_gradient_are_those_of_the_released_code(key: str, dtype: torch.dtype, tolerance: float) -> None:
     case, name = key.split("/")[:2]
     (loss, options) = {stored: (loss, options) for stored, loss, options in GOLDEN}[key.split("/", 1)[1]]
@@ -141,7 +131,7 @@ TABLE: list[tuple[str, dict[str, Any], str, float]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "inputs", "wanted"), TABLE, ids=[f"{row[0]}-{row[1]}" for row in TABLE])
+@each(TABLE)
 def test_value_is_that_of_the_table(name: str, options: dict[str, Any], inputs: str, wanted: float) -> None:
     student, teacher = INPUTS[inputs]
     where = "logits" if inputs == "logits" else "pooled"
@@ -220,7 +210,7 @@ SLOW: dict[tuple[str, str], Any] = {
 }
 
 
-@pytest.mark.parametrize(("name", "preset"), SLOW)
+@each(SLOW)
 def test_preset_is_what_loops_compute_from_its_definition(name: str, preset: str) -> None:
     loss, pair = toys.bound(name, preset)
     value = loss(pair.student, pair.teacher, toys.batch(6)).item()

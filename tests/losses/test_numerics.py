@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from kdbench.losses import _gram
 from kdbench.losses._base import Loss, Pair, Taps
 
 from . import slow, toys
+from .toys import each
 
 FEATURES = {"intra": 0.0, "inter": 0.0, "tap": "pooled"}
 RELEASED = {**FEATURES, "centred": False, "gram_norm": "row_half", "feature_form": "gram_of_gram"}
@@ -58,7 +60,7 @@ def distance(got: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).norm() / wanted.norm()).item()
 
 
-@pytest.mark.parametrize(("name", "options"), RELATIONAL, ids=str)
+@each(RELATIONAL)
 def test_float32_gradient_is_that_of_float64_at_full_size(name: str, options: dict[str, Any]) -> None:
     loss, x, y = built(name, options), features(256, 2048, 1), features(256, 2048, 5)
     wanted = value_and_gradient(loss, x, y)
@@ -70,7 +72,7 @@ def test_float32_gradient_is_that_of_float64_at_full_size(name: str, options: di
 TRANSLATED = [row for row in RELATIONAL if "translation" in built(*row).laws and row[1].get("l2", "none") == "none"]
 
 
-@pytest.mark.parametrize(("name", "options"), TRANSLATED, ids=str)
+@each(TRANSLATED)
 def test_fifty_added_to_every_feature_changes_nothing_in_float32(name: str, options: dict[str, Any]) -> None:
     loss, x, y = built(name, options), features(256, 512, 1).float(), features(256, 512, 5).float()
     plain, moved = value_and_gradient(loss, x, y), value_and_gradient(loss, x + 50, y + 50)
@@ -121,7 +123,7 @@ def test_rkd_parts_are_named_weighted_and_left_out_at_weight_zero() -> None:
     assert toys.near(built("rkd", {"distance": 1.0}).parts(s, t)["distance"].item() * 25, both["distance"].item(), 1e-12)
 
 
-@pytest.mark.parametrize("twins", [0.0, 1e-9, 1e-6], ids=["equal", "almost equal", "close"])
+@each([(0.0,), (1e-9,), (1e-6,)])
 def test_rkd_gradient_stays_small_when_two_samples_meet(twins: float) -> None:
     x, y = features(16, 8, 1, mean=0.0), features(16, 8, 5, mean=0.0)
     ordinary = value_and_gradient(built("rkd", {}), x, y)[1].norm()
@@ -136,14 +138,14 @@ def test_rkd_gradient_is_finite_where_the_original_counts_near_neighbours() -> N
     assert toys.near(got, 25 * slow.rkd_distance(slow.rows(x), slow.rows(y)) + 50 * slow.rkd_angle(slow.rows(x), slow.rows(y)), 1e-9)
 
 
-@pytest.mark.parametrize(("name", "options"), RELATIONAL, ids=str)
+@each(RELATIONAL)
 def test_a_batch_of_one_is_worth_nothing(name: str, options: dict[str, Any]) -> None:
     value, gradient = value_and_gradient(built(name, options), features(1, 8, 1), features(1, 6, 2))
     assert abs(value) < 1e-12 or name == "cc" and value < 1e-3
     assert gradient.norm() < 1e-12
 
 
-@pytest.mark.parametrize(("estimator", "fewest"), [("biased", 3), ("unbiased", 4)])
+@each([("biased", 3), ("unbiased", 4)])
 def test_cka_of_too_few_samples_is_zero_with_a_zero_gradient(estimator: str, fewest: int) -> None:
     loss = built("cka", {"tap": "pooled", "estimator": estimator})
     for n in range(1, fewest):
@@ -152,7 +154,7 @@ def test_cka_of_too_few_samples_is_zero_with_a_zero_gradient(estimator: str, few
     assert value_and_gradient(loss, features(fewest, 8, 1), features(fewest, 6, 2))[1].abs().sum() > 0
 
 
-@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@each([("biased",), ("unbiased",)])
 def test_cka_of_constant_features_is_one_with_a_zero_gradient(estimator: str) -> None:
     x = torch.full((8, 5), 0.1) * torch.arange(1, 6)
     value, gradient = value_and_gradient(built("cka", {"tap": "pooled", "estimator": estimator}), x, features(8, 6, 2).float())
@@ -273,8 +275,7 @@ def seeded_rkd(eps: str) -> Loss:
     return built("rkd", {"eps": eps, "vertices": 70, "distance": 0.0})
 
 
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
-@pytest.mark.parametrize("form", ["one_minus", "sqrt"])
+@each(itertools.product(["linear", "rbf"], ["one_minus", "sqrt"]))
 def test_cka_of_constant_features_is_one_in_every_form(kernel: str, form: str) -> None:
     x = torch.full((8, 5), 0.1) * torch.arange(1, 6)
     value, gradient = value_and_gradient(built("cka", {"tap": "pooled", "kernel": kernel, "form": form}), x, features(8, 6, 2).float())
@@ -288,7 +289,7 @@ def test_cka_with_rbf_where_most_samples_are_equal_is_finite() -> None:
     assert 0 < value < 1 and gradient.isfinite().all() and gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("size", "fields"), [(4, 1), (4, 4), (7, 3), (2, 3)])
+@each([(4, 1), (4, 4), (7, 3), (2, 3)])
 def test_the_average_over_a_grid_is_adaptive_pooling(size: int, fields: int) -> None:
     x = toys.random(3, 2, size, size + 1, seed=1)
     wanted = torch.nn.functional.adaptive_avg_pool2d(x, fields).flatten(1)
@@ -317,8 +318,7 @@ def test_the_official_error_gives_inter_the_weight_of_intra() -> None:
     assert list(built("rcka", {"intra": 0.0, "official_bugs": True}).parts(s, t)) == ["feature"]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
+@each(
     [
         ("cc", {"embedded": "student"}),
         ("rkd", {"vertices": 0}),
@@ -326,8 +326,7 @@ def test_the_official_error_gives_inter_the_weight_of_intra() -> None:
         ("cka", {"pool": "grid"}),
         ("cka", {"form": "sqrt", "estimator": "unbiased"}),
         ("rcka", {"intra": 0.0, "feature": 0.0, "official_bugs": True}),
-    ],
-    ids=str,
+    ]
 )
 def test_options_that_mean_nothing_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(PartError, match=f"'{name}'"):

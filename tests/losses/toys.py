@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -86,6 +90,7 @@ FURTHER: dict[str, list[dict[str, Any]]] = {
 """Options that no preset has: a test demands that every value of every option is in a preset or here."""
 
 
+@functools.cache
 def cases() -> list[tuple[str, str]]:
     """Every loss with different options: (name, preset or options), of every file that can be imported (the contract of the file is
     a test of its own). Of presets that differ in their weights alone the first."""
@@ -98,6 +103,45 @@ def cases() -> list[tuple[str, str]]:
         for case in [*part.make.presets, *map(str, FURTHER.get(name, []))]:
             found.setdefault((name, str(part.options(options_of(name, case)))), (name, case))
     return list(found.values())
+
+
+@contextmanager
+def case(*what: object) -> Iterator[None]:
+    """Inside a loop over inputs: an error names the input."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"case: {', '.join(map(str, what))}")
+        raise
+
+
+def each(inputs: Iterable[tuple[Any, ...]]) -> Callable[[Callable[..., None]], Callable[[], None]]:
+    """One test, which makes this check of each input in turn."""
+    inputs = list(inputs)
+    assert inputs
+
+    def decorate(check: Callable[..., None]) -> Callable[[], None]:
+        def over_inputs() -> None:
+            for one in inputs:
+                with case(*one):
+                    check(*one)
+
+        over_inputs.__name__, over_inputs.__doc__ = check.__name__, check.__doc__
+        return over_inputs
+
+    return decorate
+
+
+def every_preset(check: Callable[[str, str], None]) -> Callable[[str], None]:
+    """One test a loss, which makes this check of each of its cases in turn."""
+
+    def over_cases(name: str) -> None:
+        for preset in [preset for other, preset in cases() if other == name]:
+            with case(name, preset):
+                check(name, preset)
+
+    over_cases.__name__, over_cases.__doc__ = check.__name__, check.__doc__
+    return pytest.mark.parametrize("name", sorted({name for name, _ in cases()}))(over_cases)
 
 
 def options_of(name: str, case: str) -> dict[str, Any]:

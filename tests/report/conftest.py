@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdbench.record import Record
-from kdbench.report.manifest import checked
+from kdbench.manifest import Manifest
+from kdbench.record import Profile, Record
 from kdbench.store import Store
 
-OBJECTIVES = (
-    ("ce", "ce", "published"),
-    ("kd", "kd", "published"),
-    ("cc", "cc (taylor)", "published"),
-    ("cka", "cka", "assumed"),
-)
+OBJECTIVES = (("ce", "ce", "published"), ("kd", "kd", "published"), ("cc", "cc (taylor)", "published"), ("cka", "cka", "assumed"))
 GAIN = {"ce": 0.0, "kd": 0.02, "cc": 0.021, "cka": 0.03}
 
 
@@ -34,15 +30,7 @@ class Made:
     """A suite whose cells can be finished, failed and broken one by one."""
 
     def __init__(
-        self,
-        root: Path,
-        *,
-        teachers=("big",),
-        students=("small",),
-        repeats=5,
-        teacher_seeds=1,
-        objectives=OBJECTIVES,
-        suite="quickstart",
+        self, root: Path, *, teachers=("big",), students=("small",), repeats=5, teacher_seeds=1, objectives=OBJECTIVES, suite="quickstart"
     ):
         self.store = QuickStore(root)
         self.suite = suite
@@ -55,7 +43,7 @@ class Made:
                 {"name": "top1", "label": "top-1", "percent": True, "higher_is_better": True},
                 {"name": "nll", "label": "NLL", "percent": False, "higher_is_better": False},
             ],
-            "baselines": ["ce", "kd"],
+            "baselines": [name for name, _, _ in objectives if name in ("ce", "kd")],
             "assumed": ["the digits stand for natural images"],
             "repeats": repeats,
             "teacher_seeds": teacher_seeds,
@@ -63,7 +51,7 @@ class Made:
             "objectives": [{"name": name, "label": label, "weight_from": source} for name, label, source in objectives],
             "blocks": [{"dataset": "digits", "teacher": teacher, "student": student} for teacher in teachers for student in students],
             "cells": [],
-            "gates": {},
+            "teacher_requirements": {},
             "profiles": [],
         }
         trained = {
@@ -107,21 +95,27 @@ class Made:
         return self
 
     def profile(self, objective: str, teacher: str | None = "big", step_ms=12.34, device="cpu (2 cores)") -> None:
-        line = {"dataset": "digits", "teacher": teacher, "student": "small", "objective": objective, "id": f"p-{objective}"}
+        line = {
+            "dataset": "digits",
+            "teacher": teacher,
+            "student": "small",
+            "objective": objective,
+            "id": hashlib.sha256(objective.encode()).hexdigest()[:12],
+        }
         self.manifest["profiles"].append(line)
         parts = {
             f"{part}_ms": {"median": step_ms / 4, "q1": step_ms / 5, "q3": step_ms / 3} for part in ("data", "teacher", "student", "loss")
         }
         result = {"step_ms": {"median": step_ms, "q1": step_ms - 1, "q3": step_ms + 1}, **parts, "optimizer_ms": {"median": 0.5}}
         result |= {"images_per_s": 5186.4, "peak_mem_gib": None, "added_parameters": 1234567, "added_flops": 2.5e6}
-        self.store.put_profile(line["id"], {"result": result, "device": device})
+        self.store.put_profile(line["id"], Profile({}, device, result, {}))
 
     def write(self) -> Made:
-        self.store.put_manifest(self.suite, self.manifest)
+        self.store.put_manifest(self.suite, self.checked())
         return self
 
-    def checked(self):
-        return checked(self.manifest)
+    def checked(self) -> Manifest:
+        return Manifest.from_json(self.manifest)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import itertools
 import subprocess
@@ -14,7 +15,9 @@ import pandas as pd
 import pytest
 
 import kdbench.stats
-from kdbench.report.write import Asked, report
+from kdbench.errors import StoreError, UsageError
+from kdbench.report.report_command import run
+from kdbench.report.write import ReportOptions, report
 
 FAST_S = 6.0
 """Of processor time, for 2,000 records in 740 comparisons; half of it is the usual."""
@@ -26,14 +29,14 @@ def test_a_report_leaves_the_frame_and_markdown_and_prints_the_same_tables(made)
     done = report(suite.store, None, out, width=110)
     folder = done.folders["quickstart"]
     assert {path.name for path in folder.iterdir()} == {
-        *("frame.csv", "frame.parquet", "manifest.json", "summaries.csv", "comparisons.csv", "warnings.json"),
-        *("report.md", "report.tex", "tables"),
+        *("frame.csv", "frame.parquet", "manifest.json", "summaries.csv", "comparisons.csv", "overall.csv", "warnings.json"),
+        *("report.md", "report.tex", "tables", ".written.json"),
     }
-    assert {path.name for path in (folder / "tables").iterdir()} == {"accuracy.tex", "comparisons.tex"}
+    assert {path.name for path in (folder / "tables").iterdir()} == {"vs_ce.tex", "vs_kd.tex", "comparisons.tex"}
     assert folder == suite.store.suite_folder("quickstart") / "report" and not done.problems
     page = (folder / "report.md").read_text(encoding="utf-8")
     for text in (page, out.getvalue()):
-        assert "21 of 21 runs finished." in text and "Four objectives on the digits." in text
+        assert "Compared: 4 losses" in text and "Four objectives on the digits." in text
         assert "cc (taylor)" in text and "Δ to kd" in text
     assert len(pd.read_parquet(folder / "frame.parquet")) == 21
 
@@ -60,7 +63,7 @@ def test_a_damaged_or_absent_suite_does_not_stop_the_others(made):
     done = report(good.store, ["torn", "empty", "odd", "absent", "good"], out)
     assert list(done.folders) == ["good"]
     assert sorted(done.problems) == ["absent", "empty", "odd", "torn"]
-    assert "torn: no report" in out.getvalue() and "never run" in done.problems["absent"]
+    assert "torn cannot be reported: " in out.getvalue() and "no results under" in done.problems["absent"]
     assert sorted(report(good.store, None, out).problems) == ["empty", "odd", "torn"]
 
 
@@ -100,16 +103,12 @@ def test_a_table_of_thousands_of_rows_is_left_out_of_print_and_said_to_be(made, 
     monkeypatch.setattr("kdbench.report.write.MOST_ROWS_IN_PRINT", 4)
     suite = made().finish_all().write()
     folder = report(suite.store, ["quickstart"], io.StringIO()).folders["quickstart"]
-    assert [path.name for path in (folder / "tables").iterdir()] == ["accuracy.tex"]  # of four rows; five comparisons
-    assert "Its 5 rows are not printed here: they stand in report.md." in (folder / "report.tex").read_text()
+    assert {path.name for path in (folder / "tables").iterdir()} == {"vs_ce.tex", "vs_kd.tex"}  # of four rows; five comparisons
+    assert "Its 5 rows are not printed here. They are in report.md." in (folder / "report.tex").read_text()
     assert "| cka - kd |" in (folder / "report.md").read_text()
 
 
-MODULES = [
-    f"kdbench.{room}.{path.stem}"
-    for room in ("stats", "report")
-    for path in sorted((Path(kdbench.__file__).parent / room).glob("[!_]*.py"))
-]
+VERBS = ("cli", "plan.summary", "run.verbs", "run.status", "slurm.cluster_verbs", "slurm.queue_status")
 
 
 def loaded_after(code: str) -> set[str]:
@@ -119,8 +118,8 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_importing_the_report_loads_neither_torch_nor_pandas():
-    assert loaded_after("\n".join(f"import {name}" for name in MODULES)) == set()
+def test_a_verb_loads_neither_torch_nor_pandas_before_it_needs_them():
+    assert loaded_after("\n".join(f"import kdbench.{name}" for name in VERBS)) == set()
 
 
 def test_reporting_loads_no_torch(made):
@@ -135,10 +134,10 @@ def test_the_whole_report_is_the_same_bytes_again(made):
     suite.profile("kd")
     suite.profile("ce", None)
     suite.write()
-    asked = Asked(figures=True, page=True, histories=True)
+    asked = ReportOptions(figures=True, page=True, histories=True)
     told = []
     for _ in range(2):
-        folder = report(suite.store, ["quickstart"], io.StringIO(), asked=asked).folders["quickstart"]
+        folder = report(suite.store, ["quickstart"], io.StringIO(), options=asked).folders["quickstart"]
         told.append({str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
     assert told[0].keys() == told[1].keys() >= {"report.html", "figures/seeds.pdf", "figures/seeds.png", "figures/cost.pdf"}
     assert [name for name in told[0] if told[0][name] != told[1][name]] == []
@@ -147,10 +146,69 @@ def test_the_whole_report_is_the_same_bytes_again(made):
 def test_the_paper_layout_and_a_published_table_stand_in_the_report(made):
     suite = made().finish_all().write()
     out = io.StringIO()
-    report(suite.store, ["quickstart"], out, asked=Asked(layout="paper", beside="saha2022_table1"))
+    report(suite.store, ["quickstart"], out, options=ReportOptions(layout="paper", beside="saha2022_table1"))
     folder = suite.store.suite_folder("quickstart") / "report"
-    assert {"paper.tex", "beside.tex", "comparisons.tex"} == {path.name for path in (folder / "tables").iterdir()}
+    assert {"paper.tex", "vs_ce.tex", "vs_kd.tex", "beside.tex", "comparisons.tex"} == {path.name for path in (folder / "tables").iterdir()}
     assert "Student alone" in out.getvalue()
+
+
+def printed_of(suite, **options):
+    out = io.StringIO()
+    report(suite.store, [suite.suite], out, width=110, options=ReportOptions(images=False, **options))
+    return out.getvalue()
+
+
+def test_the_terminal_shows_all_pairs_first_and_says_how_to_see_the_rest(made):
+    few, many = (
+        made(suite="few").finish_all().write(),
+        made(suite="many", teachers=[f"t{place}" for place in range(8)]).finish_all().write(),
+    )
+    assert "digits · student small · teacher big" in printed_of(few)
+    short, full = printed_of(many), printed_of(many, full=True)
+    assert "all pairs (1 student x 8 teachers)" in short and "· teacher t3" not in short and len(short.splitlines()) <= 70
+    assert "--full prints all tables" in short and short.count("Holm-corrected for") == 1
+    assert all(words in full for words in ("· teacher t3", "Comparisons of top-1", "top-1 across pairs", "simultaneous"))
+    assert f"{many.store.suite_folder('many') / 'report' / 'report.md'}." in short.splitlines()[-1]
+
+
+def test_the_measured_quickstart_takes_seventy_lines_and_full_prints_all():
+    path = Path(kdbench.__file__).parents[1] / "results/measured/quickstart/frame.csv"
+    out = io.StringIO()
+    assert run(Path("results"), [str(path)], [], None, ReportOptions(), False, (), out) == 0
+    assert len(out.getvalue().splitlines()) <= 70
+    full = io.StringIO()
+    assert run(Path("results"), [str(path)], [], None, ReportOptions(full=True), False, (), full) == 0
+    assert all(words in full.getvalue() for words in ("Comparisons of top-1", "across pairs", "Cost of a training step"))
+
+
+def test_a_results_folder_that_may_not_be_written_to_is_reported_anyway(made, monkeypatch):
+    suite = made().finish_all().write()
+    number = [errno.EROFS]
+
+    def refuse(*_):
+        try:
+            raise OSError(number[0], "Read-only file system")
+        except OSError as error:
+            raise StoreError("the folder cannot be written (Read-only file system): choose another folder") from error
+
+    monkeypatch.setattr(type(suite.store), "make_folder", refuse)
+    out = io.StringIO()
+    assert report(suite.store, None, out).problems == {}
+    assert "compared with kd" in out.getvalue() and out.getvalue().splitlines()[-1].startswith("Nothing was written: the folder cannot")
+    for asked in ({"figures": True}, {"page": True}, {"histories": True}, {"tensorboard": Path("events")}):
+        monkeypatch.setattr("kdbench.report.figures.draw.KINDS", {})
+        assert "quickstart" in report(suite.store, None, io.StringIO(), options=ReportOptions(**asked)).problems
+    number[0] = errno.ENOSPC
+    with pytest.raises(StoreError):  # a full disk is no state to go on in
+        report(suite.store, None, io.StringIO())
+
+
+def test_a_frame_file_is_printed_before_its_folder_turns_out_not_to_be_writable(tmp_path):
+    (tmp_path / "file").write_text("")
+    out = io.StringIO()
+    with pytest.raises(StoreError):
+        run(tmp_path, [str(Path(__file__).parent / "frames/kd2x4x8.csv")], [], tmp_path / "file" / "to", ReportOptions(), False, (), out)
+    assert "▲ better" in out.getvalue()
 
 
 def test_statistics_open_no_file():
@@ -158,3 +216,37 @@ def test_statistics_open_no_file():
     nodes = itertools.chain.from_iterable(ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in sources)
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     assert not names & {"open", "Path", "Store"}
+
+
+def test_where_only_single_pairs_can_be_tested_the_terminal_shows_them_and_the_facts_say_why():
+    out = io.StringIO()
+    path = Path(__file__).parent / "frames/17_missing_repeat.csv"
+    assert run(Path("results"), [str(path)], [], None, ReportOptions(), False, (), out) == 0
+    text = " ".join(out.getvalue().split())
+    assert "all pairs cannot be tested: runs without a repeat number cannot be joined over pairs. The results are pair by pair." in text
+    assert "is shown" not in text and "all pairs (2 students x 1 teacher) Δ" not in text
+    assert text.count("d · student s1 · teacher t1") == 2 and "▲ better" in text
+
+
+def test_the_caption_of_the_measured_quickstart_takes_eight_lines():
+    path = Path(kdbench.__file__).parents[1] / "results/measured/quickstart/frame.csv"
+    out = io.StringIO()
+    run(Path("results"), [str(path)], [], None, ReportOptions(), False, (), out)
+    lines = out.getvalue().splitlines()
+    first, last = (next(place for place, line in enumerate(lines) if line.startswith(words)) for words in ("top-1 on the", "--full"))
+    assert last - first <= 8 and max(map(len, lines)) <= 110
+
+
+def test_a_folder_that_is_no_suite_and_a_suite_without_records_replace_no_report(made, tmp_path):
+    suite = made().finish_all().write()
+    out, kept = io.StringIO(), suite.store.suite_folder("quickstart") / "report" / "report.md"
+    report(suite.store, ["quickstart"], out)
+    before = kept.read_text()
+    for cell in suite.cells():
+        suite.store.file(cell["id"], "record.json").unlink()
+    done = report(suite.store, ["quickstart"], out)
+    assert "none of its runs is under" in done.problems["quickstart"] and kept.read_text() == before
+    (tmp_path / "measured").mkdir()
+    for name, accepted, words in ((str(tmp_path / "measured"), (), "did you mean .*frame.csv"), ("quickstart", ("no-kd",), "--accept")):
+        with pytest.raises(UsageError, match=words):
+            run(tmp_path, [name], [name], None, ReportOptions(), False, accepted, out)

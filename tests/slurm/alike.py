@@ -5,29 +5,29 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from kdbench.manifest import Manifest
 from kdbench.report.write import report
 from kdbench.store import Store
 
 
-def tables(store: Store, suite: str, manifest: Mapping[str, Any]) -> str:
+def tables(store: Store, suite: str, manifest: Manifest) -> str:
     """What a report of the manifest's cells prints, without costs: they are measured, and differ between two measurements."""
     own = store.manifest(suite)
-    store.put_manifest(suite, {**manifest, "profiles": []})
-    told = io.StringIO()
-    report(store, [suite], told)
+    store.put_manifest(suite, replace(manifest, profiles=()))
+    output = io.StringIO()
+    report(store, [suite], output)
     store.put_manifest(suite, own)
-    return told.getvalue()
+    return "".join(line for line in output.getvalue().splitlines(keepends=True) if not line.startswith("All tables, with notes, are in "))
 
 
 def main() -> int:
     one, other = (Store(Path(folder)) for folder in sys.argv[1:3])
     suite = sys.argv[3]
     manifest = other.manifest(suite)
-    ids = [row["id"] for row in manifest["cells"]]
+    ids = [row.id for row in manifest.cells]
     differing = []
     for cell_id in ids:
         mine, its = one.record(cell_id), other.record(cell_id)

@@ -1,4 +1,4 @@
-"""A scheduler of which a test says what it sees, and submissions that nobody made."""
+"""A scheduler that answers what a test says, and submissions without sbatch."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdbench.slurm.ledger import Ledger, Note
-from kdbench.slurm.scheduler import Limits, Scheduler, Seen, Sight
+from kdbench.slurm.scheduler import JobInfo, Limits, QueueSnapshot, Scheduler
+from kdbench.slurm.submissions import Settings, Submission, Submissions
 from kdbench.store import Store
 
 
 @dataclass
 class StandIn(Scheduler):
-    """Tells what it was told to tell, and remembers what it was asked to do."""
+    """Answers what it was given, and records what it was asked to do."""
 
-    sight: Sight = field(default_factory=lambda: Sight(True))
-    says: dict[str, str] = field(default_factory=dict)
+    queue: QueueSnapshot = field(default_factory=lambda: QueueSnapshot(True))
+    details: dict[str, str] = field(default_factory=dict)
     refuses: str = ""
     requeued: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    after_cancel: QueueSnapshot | None = None
 
-    def look(self, wanted: Iterable[str] = (), users: Iterable[str] = ()) -> Sight:
-        return self.sight
+    def snapshot(self, wanted: Iterable[str] = (), users: Iterable[str] = ()) -> QueueSnapshot:
+        return self.queue
 
     def detail(self, job: str) -> dict[str, str]:
-        return self.says
+        return self.details
 
     def limits(self, account: str | None = None) -> Limits:
         return Limits("big", 1001, None)
@@ -34,37 +36,32 @@ class StandIn(Scheduler):
         return self.refuses
 
     def cancel(self, jobs: Sequence[str]) -> str:
+        self.cancelled += jobs
+        self.queue = self.queue if self.after_cancel is None else self.after_cancel
         return self.refuses
 
-    def sees(self, note: Note, *states: str, node: str = "node7", name: str | None = None) -> StandIn:
+    def sees(self, submission: Submission, *states: str, node: str = "node7", name: str | None = None) -> StandIn:
         """The elements of a submission in these states ('' is absent)."""
-        jobs = {note.job_of(index): Seen(note.job_of(index), name or note.name, state, node) for index, state in enumerate(states) if state}
-        self.sight = Sight(True, jobs)
+        named = {submission.job_of(index): state for index, state in enumerate(states) if state}
+        jobs = {job: JobInfo(job, name or submission.name, state, node) for job, state in named.items()}
+        self.queue = QueueSnapshot(True, jobs)
         return self
 
 
-def noted(store: Store, *elements: list[list[str]], job: str | None = "12", at: float = 0.0, **more: Any) -> Note:
-    """A submission as the ledger keeps it."""
-    settings = {
-        "data": str(store.root),
-        "device": "cpu",
-        "side_by_side": 16,
-        "readers": 0,
-        "checkpoint_every_s": None,
-        "lost_after_s": 60.0,
-    }
-    said: dict[str, Any] = {
+def submitted(store: Store, *elements: list[list[str]], job: str | None = "12", at: float = 0.0, **more: Any) -> Submission:
+    """A submission as it is on disk."""
+    fields: dict[str, Any] = {
         "suite": "tiny",
-        "token": Ledger.token(elements),
+        "token": Submissions.token(elements),
         "cluster": "cluster.yaml",
         "slurm": "big",
         "request": {"timeout_min": 60, "mem_gb": 4, "slurm_signal_delay_s": 90},
-        "settings": settings,
+        "settings": Settings(data=str(store.root), readers=0),
         "elements": list(elements),
         "job": job,
-        "at": at,
+        "at": float(at),
         **more,
     }
-    note = Note(**said)
-    Ledger(store).write(note)
-    return note
+    submission = Submission(**fields)
+    Submissions(store).write(submission)
+    return submission

@@ -1,16 +1,18 @@
-"""Cluster files: submitit's words and ours, and what is wrong told with its line."""
+"""Cluster files: submitit's words and ours, and errors that name their line."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdbench.errors import SuiteError
+from kdbench.manifest import ManifestCell
 from kdbench.slurm.cluster import read
 
 SHIPPED = sorted((Path(__file__).parents[2] / "slurm").glob("*.yaml"))
-ROW = {"role": "student", "student": "resnet18", "teacher": "resnet50", "objective": "kd"}
+ROW = ManifestCell("0123456789ab", "student", "digits", "resnet18", "resnet50", "kd", 0, 0, {})
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -49,38 +51,44 @@ def test_there_is_one_for_any_cluster_for_two_gpus_and_for_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "output"),
     [
-        ("timout_min: 3", ":1: timout_min: neither submitit nor kdbench has such a word; did you mean 'timeout_min'?"),
-        ("mem_gb: 3", ":1: a cluster file needs 'timeout_min'"),
+        ("timout_min: 3", ":1: timout_min: unknown key; did you mean 'timeout_min'?"),
+        ("mem_gb: 3", ":1: the key 'timeout_min' is missing"),
         ("timeout_min: 5\nmem_gb: lots", ":2: mem_gb: 'lots'"),
         ("timeout_min: 0", "smallest limit is 1 minute"),
         ("timeout_min: 5\ngpus_per_node: 4", ":2: gpus_per_node: at most 1"),
-        ("timeout_min: 5\nslurm_use_srun: false", ":2: slurm_use_srun: without srun"),
-        ("timeout_min: 5\nslurm_dependency: afterok:1", ":2: slurm_dependency: this is kdbench's own"),
-        ("timeout_min: 5\nslurm_time: 10:30", ":2: slurm_time: say 'timeout_min'"),
-        ("timeout_min: 5\nslurm_additional_parameters: {signal: USR1@30}", "slurm_additional_parameters.signal: this is kdbench's own"),
-        ("timeout_min: 5\nretry: {lots: 3}", ":2: retry.lots: no class of failure that is tried again"),
+        ("timeout_min: 5\nslurm_use_srun: false", ":2: slurm_use_srun: kdbench needs srun"),
+        ("timeout_min: 5\nslurm_dependency: afterok:1", ":2: slurm_dependency: kdbench sets this itself"),
+        ("timeout_min: 5\nslurm_time: 10:30", ":2: slurm_time: write 'timeout_min' instead"),
+        ("timeout_min: 5\nslurm_additional_parameters: {signal: USR1@30}", "slurm_additional_parameters.signal: kdbench sets this itself"),
+        (
+            "timeout_min: 5\nslurm_additional_parameters: {ntasks_per_node: 8}",
+            "slurm_additional_parameters.ntasks_per_node: kdbench sets this itself",
+        ),
+        ("timeout_min: 5\ntasks_per_node: 8", ":2: tasks_per_node: at most 1: a job is one process"),
+        ("timeout_min: 5\nretry: {lots: 3}", ":2: retry.lots: unknown class of failure"),
         ("timeout_min: 5\nretry:\n  killed: -1", ":3: retry.killed"),
-        ("timeout_min: 5\noverrides:\n  - {mem_gb: 3}", ":3: overrides.0: it says not of what"),
+        ("timeout_min: 5\noverrides:\n  - {mem_gb: 3}", ":3: overrides.0: it selects no cells"),
         ("timeout_min: 5\noverrides:\n  - {teacher: big}", ":3: overrides.0: it changes nothing"),
-        ("timeout_min: 5\nbigger:\n  - {mem: 3}", ":3: bigger.0.mem: neither submitit nor kdbench"),
+        ("timeout_min: 5\nbigger:\n  - {mem: 3}", ":3: bigger.0.mem: unknown key"),
         ("timeout_min: 5\nstudents_side_by_side: 0", ":2: students_side_by_side"),
         ("- a list", "a cluster file is a mapping"),
+        ("dataset: digits\nobjectives: {ce: }", "is a suite, not a cluster file; slurm/default.yaml explains the keys of a cluster file"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+def test_a_mistake_is_reported_with_its_line(tmp_path: Path, text: str, output: str) -> None:
     with pytest.raises(SuiteError) as caught:
         read(written(tmp_path, text))
 
-    assert told in "\n".join(caught.value.mistakes)
+    assert output in "\n".join(caught.value.errors)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as caught:
         read(written(tmp_path, "timout_min: 5\nmem_gb: x\nretry: {y: 1}"))
 
-    assert len(caught.value.mistakes) == 4
+    assert len(caught.value.errors) == 4
 
 
 def test_an_override_holds_for_the_cells_that_it_names_and_the_later_one_wins(tmp_path: Path) -> None:
@@ -95,7 +103,7 @@ def test_an_override_holds_for_the_cells_that_it_names_and_the_later_one_wins(tm
     cluster = read(written(tmp_path, text))
 
     def asked(**changed: str | None) -> tuple[int, float]:
-        request = cluster.request_of({**ROW, **changed})
+        request = cluster.request_of(replace(ROW, **changed))
         return request["timeout_min"], request["mem_gb"]
 
     assert asked() == (100, 24)
@@ -104,7 +112,7 @@ def test_an_override_holds_for_the_cells_that_it_names_and_the_later_one_wins(tm
     assert asked(role="teacher", student="resnet50", teacher=None, objective="teacher") == (500, 16)
 
 
-def test_the_ladder_of_bigger_requests_ends_at_its_last_rung_and_memory_is_asked_for_in_one_way(tmp_path: Path) -> None:
+def test_the_last_of_the_bigger_requests_is_repeated_and_memory_is_asked_for_in_one_way(tmp_path: Path) -> None:
     text = "timeout_min: 5\nslurm_mem_per_cpu: 4G\nbigger:\n  - {mem_gb: 16}\n  - {slurm_mem: 64G, slurm_constraint: fat}\n"
     cluster = read(written(tmp_path, text))
     failed: list[dict[str, object]] = []
@@ -118,14 +126,14 @@ def test_the_ladder_of_bigger_requests_ends_at_its_last_rung_and_memory_is_asked
     assert asked == [{"slurm_mem_per_cpu": "4G"}, {"mem_gb": 16.0}, {"slurm_mem": "64G"}, {"slurm_mem": "64G"}]
 
 
-def test_no_rung_of_the_ladder_asks_for_less_than_what_failed(tmp_path: Path) -> None:
+def test_no_request_asks_for_less_than_what_failed(tmp_path: Path) -> None:
     text = "timeout_min: 5\nmem_gb: 24\nbigger: [{mem_gb: 48}, {mem_gb: 192}]\noverrides: [{student: 'resnet*', mem_gb: 96}]\n"
     cluster = read(written(tmp_path, text))
 
     assert cluster.request_of(ROW, [cluster.request_of(ROW)])["mem_gb"] == 192
     # After the file was given more, it is that which is asked for.
-    assert cluster.request_of({**ROW, "student": "vgg8"}, [{"mem_gb": 16}])["mem_gb"] == 24
-    # What failed in another kind of place says nothing of this one.
+    assert cluster.request_of(replace(ROW, student="vgg8"), [{"mem_gb": 16}])["mem_gb"] == 24
+    # What failed on another kind of node does not count here.
     assert cluster.request_of(ROW, [{"mem_gb": 500, "slurm_partition": "small"}])["mem_gb"] == 96
 
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from kdbench.slurm.ledger import Ledger
+from kdbench.slurm.submissions import Submissions
 from tests.slurm.conftest import SCRIPT, STEPS, SUITE, Lab
 
 pytestmark = pytest.mark.slurm
@@ -28,14 +28,14 @@ def test_a_cancelled_job_goes_on_where_it_was_at_the_next_run(lab: Lab) -> None:
     lab.in_training()
     lab.slurm("scancel", running(lab))
     lab.until_quiet()
-    told = lab.kdbench("status", "disturbed", "--why", status=1)
-    assert "cancelled: job" in told and "what was saved stays" in told
+    output = lab.kdbench("status", "disturbed", "--why", status=1)
+    assert "cancelled: job" in output and "what it saved is kept" in output
 
     assert "1 submitted now in 1 jobs" in lab.submit()
     lab.until_quiet()
     assert trained_once(lab)
     lab.equals_undisturbed()
-    assert [note.ended["0"]["class"] for note in lab.notes()[:2]] == ["done", "cancelled"]
+    assert [submission.ended[0].kind for submission in lab.submissions()[:2]] == ["done", "cancelled"]
 
 
 @pytest.mark.cluster("--cpus", "1")
@@ -50,7 +50,7 @@ def test_an_element_of_an_array_that_is_cancelled_while_it_waits_is_missed_and_s
 
     assert "1 submitted now in 1 jobs" in lab.submit()
     lab.until_quiet()
-    assert [note.ended["2"]["class"] for note in lab.notes() if "2" in note.ended] == ["lost"]
+    assert [submission.ended[2].kind for submission in lab.submissions() if 2 in submission.ended] == ["lost"]
     lab.equals_undisturbed()
 
 
@@ -60,11 +60,11 @@ def test_a_killed_process_costs_at_most_what_came_after_its_last_checkpoint(lab:
     (student,) = lab.cells("student")
     holder = lab.store.claim_holder(student)
     assert holder is not None
-    os.kill(holder["pid"], signal.SIGKILL)
+    os.kill(holder.pid, signal.SIGKILL)
     lab.until_quiet()
 
-    told = lab.submit("--wait", "--checkpoint-every", "0")
-    assert "1 job, 1 cell" in told
+    output = lab.submit("--wait", "--checkpoint-every", "0")
+    assert "1 job, 1 cell" in output
     assert all(count == 1 for step, count in lab.steps.items() if step < 6) and sum(lab.steps.values()) <= STEPS + 3
     lab.equals_undisturbed()
 
@@ -89,8 +89,13 @@ def test_a_preempted_job_saves_waits_its_turn_and_goes_on_by_itself(lab: Lab, wa
     lab.until_quiet()
 
     assert trained_once(lab)
-    (note,) = [note for note in lab.notes() if note.job == job]
-    assert [one["event"] for one in Ledger(lab.store).said(note, 0)] == ["began", "requeued" if warned else "ending", "began", "ended"]
+    (submission,) = [submission for submission in lab.submissions() if submission.job == job]
+    assert [one["event"] for one in Submissions(lab.store).events(submission, 0)[0]] == [
+        "began",
+        "requeued" if warned else "ending",
+        "began",
+        "ended",
+    ]
     lab.equals_undisturbed()
 
 
@@ -104,9 +109,9 @@ def test_one_element_of_an_array_goes_back_into_the_queue_without_its_neighbours
     lab.until(lambda: lab.jobs().get(last) == "PENDING", "the element's return to the queue")
     lab.until_quiet()
 
-    (note,) = [note for note in lab.notes() if len(note.elements) == 2]
-    began = [sum(one["event"] == "began" for one in Ledger(lab.store).said(note, index)) for index in range(2)]
-    assert last == note.job_of(1) and began == [1, 2]
+    (submission,) = [submission for submission in lab.submissions() if len(submission.elements) == 2]
+    began = [sum(one["event"] == "began" for one in Submissions(lab.store).events(submission, index)[0]) for index in range(2)]
+    assert last == submission.job_of(1) and began == [1, 2]
     assert lab.steps == dict.fromkeys(range(STEPS), 2)
     lab.equals_undisturbed()
 
@@ -131,13 +136,13 @@ def test_where_requeue_is_forbidden_a_job_submits_another_in_its_place(lab: Lab)
     lab.in_training()
     job = running(lab)
     lab.slurm("scancel", "--signal=USR2", job)
-    lab.until(lambda: len(lab.notes()) == 3, "a submission in its place")
+    lab.until(lambda: len(lab.submissions()) == 3, "a submission in its place")
     lab.until_quiet()
 
     assert trained_once(lab)
     lab.equals_undisturbed()
     lab.submit()
-    assert [note.ended["0"]["class"] for note in lab.notes()] == ["done"] * 3
+    assert [submission.ended[0].kind for submission in lab.submissions()] == ["done"] * 3
 
 
 def test_the_controller_may_go_and_come_back_while_jobs_run_and_are_waited_for(lab: Lab) -> None:
@@ -155,9 +160,9 @@ def test_the_controller_may_go_and_come_back_while_jobs_run_and_are_waited_for(l
         stderr=subprocess.DEVNULL,
     )
 
-    told, _ = run.communicate(timeout=200)
-    assert run.returncode == 0, told + lab.logs()
-    assert len(lab.notes()) == 2 and trained_once(lab)
+    output, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, output + lab.logs()
+    assert len(lab.submissions()) == 2 and trained_once(lab)
     lab.equals_undisturbed()
 
 
@@ -174,7 +179,7 @@ def test_a_limit_of_one_minute_is_met_again_and_again_until_the_training_is_done
 
 def test_a_limit_that_brings_no_new_epoch_is_a_clear_failure_and_not_an_endless_loop(lab: Lab) -> None:
     lab.write(pause_s=40.0, cluster=lab.cluster.replace("timeout_min: 10", "timeout_min: 1"))
-    told = lab.submit("--wait", status=1)
+    output = lab.submit("--wait", status=1)
 
-    assert "the limit of 1 min brought no new epoch: ask for more time (timeout_min)" in told
-    assert len(lab.notes()) == 2
+    assert "no epoch was completed within the limit of 1 min: increase timeout_min" in output
+    assert len(lab.submissions()) == 2

@@ -1,4 +1,4 @@
-"""How often the tests, intervals, verdicts and standings of a block err, by simulation through the frames that a report uses."""
+"""How often the tests, intervals, verdicts and indistinguishable_from_best of a block err, by simulation through the frames that a report uses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdbench.stats.best import standings
-from kdbench.stats.compare import compare
-from kdbench.stats.equivalence import equivalence
-from kdbench.stats.holm import holm, holm_by_direction
+from kdbench.stats.compare import judge
 from kdbench.stats.paired import family, paired_differences
-from kdbench.stats.simultaneous import bounds, simultaneous
-from kdbench.stats.verdict import verdicts
+from kdbench.stats.selection import indistinguishable_from_best
+from tests.stats.simulation import holm
 
 ALPHA = 0.05
 
@@ -81,97 +78,37 @@ def test_welchs_t_errs_more_where_the_smaller_side_is_the_noisier_as_documented(
 @pytest.mark.parametrize("margin", [1.0, 5.0])
 def test_equal_at_the_edge_of_the_margin_is_wrong_in_at_most_alpha(n, unpaired, margin):
     draw = np.random.default_rng(n)
-    found = equivalence(differences(drawn(draw, 4000, [0.0, margin], n, shared=1), unpaired), margin)
+    tested = differences(drawn(draw, 4000, [0.0, margin], n, shared=1), unpaired)
+    found = judge(tested.assign(**NONE_FAILED), ALPHA, margin, True)
     assert (found["p_equal"] <= ALPHA).mean() <= most(4000)
 
 
-def judged(shift, n, count, seed=0, ratio=1.0, shared=1.0):
-    """Simultaneous intervals of `count` suites of the first objective against the others, each [suite, comparison]."""
-    draw = np.random.default_rng([seed, n])
-    tested = differences(drawn(draw, count, shift, n, ratio, shared))
-    m, truth = len(shift) - 1, np.asarray(shift[1:], dtype=float) - shift[0]
-    columns = {name: tested[name].to_numpy(dtype=float).reshape(count, m) for name in ("difference", "sd", "n", "df", "p")}
-    difference, error, df, p = columns["difference"], columns["sd"] / np.sqrt(columns["n"]), columns["df"], columns["p"]
-    low, high, p_holm = (np.empty((count, m)) for _ in range(3))
-    for suite in range(count):
-        low[suite], high[suite] = bounds(difference[suite], error[suite], df[suite], p[suite], ALPHA)
-        p_holm[suite] = holm_by_direction(p[suite], difference[suite], m)
-    first = simultaneous(tested.iloc[:m], ALPHA)
-    assert (first["low_all"].tolist(), first["high_all"].tolist()) == (low[0].tolist(), high[0].tolist())
-    return truth, difference, low, high, p_holm
-
-
-def errors(shift, n, count, **options):
-    """How often anything in a suite is wrong: (an interval misses, a null is claimed or a direction is wrong)."""
-    truth, difference, low, high, p_holm = judged(shift, n, count, **options)
-    claimed = p_holm < ALPHA
-    assert (claimed == ((low >= 0) | (high <= 0))).all()
-    # A bound of zero is open: it does not cover a difference of zero.
-    covered = np.where(low >= 0, low < truth, low <= truth) & np.where(high <= 0, truth < high, truth <= high)
-    wrong = claimed & (np.sign(difference) != np.sign(truth))
-    return (~covered).any(axis=1).mean(), wrong.any(axis=1).mean()
-
-
-LAYOUTS = {
-    "half false, both ways": [0, 0, 0, 0, 0, 1, -1, 1, -1],
-    "half false, one way": [0, 0, 0, 0, 0, 1, 1, 1, 1],
-    "one null": [0, 0, 1, -1, 1, -1],
-    "one null, one way": [0, 0, 1, 1, 1],
-    "no null": [0, 1, -1, 1],
-    "all null": [0, 0, 0, 0, 0],
-}
-
-
-@pytest.mark.parametrize(("n", "layout"), [(3, "one null"), (5, "one null"), (5, "half false, both ways")])
-def test_simultaneous_intervals_cover_and_claims_are_right_where_the_effects_are_huge(n, layout):
-    # Huge effects are the hard case: Holm has spent everything on what is left. Levels for the far bounds that count the claims of
-    # both directions, as two-sided Holm would, cover 92 to 94 % here.
-    missed, wrong = errors(np.array(LAYOUTS[layout]) * 300.0, n, 2000)
-    assert missed <= most(2000)
-    assert wrong <= most(2000)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n", [3, 5, 10])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("effect", [3.0, 300.0])
-def test_simultaneous_intervals_cover_and_claims_are_right_everywhere(n, layout, effect):
-    missed, wrong = errors(np.array(LAYOUTS[layout]) * effect, n, 2000, ratio=3)
-    assert missed <= most(2000)
-    assert wrong <= most(2000)
-
-
-def false_verdicts(shift, n, count, margin, ratio):
-    """How often a suite calls anything better or worse that is not, and how often it calls anything equal that is not."""
-    runs, asked = suites(drawn(np.random.default_rng(n), count, shift, n, ratio, shared=1))
-    m, truth = len(shift) - 1, np.asarray(shift[1:], dtype=float) - shift[0]
-    # As `compare` does for one suite, for all of them: only the families are taken one by one.
-    found = equivalence(paired_differences(runs, asked, ALPHA), margin)
-    p, difference, p_equal = (found[name].to_numpy().reshape(count, m) for name in ("p", "difference", "p_equal"))
-    found["p_holm"] = np.concatenate([holm_by_direction(p[suite], difference[suite], m) for suite in range(count)])
-    found["p_equal_holm"] = np.concatenate([holm(p_equal[suite], m) for suite in range(count)])
-    found = verdicts(found.assign(failed_objective=0, failed_baseline=0, runs_objective=n, runs_baseline=n), ALPHA)
-    one = compare(runs[runs["dataset"] == "d0"], asked[:m], ALPHA, margin)
-    assert one["verdict"].tolist() == found["verdict"][:m].tolist()
-    better, worse = (found["verdict"].str.startswith(word).to_numpy().reshape(count, m) for word in ("better", "worse"))
-    close = ((found["verdict"] == "equal") | found["verdict"].str.contains("margin")).to_numpy().reshape(count, m)
-    differs = better & (truth <= 0) | worse & (truth >= 0)
-    return differs.any(axis=1).mean(), (close & (np.abs(truth) >= margin)).any(axis=1).mean()
+NONE_FAILED = {"failed_objective": 0, "failed_baseline": 0, "runs_objective": 5, "runs_baseline": 5}
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("effect", [1.0, 3.0, 100.0])
-def test_verdicts_err_in_at_most_alpha_of_the_suites(n, effect):
+def test_a_family_calls_something_wrongly_different_or_wrongly_equal_in_at_most_alpha_of_the_suites(n, effect):
     # Half the nulls false, a shared baseline, standard deviations 1:3; the false ones lie at the edge of the margin.
-    differs, equal = false_verdicts(effect * np.array([0, 0, 0, 0, 1, -1, 1]), n, 1000, effect, 3)
-    assert differs <= most(1000)
-    assert equal <= most(1000)
+    truth, count = effect * np.array([0, 0, 0, 1, -1, 1]), 1000
+    tested = differences(drawn(np.random.default_rng(n), count, [0.0, *truth], n, ratio=3, shared=1))
+    # `judge` takes one family: the p values are those of all suites together, and the families are adjusted here.
+    found = judge(tested.assign(**NONE_FAILED), ALPHA, effect, True)
+    p, p_equal, difference = (found[name].to_numpy().reshape(count, len(truth)) for name in ("p", "p_equal", "difference"))
+    first = judge(tested[: len(truth)].assign(**NONE_FAILED), ALPHA, effect, True)
+    assert [first["p_holm"].tolist(), first["p_equal_holm"].tolist()] == [pytest.approx(holm(one)[0].tolist()) for one in (p, p_equal)]
+    claimed = (holm(p) < ALPHA) & (np.sign(difference) != np.sign(truth))
+    assert claimed.any(axis=1).mean() <= most(count)
+    assert ((holm(p_equal) < ALPHA) & (np.abs(truth) >= effect)).any(axis=1).mean() <= most(count)
 
 
 def best_struck_out(shift, n, count, ratio=1.0, shared=1.0, unpaired=False, seed=0):
     """How often the truly best objective (of equals, the one that fares worst) is neither best nor tied."""
-    runs, _ = suites(drawn(np.random.default_rng([seed, n]), count, shift, n, ratio, shared), unpaired)
-    standing = standings(runs, ALPHA)["standing"].to_numpy().reshape(count, len(shift))
+    # With one more that is always struck out: where all are tied, none is marked.
+    values = drawn(np.random.default_rng([seed, n]), count, [*shift, -1e6], n, ratio, shared)
+    standing = indistinguishable_from_best(suites(values, unpaired)[0], ALPHA)["among_best"].to_numpy().reshape(count, -1)
+    assert (standing[:, -1] == "").all()
+    standing = standing[:, :-1]
     best = np.flatnonzero(np.asarray(shift) == np.max(shift))
     return (standing[:, best] == "").mean(axis=0).max(), (standing == "best").sum(axis=1), standing
 

@@ -1,97 +1,64 @@
-// Curves of runs over their epochs, one line a run, one colour and dash an objective.
+// Curves of runs over their epochs: one figure a quantity, one line a run, one colour and dash a loss.
 
-const MARGINS = { height: 300, left: 62, right: 12, top: 12, bottom: 44 };
-const KINDS = 8;
+const LEFT = 62, RIGHT = 12, TOP = 12, BOTTOM = 256, HEIGHT = 300;
+const KINDS = 6;
+const ends = (values) => values.reduce(([low, high], one) => [Math.min(low, one), Math.max(high, one)], [Infinity, -Infinity]);
 
-// One figure for each quantity that the runs have a curve of.
-function curveFigures(runs) {
-  const quantities = new Map();
-  for (const run of runs.filter((one) => one.curve)) {
-    const name = `${run.curve.label}${run.curve.percent ? ", %" : ""}`;
-    quantities.set(name, [...(quantities.get(name) || []), run]);
+function curveFigure(label, shown) {
+  // As wide as it is on the screen, so that its text keeps its size.
+  const width = Math.max(260, Math.min(860, window.innerWidth - 60));
+  const kinds = [...new Set(shown.map((run) => run.series))];
+  const x = axis(shown.flatMap((run) => run.curve.epochs), LEFT, width - RIGHT, width < 500 ? 4 : 8, 1);
+  const y = axis(shown.flatMap((run) => run.curve.values), BOTTOM, TOP, 5, 0);
+  const words = inWords(label, shown, kinds);
+  const svg = element("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": words, class: "curves" });
+  const text = (text, [x, y], anchor, more = {}) => svg.append(element("text", { x, y, "text-anchor": anchor, ...more }, text));
+  const line = (kind, x1, y1, x2, y2) => svg.append(element("line", { class: kind, x1, y1, x2, y2 }));
+  for (const tick of y.ticks) {
+    line("grid", LEFT, tick.place, width - RIGHT, tick.place);
+    text(tick.text, [LEFT - 8, tick.place + 4], "end");
   }
-  return [...quantities].map(([name, mine]) => curveFigure(name, mine));
-}
-
-function curveFigure(name, runs) {
-  // As wide as it is shown, so that its letters are neither shrunk nor blown up.
-  const box = { ...MARGINS, width: Math.max(260, Math.min(860, window.innerWidth - 60)) };
-  const lines = runs.map((run) => ({
-    kind: seriesName(run), epochs: run.curve.epochs, values: run.curve.values.map((value) => (run.curve.percent ? 100 * value : value)),
-  }));
-  const kinds = [...new Set(lines.map((line) => line.kind))];
-  const epochs = lines.flatMap((line) => line.epochs);
-  const values = lines.flatMap((line) => line.values);
-  const x = axis(least(epochs), most(epochs), box.left, box.width - box.right, box.width < 500 ? 4 : 8, true);
-  const y = axis(least(values), most(values), box.height - box.bottom, box.top, 5, false);
-  const said = curvesInWords(name, lines, kinds);
-  const svg = drawn("svg", { viewBox: `0 0 ${box.width} ${box.height}`, role: "img", "aria-label": said, class: "curves" });
-  drawAxes(svg, box, x, y, name);
-  for (const line of lines) drawLine(svg, line, kinds.indexOf(line.kind) % KINDS, x, y);
-  const legend = kinds.map((kind, at) => element("span", { class: "key" }, swatch(at % KINDS), kind));
+  for (const tick of x.ticks) {
+    line("tick", tick.place, BOTTOM, tick.place, BOTTOM + 5);
+    text(tick.text, [tick.place, BOTTOM + 18], "middle");
+  }
+  line("tick", LEFT, BOTTOM, width - RIGHT, BOTTOM);
+  text("epoch", [(LEFT + width - RIGHT) / 2, HEIGHT - 6], "middle");
+  text(label, [14, (TOP + BOTTOM) / 2], "middle", { transform: `rotate(-90 14 ${(TOP + BOTTOM) / 2})` });
+  for (const { series, curve } of shown) {
+    const points = curve.epochs.map((epoch, at) => `${x.place(epoch).toFixed(1)},${y.place(curve.values[at]).toFixed(1)}`);
+    // A run of one epoch is a dot.
+    if (points.length === 1) points.push(points[0]);
+    svg.append(element("polyline", { class: `line c${kinds.indexOf(series) % KINDS}`, points: points.join(" ") }));
+  }
+  const sample = (at) => element("svg", { viewBox: "0 0 28 8", width: 28, height: 8, "aria-hidden": "true" },
+    element("line", { class: `line c${at % KINDS}`, x1: 0, x2: 28, y1: 4, y2: 4 }));
+  const legend = kinds.map((kind, at) => element("span", { class: "key" }, sample(at), kind));
   return element("figure", { class: "curve" }, svg, element("figcaption", {}, ...legend));
 }
 
-function seriesName(run) {
-  return run.role === "student" ? run.label || "" : `${run.role} ${run.student}`;
-}
-
-function curvesInWords(name, lines, kinds) {
-  const told = kinds.map((kind) => {
-    const mine = lines.filter((line) => line.kind === kind);
-    const ends = mine.map((line) => line.values[line.values.length - 1]);
-    const low = least(ends).toPrecision(4);
-    const high = most(ends).toPrecision(4);
-    const last = most(mine.flatMap((line) => line.epochs));
-    return `${kind}, ${mine.length} ${mine.length === 1 ? "run" : "runs"}, ends by epoch ${last} at ${low === high ? low : `${low} to ${high}`}`;
+function inWords(label, shown, kinds) {
+  const sentences = kinds.map((kind) => {
+    const mine = shown.filter((run) => run.series === kind);
+    const [low, high] = ends(mine.map((run) => run.curve.values.at(-1))).map((value) => value.toPrecision(4));
+    const last = ends(mine.flatMap((run) => run.curve.epochs))[1];
+    return `${kind}, ${mine.length} ${mine.length === 1 ? "run" : "runs"}, at epoch ${last}: ${low === high ? low : `${low} to ${high}`}`;
   });
-  return `${name} over epochs: ${told.join("; ")}`;
+  return `${label} over epochs. ${sentences.join("; ")}`;
 }
 
-const least = (values) => values.reduce((one, other) => Math.min(one, other), Infinity);
-const most = (values) => values.reduce((one, other) => Math.max(one, other), -Infinity);
-
-// A linear scale with ticks at 1, 2 or 5 times a power of ten.
-function axis(low, high, from, to, wanted, whole) {
+// A linear scale with ticks at 1, 2 or 5 times a power of ten, at least `least` apart.
+function axis(values, from, to, wanted, least) {
+  const [low, high] = ends(values);
   const room = high > low ? 0 : Math.abs(high) * 0.1 || 1;
-  const [first, last] = [low - room, high + room];
-  const rough = (last - first) / wanted;
+  const rough = (high - low + 2 * room) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
-  let step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
-  if (whole) step = Math.max(1, step);
-  const begin = whole ? first : Math.floor(first / step) * step;
-  const end = whole ? last : Math.ceil(last / step) * step;
-  const ticks = [];
-  for (let at = Math.ceil(begin / step - 1e-9); at * step <= end + step * 1e-9; at += 1) ticks.push(at * step);
+  const step = Math.max([1, 2, 5, 10].find((factor) => factor * power >= rough) * power, least);
+  const unit = least ? 1 : step;
+  const [begin, end] = [Math.floor((low - room) / unit) * unit, Math.ceil((high + room) / unit) * unit];
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  return { ticks, text: (value) => value.toFixed(digits), place: (value) => from + ((value - begin) / (end - begin)) * (to - from) };
-}
-
-function drawAxes(svg, box, x, y, name) {
-  const bottom = box.height - box.bottom;
-  for (const tick of y.ticks) {
-    svg.append(drawn("line", { class: "grid", x1: box.left, x2: box.width - box.right, y1: y.place(tick), y2: y.place(tick) }));
-    svg.append(drawn("text", { x: box.left - 8, y: y.place(tick) + 4, "text-anchor": "end" }, y.text(tick)));
-  }
-  for (const tick of x.ticks) {
-    svg.append(drawn("line", { class: "tick", x1: x.place(tick), x2: x.place(tick), y1: bottom, y2: bottom + 5 }));
-    svg.append(drawn("text", { x: x.place(tick), y: bottom + 18, "text-anchor": "middle" }, x.text(tick)));
-  }
-  svg.append(drawn("line", { class: "tick", x1: box.left, x2: box.width - box.right, y1: bottom, y2: bottom }));
-  svg.append(drawn("text", { x: (box.left + box.width - box.right) / 2, y: box.height - 6, "text-anchor": "middle" }, "epoch"));
-  const middle = (box.top + bottom) / 2;
-  svg.append(drawn("text", { x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, name));
-}
-
-function drawLine(svg, line, kind, x, y) {
-  const points = line.epochs.map((epoch, at) => [x.place(epoch), y.place(line.values[at])].map((place) => place.toFixed(1)));
-  svg.append(drawn("polyline", { class: `line c${kind}`, points: points.map((point) => point.join(",")).join(" ") }));
-  if (points.length > 30) return;
-  for (const [cx, cy] of points) svg.append(drawn("circle", { class: `dot c${kind}`, cx, cy, r: 2.2 }));
-}
-
-function swatch(kind) {
-  const svg = drawn("svg", { viewBox: "0 0 28 8", width: 28, height: 8, "aria-hidden": "true" });
-  svg.append(drawn("line", { class: `line c${kind}`, x1: 0, x2: 28, y1: 4, y2: 4 }));
-  return svg;
+  const place = (value) => from + ((value - begin) / (end - begin)) * (to - from);
+  const [first, last] = [Math.ceil(begin / step - 1e-9), Math.floor(end / step + 1e-9)];
+  const ticks = Array.from({ length: last - first + 1 }, (_, at) => (first + at) * step);
+  return { place, ticks: ticks.map((tick) => ({ place: place(tick), text: tick.toFixed(digits).replace("-", "−") })) };
 }

@@ -1,60 +1,95 @@
-// The tables of the report: entries open their runs, headings sort, a bar filters.
+// The tables of the page: a heading sorts, the filter hides rows, an entry opens its runs.
 
-function enhanceTable(section) {
-  section.querySelectorAll("[data-r]").forEach(makeEntry);
-  section.querySelectorAll("table").forEach((table) => {
-    const body = table.tBodies[0];
-    const order = [...body.rows];
-    makeSortable([...table.tHead.rows[0].cells], (column, direction) => {
-      body.append(...(direction ? sortedRows(order, column, direction) : order));
+const SVG = ["svg", "line", "text", "polyline"];
+
+// Text from a run becomes a text node, never markup.
+function element(name, attributes = {}, ...children) {
+  const made = SVG.includes(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+// The runs, as RunDetails.shown in runs.py gives them.
+const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (one) => one.charCodeAt(0));
+const runs = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
+const runsOf = (cell) => cell.dataset.r.split(" ").map((place) => runs[place]);
+
+const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+
+// Numbers stand before texts, and entries without a value last, in both directions.
+function sortKey(cell) {
+  const value = "v" in cell.dataset ? Number(cell.dataset.v) : cell.textContent;
+  return { value, kind: value === "" || value === "–" || Number.isNaN(value) ? 2 : Number(typeof value === "string") };
+}
+
+function compared(one, other, direction) {
+  const ascending = one.kind === 1 ? collator.compare(one.value, other.value) : one.value - other.value || 0;
+  return one.kind - other.kind || direction * ascending;
+}
+
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells];
+  const rows = [...table.tBodies[0].rows];
+  heads.forEach((head, column) => {
+    const button = element("button", { type: "button", class: "sort" }, ...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const next = { ascending: "descending", descending: null }[head.ariaSort] ?? (head.ariaSort ? null : "ascending");
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      if (next) head.setAttribute("aria-sort", next);
+      const keys = new Map(rows.map((row) => [row, sortKey(row.cells[column])]));
+      const direction = next === "ascending" ? 1 : -1;
+      table.tBodies[0].append(...(next ? rows.toSorted((one, other) => compared(keys.get(one), keys.get(other), direction)) : rows));
     });
   });
-  const rows = [...section.querySelectorAll("tbody tr")];
-  const groups = [...section.querySelectorAll(".group")];
-  const own = (row, name) => (row.dataset[name] || "").split("\n").filter(Boolean);
-  const values = Object.fromEntries(CHOICES.map((name) => [name, [...new Set(rows.flatMap((row) => own(row, name)))]]));
-  const title = section.querySelector("h2").textContent;
-  const bar = filterBar(title, values, (matches) => {
-    let shown = 0;
-    for (const row of rows) {
-      row.hidden = !matches(row.textContent, (name) => own(row, name));
-      shown += row.hidden ? 0 : 1;
-    }
-    // One that was empty from the start stays: nothing was filtered away from it.
-    for (const group of groups) {
-      const mine = group.querySelectorAll("tbody tr");
-      group.hidden = mine.length > 0 && ![...mine].some((row) => !row.hidden);
-    }
-    return [shown, rows.length];
-  });
-  if (rows.length > 1) section.querySelector("h2").after(bar);
 }
 
-function sortedRows(order, column, direction) {
-  const keys = new Map(order.map((row) => [row, sortKey(row.cells[column])]));
-  return [...order].sort((one, other) => compared(keys.get(one), keys.get(other), direction));
-}
-
-function sortKey(cell) {
-  if (!("v" in cell.dataset)) return cell.textContent;
-  return cell.dataset.v === "" ? null : Number(cell.dataset.v);
-}
-
-function makeEntry(cell) {
-  const count = cell.dataset.r.split(" ").length;
-  const button = element("button", { type: "button", class: "entry", "aria-haspopup": "dialog", title: count === 1 ? "1 run" : `${count} runs` });
-  button.append(...cell.childNodes);
+for (const cell of document.querySelectorAll("[data-r]")) {
+  const count = runsOf(cell).length;
+  const title = `Show ${count} ${count === 1 ? "run" : "runs"}`;
+  const button = element("button", { type: "button", class: "entry", "aria-haspopup": "dialog", title }, ...cell.childNodes);
+  button.addEventListener("click", () => openEntry(cell));
   cell.append(button);
 }
 
-// What an entry is, in words: its row, its column, its block.
-function openEntry(button) {
-  const cell = button.closest("[data-r]");
-  const row = cell.parentElement;
-  const group = cell.closest(".group");
-  const heads = group.querySelector("thead tr").cells;
-  const above = [cell.closest("section.table").querySelector("h2"), group.querySelector("h3")].filter(Boolean).map((one) => one.textContent);
-  const said = row.cells[0] === cell ? cell.textContent : `${row.cells[0].textContent}: ${heads[cell.cellIndex].textContent}`;
-  const value = row.cells[0] === cell ? null : cell.textContent;
-  openDialog(button, said, value, above.join(" · "), cell.dataset.r.split(" ").map(Number));
+// A row is filtered by the runs behind its first entry that has any: later ones also rest on those of a baseline. A student trained
+// alone is compared beside every teacher of its group.
+const chosen = (runs) => [0, 1, 2, 3].map((at) => new Set(runs.map((run) => run.choices[at])));
+const groups = [...document.querySelectorAll(".group")].map((group) => {
+  const title = group.querySelector("h3")?.textContent ?? "";
+  const teachers = chosen([...group.querySelectorAll("[data-r]")].flatMap(runsOf))[1];
+  const rows = [...group.querySelectorAll("tbody tr")].map((row) => {
+    const choices = chosen([...row.querySelectorAll("[data-r]")].slice(0, 1).flatMap(runsOf));
+    if (choices[1].has(null)) choices[1] = teachers;
+    return { row, text: `${title} ${row.textContent}`.toLowerCase(), choices };
+  });
+  return { group, rows };
+});
+
+const panel = document.getElementById("filter");
+const search = panel.querySelector("input");
+const selects = [...panel.querySelectorAll("select")];
+
+function filter() {
+  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const active = words.length > 0 || selects.some((one) => one.value);
+  let left = 0;
+  for (const { group, rows } of groups) {
+    for (const { row, text, choices } of rows) {
+      row.hidden = !(words.every((word) => text.includes(word)) && selects.every(({ value }, at) => !value || choices[at].has(value)));
+      left += row.hidden ? 0 : 1;
+    }
+    group.hidden = rows.length > 0 && rows.every(({ row }) => row.hidden);
+  }
+  if (active) document.querySelectorAll(".fold").forEach((fold) => { fold.open = true; });
+  const all = groups.reduce((sum, { rows }) => sum + rows.length, 0);
+  document.getElementById("count").textContent = active ? `${left} of ${all} rows` : "";
 }
+
+panel.addEventListener("input", filter);
+document.querySelector("nav").addEventListener("click", (event) => { event.currentTarget.closest("details").open = false; });
+panel.querySelector("button").addEventListener("click", () => {
+  [search, ...selects].forEach((one) => { one.value = ""; });
+  filter();
+});

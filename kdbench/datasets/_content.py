@@ -1,0 +1,116 @@
+"""The content of image files: their fingerprint, and images that stand in both train and test. Not a dataset."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kdbench.datasets._files import LISTERS, ImageFiles
+from kdbench.errors import shown
+
+CONTENT_BYTES, CONTENT_FILES = 2**30, 100_000
+"""The content of sets of up to this size is read at load. Every process that trains does so, without a cache that could be stale: 20,000
+small images take about half a second of one core."""
+
+AT_ONCE = 200
+"""Files that a thread reads in one piece of work."""
+
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", *(b"P%d" % digit for digit in range(1, 7)))
+"""How images begin: a file with another beginning is opened, to see whether it is an image."""
+
+COMPARED = 100
+
+
+@dataclass(frozen=True)
+class Content:
+    """For each split the digests of the files' bytes, and what is wrong with some of them, by position."""
+
+    digests: dict[str, list[bytes]]
+    wrong: dict[str, dict[int, str]]
+
+    def wrong_in(self, split: str, *chosen: np.ndarray | None) -> list[str]:
+        """What is wrong with the chosen images of a split."""
+        places = [place for one in chosen if one is not None for place in one.tolist()]
+        return [self.wrong[split][place] for place in sorted(places) if place in self.wrong[split]]
+
+
+def content_of(splits: Mapping[str, ImageFiles]) -> Content | None:
+    """The content of all files; None if they are too many to read at each start."""
+    total = sum(int(files.sizes.sum()) for files in splits.values())
+    if total > CONTENT_BYTES or sum(map(len, splits.values())) > CONTENT_FILES:
+        return None
+    digests, wrong = {}, {}
+    for split, files in splits.items():
+
+        def read(start: int, files: ImageFiles = files) -> list[tuple[bytes, str]]:
+            return [_read(files.path(place)) for place in range(start, min(start + AT_ONCE, len(files)))]
+
+        with ThreadPoolExecutor(LISTERS) as pool:
+            found = [one for some in pool.map(read, range(0, len(files), AT_ONCE)) for one in some]
+        digests[split] = [digest for digest, _ in found]
+        wrong[split] = {place: text for place, (_, text) in enumerate(found) if text}
+    return Content(digests, wrong)
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    """The SHA-256 of a file, and what is wrong with it if it is not an image. Truncation is found when it is decoded."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = file.readall()
+        if not content.startswith(BEGINNINGS):
+            Image.open(path).close()
+    except Exception as error:  # what is not an image may raise anything
+        return b"", f"{path.absolute()} cannot be read or is not an image ({type(error).__name__}: {error})"
+    return hashlib.sha256(content).digest(), ""
+
+
+def fingerprint_of_files(splits: Mapping[str, ImageFiles], content: Content | None, names: list[str] | None = None) -> str:
+    """A hash of the relative paths and sizes, with the `names` of the classes where the paths do not tell them; and, after a hyphen, of the
+    content if it was read (`record.same_images`)."""
+    listing, pixels = hashlib.sha256(), hashlib.sha256()
+    for split in sorted(splits):
+        listing.update(split.encode())
+        pixels.update(split.encode())
+        files = splits[split]
+        for key, size, label in zip(files.keys(), files.sizes.tolist(), files.labels.tolist(), strict=True):
+            listing.update(key + b"\0%d\0" % size + (names[label].encode() + b"\0" if names else b""))
+        pixels.update(b"".join(content.digests[split] if content else ()))
+    return "-".join(one.hexdigest()[:16] for one in ([listing, pixels] if content else [listing]))
+
+
+def shared_images(train: ImageFiles, test: ImageFiles, content: Content | None) -> tuple[str, ...]:
+    """A sentence if test images are training images too. Without their content, some test images are compared with the training image
+    of the same class and name."""
+    if content:
+        known = set(content.digests["train"])
+        same = [place for place, digest in enumerate(content.digests["test"]) if digest in known]
+        among = f"{len(test)} test images"
+    else:
+        places = np.unique(np.linspace(0, len(test) - 1, COMPARED).astype(int)).tolist()
+        same = [place for place in places if _equal(_twin(train, test.path(place)), test.path(place))]
+        among = f"{len(places)} test images that were compared"
+    if not same:
+        return ()
+    what = f"WARNING: {len(same)} of {among} are also training images, byte for byte (as {shown(os.fsdecode(test.paths[same[0]]))})"
+    return (f"{what}: the test accuracy is not that of unseen images",)
+
+
+def _twin(train: ImageFiles, path: Path) -> Path:
+    """Where a copy of a test image would lie if the test folder were a copy of the training folder."""
+    home = train.home
+    return home / "train" / Path(*path.relative_to(home).parts[1:])
+
+
+def _equal(one: Path, other: Path) -> bool:
+    try:
+        return one.stat().st_size == other.stat().st_size and filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False

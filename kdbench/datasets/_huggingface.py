@@ -1,0 +1,196 @@
+"""Folders of Hugging Face's library `datasets`: the only module that imports it, when it is needed. Not a dataset."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kdbench.datasets._content import BEGINNINGS
+from kdbench.datasets._files import together
+from kdbench.datasets._reading import EncodedImage
+from kdbench.datasets._tables import some
+from kdbench.errors import DataError, nearest
+
+AT_ONCE = 256
+"""Rows that are read at once."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split: `images` is the library's table with the one column of encoded images, `given` the labels as they stand there, `names` the
+    names of a ClassLabel. `where` is what messages call it."""
+
+    images: Any
+    given: list[Any]
+    names: list[str] | None
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def labelled(self, labels: np.ndarray, names: list[str], n_classes: int) -> tuple[TableImages, list[bytes]]:
+        """The images of the first classes in canonical order, and their keys, of which an image's bytes and class are a part. Raises
+        DataError for rows that hold no image."""
+        keys, wrong = {}, []
+        for start in range(0, len(self), AT_ONCE):
+            for row, value in enumerate(self.images[start : start + AT_ONCE].column(0).to_pylist(), start=start):
+                if labels[row] < n_classes:
+                    content = _bytes(value)
+                    wrong += [f"{self.where}, row {row + 1}, {problem}"] if (problem := _problem(content, value)) else []
+                    keys[row] = hashlib.sha256(content).digest() + names[labels[row]].encode()
+        if wrong:
+            raise together(wrong)
+        rows = np.array(sorted(keys, key=keys.__getitem__))
+        return TableImages(self.images, rows, labels[rows], self.where), [keys[row] for row in rows.tolist()]
+
+
+@dataclass(frozen=True)
+class TableImages:
+    """Encoded images in rows of a table (`StoredImages`)."""
+
+    table: Any
+    rows: np.ndarray
+    labels: np.ndarray
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: np.ndarray) -> TableImages:
+        return replace(self, rows=self.rows[index], labels=self.labels[index])
+
+    def path(self, place: int) -> EncodedImage:
+        row = int(self.rows[place])
+        return EncodedImage(_bytes(self.table[row].column(0)[0].as_py()), f"{self.where}, row {row + 1}")
+
+
+def opened(home: Path, split: str, image: str | None, label: str | None) -> Table:
+    """A split of a folder. Raises DataError if the library is not installed, the split is not there or cannot be read, or its columns are
+    not found."""
+    library = _library()
+    where = f"{home.absolute()}, split {split}"
+    try:
+        with _quietly(library):
+            table = _read(library, home, split)
+    except DataError:
+        raise
+    except Exception as error:  # the library, Arrow or the disk may raise anything
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise DataError(f"{where} cannot be read by the library datasets {library.__version__} ({reason})") from error
+    kinds = {name: _kind(library, feature) for name, feature in table.features.items()}
+    columns = [_column(where, kinds, kind, given) for kind, given in (("image", image), ("label", label))]
+    feature = table.features[columns[1]]
+    names = list(feature.names) if isinstance(feature, library.ClassLabel) else None
+    plain = table.with_format("arrow")
+    given = plain.select_columns([columns[1]])[:].column(0).to_pylist()
+    return Table(plain.select_columns([columns[0]]), given, names, where)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"the dataset `huggingface` needs the library datasets ({error}): pip install kdbench[huggingface]") from error
+    if not hasattr(datasets, "load_from_disk"):
+        raise DataError(f"{datasets.__path__} hides the library datasets, since it has the same name: start kdbench elsewhere")
+    return datasets
+
+
+@contextmanager
+def _quietly(library: Any) -> Iterator[None]:
+    """Without progress bars, and without a network, whatever HF_HUB_OFFLINE is."""
+    shown, offline = not library.are_progress_bars_disabled(), library.config.HF_HUB_OFFLINE
+    library.disable_progress_bars()
+    library.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        library.config.HF_HUB_OFFLINE = offline
+        if shown:
+            library.enable_progress_bars()
+
+
+def _read(library: Any, home: Path, split: str) -> Any:
+    if (home / split / "state.json").is_file():
+        return library.load_from_disk(str(home / split))
+    if (home / "state.json").is_file():
+        raise DataError(f"{home.absolute()} holds one table without splits: save a DatasetDict with train and test")
+    files = _parquet(home, split)
+    return library.load_dataset("parquet", data_files=[glob.escape(str(path.absolute())) for path in files], split="train")
+
+
+def _parquet(home: Path, split: str) -> list[Path]:
+    """The Parquet files of a split: SPLIT.parquet, SPLIT-00000-of-00002.parquet, or all in a folder SPLIT."""
+    name = re.compile(rf"{re.escape(split)}(-(\d+)(-of-(\d+))?(-\w+)?)?")
+    every = sorted(home.rglob("*.parquet"))
+    files = [path for path in every if path.parent.name == split or name.fullmatch(path.stem)]
+    if not files:
+        there = [*(str(path.relative_to(home)) for path in every), *(path.parent.name + "/" for path in sorted(home.glob("*/state.json")))]
+        raise DataError(f"{home.absolute()} has no split '{split}': it holds {some(there) if there else 'neither Arrow nor Parquet files'}")
+    if len(folders := sorted({str(path.parent.relative_to(home)) for path in files})) > 1:
+        raise DataError(f"{home.absolute()} has the split '{split}' in the folders {some(folders)}: name one of them in `folder`")
+    parts = [match for path in files if (match := name.fullmatch(path.stem))]
+    if asked := {int(match[4]) for match in parts if match[4]}:
+        lacking = {*range(max(asked))} - {int(match[2]) for match in parts if match[2]}
+        beside = files[0].parent.absolute()
+        if lacking or len(asked) > 1 or len(parts) != max(asked):
+            raise DataError(f"{beside} holds {len(parts)} files of the split '{split}', and their names say {max(asked)}: copy it again")
+    return files
+
+
+def _kind(library: Any, feature: Any) -> str:
+    """What a column can be: an image (encoded, also without the library's type), a label for certain, perhaps a label, or nothing."""
+    if isinstance(feature, library.Image) or (isinstance(feature, dict) and "bytes" in feature):
+        return "image"
+    if isinstance(feature, library.ClassLabel):
+        return "label"
+    dtype = str(getattr(feature, "dtype", "")) if isinstance(feature, library.Value) else ""
+    return (
+        "image" if "binary" in dtype else "label?" if dtype.startswith(("int", "uint", "string", "large_string", "float", "bool")) else ""
+    )
+
+
+def _column(where: str, kinds: dict[str, str], kind: str, given: str | None) -> str:
+    """The column of images or labels. Raises DataError if it is not there, or is not the only one."""
+    can = [name for name, one in kinds.items() if one.rstrip("?") == kind]
+    if given is not None:
+        if given not in kinds:
+            raise DataError(f"{where} has no column '{given}'{nearest(given, kinds)}")
+        if given not in can:
+            raise DataError(f"{where}: the column '{given}' holds no {kind}s that kdbench reads (columns that can: {some(can) or 'none'})")
+        return given
+    certain = [name for name in can if kinds[name] == kind] or [name for name in can if name in ("label", "labels")]
+    if len(certain) != 1:
+        raise DataError(
+            f"{where}: the option `{kind}` must name the column of {kind}s; those that can be: {some(certain or can) or 'none'}"
+        )
+    return certain[0]
+
+
+def _bytes(value: Any) -> bytes:
+    """The encoded image of a row; empty if there is none."""
+    return (value.get("bytes") if isinstance(value, dict) else value) or b""
+
+
+def _problem(content: bytes, value: Any) -> str:
+    if not content:
+        beside = (
+            f" (only the path {value['path']!r}; `save_to_disk` stores images)" if isinstance(value, dict) and value.get("path") else ""
+        )
+        return f"holds no image{beside}"
+    if not content.startswith(BEGINNINGS):
+        try:
+            Image.open(io.BytesIO(content)).close()
+        except Exception as error:  # what is not an image may raise anything
+            return f"is not an image ({type(error).__name__})"
+    return ""

@@ -1,0 +1,226 @@
+"""The third noun: a suite as it was planned. `plan` writes it; run, slurm and report read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from kdbench.errors import UsageError, nearest
+from kdbench.validation import AtLeastZero, CellId, Count, Finite, Schema1, Strict, check, from_json
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Metric(Strict):
+    """`percent`: a fraction that tables show per cent, with differences in points; `per_image`: the column of `Task.per_image` whose
+    mean over the images is this metric (None: it is no mean over images). Its columns are `<name>_last` and so on."""
+
+    name: str
+    label: str
+    percent: bool = True
+    higher_is_better: bool = True
+    per_image: str | None = None
+
+    def mistake(self, value: float) -> str:
+        """Why a stored value cannot be one of this metric; empty where it can."""
+        return "a fraction between 0 and 1" if self.percent and not 0 <= value <= 1 else ""
+
+    def printed(self, value: float) -> str:
+        """A value as text with its unit."""
+        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class ManifestObjective(Strict):
+    """`label` is what tables print; `weight_from` says who chose the weights: published, released, suite, assumed or tuned."""
+
+    name: str
+    label: str
+    weight_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Block(Strict):
+    """A student and a teacher on a dataset: where objectives are compared."""
+
+    dataset: str
+    teacher: str | None
+    student: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Dataset, teacher (empty: none) and student."""
+        return self.dataset, self.teacher or "", self.student
+
+    @property
+    def title(self) -> str:
+        """`cifar100 · student resnet8 · teacher resnet20`."""
+        return " · ".join([self.dataset, f"student {self.student}", *([f"teacher {self.teacher}"] if self.teacher else [])])
+
+
+@dataclass(frozen=True)
+class ManifestCell(Strict):
+    """A cell under the names that the suite gives it. `depends` holds the ids of other cells, by role; a teacher has no objective."""
+
+    id: str
+    role: str
+    dataset: str
+    student: str
+    teacher: str | None
+    objective: str | None
+    repeat: int | None
+    teacher_seed: int | None
+    depends: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        if self.role == "teacher":
+            return f"teacher {self.student}, seed {self.repeat}"
+        seed = f", teacher seed {self.teacher_seed}" if self.teacher_seed else ""
+        beside = f" <- {self.teacher}" if self.teacher else ""
+        return f"{self.student}{beside}, {self.objective}, repeat {self.repeat}{seed}"
+
+
+class _PlannedCell(TypedDict):
+    """What holds for a cell besides, where it is none of a frame."""
+
+    id: CellId
+    role: Literal["student", "teacher"]
+    repeat: Count | None
+    teacher_seed: Count | None
+
+
+@dataclass(frozen=True)
+class TeacherRequirement(Strict):
+    """What a suite requires of a teacher's metric at the last epoch: at least `min` (at most, where lower is better), and no further
+    from `declared[0]` than `declared[1]`."""
+
+    metric: str
+    min: Finite | None
+    declared: tuple[Finite, AtLeastZero] | None = None
+
+
+@dataclass(frozen=True)
+class ProfileRef(Strict):
+    """Which profile holds the cost of an objective."""
+
+    dataset: str
+    teacher: str | None
+    student: str
+    objective: str
+    id: CellId
+
+
+@dataclass(frozen=True)
+class Manifest(Strict):
+    """`metrics[0]` is the primary one; `margin` is its least difference that matters, as stored; `teacher_requirements` are by cell id;
+    `averaged` holds the decay of each student whose evaluated weights are an exponential moving average (`ema` of its recipe);
+    `derived`: made from the rows of a frame, so that ids have any form and nobody fixed the family of comparisons beforehand."""
+
+    suite: str
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    baselines: tuple[str, ...]
+    repeats: Positive
+    teacher_seeds: Positive
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    objectives: tuple[ManifestObjective, ...]
+    blocks: tuple[Block, ...]
+    cells: tuple[ManifestCell, ...]
+    description: str = ""
+    assumed: tuple[str, ...] = ()
+    margin: Annotated[float, Field(gt=0)] | None = None
+    derived: bool = False
+    teacher_requirements: Mapping[str, TeacherRequirement] = field(default_factory=dict)
+    profiles: tuple[ProfileRef, ...] = ()
+    averaged: Mapping[str, Finite] = field(default_factory=dict)
+    schema: Schema1 = 1
+
+    @property
+    def primary(self) -> Metric:
+        return self.metrics[0]
+
+    def compared_by(self, name: str) -> Manifest:
+        """The same suite with another of its metrics (`top5`, or the column `top5_last`) as the primary one; this is noted in `assumed`.
+        Raises UsageError if the suite has no such metric."""
+        name = name.removesuffix("_last")
+        first, *others = sorted(self.metrics, key=lambda metric: metric.name != name)
+        if first.name != name:
+            raise UsageError(f"{self.suite} has no metric '{name}'{nearest(name, [metric.name for metric in self.metrics])}")
+        if first == self.primary:
+            return self
+        note = f"{first.label} was chosen as the metric for this report, in place of {self.primary.label}"
+        margin = self.margin if first.percent == self.primary.percent else None
+        return replace(self, metrics=(first, *others), margin=margin, assumed=(*self.assumed, note))
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The printed label of each objective, in the order of the suite."""
+        return {objective.name: objective.label for objective in self.objectives}
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        return frozenset(cell.id for cell in self.cells)
+
+    def shortfall(self, teacher_id: str, run: Mapping[str, Any]) -> str:
+        """`top-1 15.00 %, below the required 20.00 %`; empty for a run that meets what is required of it. `run` holds the run's metrics by
+        column (`top1_last`)."""
+        asked = self.teacher_requirements.get(teacher_id)
+        if asked is None:
+            return ""
+        metric = next(metric for metric in self.metrics if metric.name == asked.metric)
+        value = run.get(f"{metric.name}_last")
+        if value is None or value != value:
+            return f"no {metric.label}" + ("" if asked.min is None else f", below the required {metric.printed(asked.min)}")
+        if wrong := metric.mistake(value):
+            return f"{metric.label} is {value}: {wrong}"
+        if asked.min is not None and not (value >= asked.min if metric.higher_is_better else value <= asked.min):
+            word = "below" if metric.higher_is_better else "above"
+            return f"{metric.label} {metric.printed(value)}, {word} the required {metric.printed(asked.min)}"
+        declared, within = asked.declared or (value, 0.0)
+        if abs(value - declared) > within:
+            promised = f"{metric.printed(declared)} was declared (tolerance {metric.printed(within)})"
+            return f"{metric.label} {metric.printed(value)}, but {promised}"
+        return ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": self.schema, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Manifest:
+        """Raises ValueError, naming field and value, where a field is missing, unknown, of another type or out of its range."""
+        found: Manifest = from_json(cls, data)
+        if mistake := next(_mistakes(found), ""):
+            raise ValueError(mistake)
+        return found
+
+
+def _mistakes(manifest: Manifest) -> Iterator[str]:
+    """What is given twice, and what names something that does not exist."""
+    labels, names = manifest.labels, [metric.name for metric in manifest.metrics]
+    listed: dict[str, Iterable[Any]] = {"metrics": names, "objectives": [one.name for one in manifest.objectives]}
+    listed |= {"baselines": manifest.baselines, "blocks": manifest.blocks, "cells": [cell.id for cell in manifest.cells]}
+    for where, values in listed.items():
+        yield from (f"{where}: {value!r:.60} is given {count} times" for value, count in Counter(values).items() if count > 1)
+    named = [(f"baselines.{place}", name) for place, name in enumerate(manifest.baselines)]
+    named += [(f"cells.{place}.objective", str(cell.objective)) for place, cell in enumerate(manifest.cells) if cell.role == "student"]
+    named += [(f"profiles.{place}.objective", profile.objective) for place, profile in enumerate(manifest.profiles)]
+    yield from (f"{where}: {name!r} is no objective of the suite ({', '.join(labels)})" for where, name in named if name not in labels)
+    depended = ((place, role, other) for place, cell in enumerate(manifest.cells) for role, other in cell.depends.items())
+    referred = [(f"cells.{place}.depends.{role}", other) for place, role, other in depended]
+    referred += [("teacher_requirements", cell_id) for cell_id in manifest.teacher_requirements]
+    yield from (f"{where}: '{cell_id}' is no cell of the suite" for where, cell_id in referred if cell_id not in manifest.ids)
+    for cell_id, asked in manifest.teacher_requirements.items():
+        if asked.metric not in names:
+            yield f"teacher_requirements.{cell_id}.metric: '{asked.metric}' is no metric of the suite ({', '.join(names)})"
+    for place, cell in enumerate(() if manifest.derived else manifest.cells):
+        try:
+            check(_PlannedCell, {name: getattr(cell, name) for name in _PlannedCell.__annotations__})
+        except ValueError as error:
+            yield f"cells.{place}.{error}"

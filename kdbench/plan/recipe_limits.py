@@ -1,0 +1,100 @@
+"""What a recipe asks for that a task, a dataset or a loss of the suite does not have. Importing this module loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kdbench import parts
+from kdbench.isolation import isolated
+from kdbench.plan.matrix import Plan
+from kdbench.plan.schema import Json, Net
+from kdbench.recipes._base import MIXING, OF_DATA, OF_TASK, Recipe, steps_per_epoch
+
+
+def unmet(plan: Plan, dataset: Any) -> list[str]:
+    """Every option of a recipe that cannot be used, with its line, the reason, and what to write instead."""
+    suite, found = plan.suite, []
+    for section, nets in (("students", suite.students), ("teachers", suite.teachers)):
+        for name, net in nets.items():
+            problems = [*_of_task(plan.task, suite.task["name"], net), *_of_dataset(dataset, suite.dataset["name"], net)]
+            for option, problem in problems:
+                found.append(f"{suite.file.at(_where(plan, section, name, option))}: {section}.{name}: {problem}")
+    seen = set()
+    for student, _, name in plan.compared:
+        objective, recipe = suite.objectives[name], Recipe.complete(suite.students[student].recipe)
+        for term in objective.config["terms"]:
+            for problem in _of_loss(term, recipe, suite.sources):
+                if (name, problem) not in seen:
+                    seen.add((name, problem))
+                    found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")
+    return list(dict.fromkeys(found))
+
+
+def slow_averages(plan: Plan, n_train: int | None) -> list[str]:
+    """A warning of each moving average that is too slow for its training."""
+    found = {}
+    for net in (*plan.suite.students.values(), *plan.suite.teachers.values()):
+        recipe = Recipe.complete(net.recipe)
+        if recipe["ema"] is not None and n_train is not None and recipe["epochs"]:
+            updates = recipe["epochs"] * steps_per_epoch(n_train, recipe["batch_size"], recipe["drop_last"])
+            found[recipe["ema"], updates] = recipe["ema"] ** updates
+    return [
+        f"warning: after the {updates:,} updates of a training, {100 * left:.0f} % of its average with decay {decay:g} (`ema`) are still "
+        "initial weights: use a smaller decay"
+        for (decay, updates), left in found.items()
+        if left >= 0.01
+    ]
+
+
+def _where(plan: Plan, section: str, name: str, option: str) -> tuple[str | int, ...]:
+    """The place of an option: in the recipe of the net if it has one there, else in that of the suite."""
+    given = plan.suite.file.data[section]
+    own = given.get(name) if isinstance(given, dict) else None
+    inside = isinstance(own, dict) and isinstance(own.get("recipe"), dict) and option in own["recipe"]
+    return (section, name, "recipe", option) if inside else ("recipe", option)
+
+
+def _changed(net: Net, options: tuple[str, ...]) -> list[str]:
+    """Which of these options the recipe of a net sets. A net that is not trained has none."""
+    return [name for name in options if net.recipe["epochs"] and Recipe.complete(net.recipe)[name] != Recipe.added[name]]
+
+
+def _of_task(task: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
+    known = parts.Part("task", name, task, 0).known()
+    for option in _changed(net, OF_TASK):
+        if option not in known:
+            yield option, f"the task '{name}' has no {option}: leave it out of the recipe"
+    if task.mix is parts.contract("task").mix:  # type: ignore[attr-defined]
+        for option in _changed(net, MIXING):
+            yield option, f"the task '{name}' has no mixed images: leave {option} out of the recipe"
+    if _changed(net, ("accumulate",)) and task.couples == "batch":
+        yield "accumulate", f"the loss of the task '{name}' needs whole batches: leave accumulate out of the recipe"
+
+
+def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
+    for option in () if dataset.augments else _changed(net, OF_DATA):
+        yield option, f"the dataset '{name}' has no {option}: leave it out of the recipe"
+
+
+def _of_loss(term: Mapping[str, Any], recipe: Json, sources: Mapping[str, str]) -> Iterator[str]:
+    name, mixing, divided = term["loss"], any(recipe[option] for option in MIXING), recipe["accumulate"] > 1
+    if not mixing and not divided:
+        return
+    try:
+        with isolated(0):
+            loss = parts.from_config("loss", {**term, "name": name}, sources)
+            couples, takes_mixed = loss.couples, loss.takes_mixed or not loss._needs() & {"target", "index"}
+    except Exception:  # what is wrong with the loss is found where it is tried
+        return
+    if mixing and not takes_mixed:
+        yield (
+            f"the loss '{name}' needs the class or the index of each image, and mixed images have two: leave mixup and cutmix out of the "
+            "recipe, or declare `takes_mixed = True` in a loss that is right for them (its `batch.target` is n x classes then)"
+        )
+    if divided and (couples != "sample" or term["pairing"] != "matched"):
+        why = "is given the teacher's outputs for other images of its batch" if couples == "sample" else "compares the images of a batch"
+        yield (
+            f"the loss '{name}' {why}, and accumulate would give it parts of the batch: leave accumulate out of the recipe, with a smaller "
+            'batch_size if the memory is too small (a loss that is a mean over its images declares `couples = "sample"`)'
+        )

@@ -1,0 +1,36 @@
+"""The accuracy of each class, where the classes are few; `images_per_class.csv` has them all."""
+
+from __future__ import annotations
+
+from kdbench.report.frame import line_key
+from kdbench.report.study import Study, lines
+from kdbench.report.table import Column, Entry, Group, Table
+
+MOST_CLASSES = 20
+CAPTION = (
+    "Share of a class's test images that are right (its recall, %) at the last epoch: mean ± standard deviation over repeats, and over the "
+    "trainings of a teacher. The mean over the classes is the balanced accuracy."
+)
+
+
+def class_table(study: Study) -> Table | None:
+    """Rows are classes, columns the teacher and the losses, one group a pair; None without predictions or with many classes."""
+    table = None if study.images is None else study.images.per_class
+    if table is None or not 0 < len(table["class"].unique()) <= MOST_CLASSES:
+        return None
+    manifest, known = study.manifest, {(*line_key(line), line["class"]): line for line in lines(table)}
+    labels = {**({"teacher": "teacher"} if (table["objective"] == "teacher").any() else {}), **manifest.labels}
+    groups = []
+    for (dataset, teacher, student), place in study.pairs.items():
+        teachers = tuple(run["id"] for run in study.teachers_of(place))
+        sides = {name: ((dataset, teacher, student, name), place.ids(name)) for name in labels}
+        sides |= {"teacher": ((dataset, "", teacher, "teacher"), teachers)} if "teacher" in labels else {}
+        rows = []
+        for number in sorted({int(key[-1]) for key in known if key[:-1] in {key for key, _ in sides.values()}}):
+            found = [(known.get((*key, number), {}), runs) for key, runs in sides.values()]
+            images = next((line.get("n_images") for line, _ in found if line), None)
+            means = [Entry(line.get("mean"), line.get("sd"), format=".2f", scale=100.0, runs=runs) for line, runs in found]
+            rows.append((Entry(number, format=".0f"), Entry(images, format=".0f"), *means))
+        groups += [Group(place.title, tuple(rows))] if rows else []
+    columns = [Column("class"), Column("images", essential=False), *map(Column, labels.values())]
+    return Table("Accuracy of each class", tuple(columns), tuple(groups), (CAPTION,), name="classes")

@@ -1,0 +1,117 @@
+"""The table of predictions: calibration, agreement, and losses compared image by image."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from dataclasses import replace
+from math import nan
+from statistics import median
+from typing import Any
+
+from kdbench.manifest import Manifest
+from kdbench.report import entries
+from kdbench.report.frame import Key, line_key
+from kdbench.report.notes import INCOMPLETE, UNTESTED, untested_notes
+from kdbench.report.study import ROLES, Line, Place, collapse, lines
+from kdbench.report.table import EMPTY, Column, Entry, Group, Table, row
+from kdbench.stats.calibration import BINS
+from kdbench.stats.predictions import ImageStatistics
+from kdbench.stats.repeats import summarise
+
+PRINTED = (("nll", ".3f", 1.0), ("ece", ".2f", 100.0), ("agreement_block", ".2f", 100.0))
+
+
+def predictions_table(images: ImageStatistics, manifest: Manifest, unstable: Collection[str] = ()) -> Table:
+    """The table of predictions, one group a pair: calibration, agreement, and the differences with their intervals over new images."""
+    if not len(images.intervals):  # the compared metric is not the share of images that are right
+        manifest = replace(manifest, baselines=())
+    columns = [Column("loss", numeric=False), Column("NLL"), Column("ECE, %"), Column("agreement with the teacher, %")]
+    for label in (manifest.labels[name] for name in manifest.baselines):
+        columns.append(Column(f"Δ to {label} on new images{entries.points(manifest)} [{entries.confidence(manifest)} CI]"))
+        columns.append(Column(f"checkpoints that differ from {label}, p < {manifest.alpha:g}", essential=False))
+    summaries: dict[Key, dict[str, Line]] = defaultdict(dict)
+    for name, _, _ in PRINTED:
+        for line in lines(summarise(images.predictions.assign(value=images.predictions[name]))):
+            summaries[line_key(line)][name] = line
+    groups = tuple(_group(place, summaries, manifest) for place in _places(images, manifest, unstable) if place.runs)
+    title = "Predictions, and differences on new images" if manifest.baselines else "Predictions"
+    return Table(title, tuple(columns), groups, *_caption(manifest), name="predictions")
+
+
+def _places(images: ImageStatistics, manifest: Manifest, unstable: Collection[str]) -> list[Place]:
+    """The pairs: the runs, and the intervals as comparisons, each with the p values of its checkpoints."""
+    runs: dict[Key, list[Line]] = defaultdict(list)
+    for run in lines(images.predictions):
+        runs[line_key(run)].append(run)
+    tests: dict[tuple[str, ...], dict[tuple[str, str], Line]] = defaultdict(dict)
+    for line in lines(images.intervals.assign(low=images.intervals["low_images"], high=images.intervals["high_images"])):
+        names = [manifest.labels[line[role]] for role in ROLES if line[role] in unstable]
+        known = {"verdict": "unstable", "verdict_why": collapse(names), "low": nan, "high": nan} if names else {"verdict": ""}
+        tests[line_key(line)[:3]][line["objective"], line["baseline"]] = {**line, **known, "checkpoints": []}
+    for line in lines(images.checkpoints):
+        if test := tests[line_key(line)[:3]].get((line["objective"], line["baseline"])):
+            test["checkpoints"].append(line["p"])
+    found = []
+    for block in manifest.blocks:
+        mine = {name: runs[key] for name in manifest.labels if (key := (*block.key, name)) in runs}
+        found.append(Place(block.title, block, mine, {}, tests[block.key], len(images.intervals)))
+    return found
+
+
+def _group(place: Place, summaries: dict[Key, dict[str, Line]], manifest: Manifest) -> Group:
+    labels = manifest.labels
+    asked = [line for name in place.runs for baseline in manifest.baselines if (line := place.tests.get((name, baseline)))]
+    tested = [line for line in asked if not line["why"]]
+    facts, lacking = [], defaultdict(list)
+    if tested:
+        seeds, images = (100 * median(line[name] for line in tested) for name in ("se_seeds", "se_images"))
+        errors = f"{seeds:.2f} points by seeds, {images:.2f} points by test images"
+        facts.append(f"{tested[0]['n_images']:.0f} test images. Median standard error of a difference: {errors}.")
+    for name, runs in place.runs.items():
+        for why, count in Counter(run["why"] for run in runs if run["why"]).items():
+            lacking[why].append(f"{labels[name]} ({count})")
+    rows = []
+    for name in place.runs:
+        boxes = [Entry(labels[name])]
+        for column, form, scale in PRINTED:
+            line = summaries[*place.block.key, name][column] if place.block else {}
+            marks = () if line["n"] == line["n_asked"] else (INCOMPLETE,)
+            boxes.append(Entry(line["mean"], line["sd"], format=form, scale=scale, marks=marks))
+        differences = [box for baseline in manifest.baselines for box in _difference(place, name, baseline, manifest)]
+        rows.append((*row(place.ids(name), *boxes), *differences))
+    notes = [f"{INCOMPLETE} runs of {', '.join(who)}: {why}" for why, who in lacking.items()]
+    return Group(place.title, tuple(rows), tuple(facts), (*notes, *untested_notes(asked, labels)))
+
+
+def _difference(place: Place, name: str, baseline: str, manifest: Manifest) -> tuple[Entry, ...]:
+    """Δ with its interval, and how many checkpoints differ."""
+    line = place.compared(name, baseline)
+    if line is None:  # the baseline beside itself, or a comparison that the suite does not ask
+        return EMPTY, EMPTY
+    p: Any = line["checkpoints"]
+    delta = replace(entries.difference(manifest, line), marks=(UNTESTED,) if line["why"] else ())
+    counted = Entry(f"{sum(one < manifest.alpha for one in p)} of {len(p)}" if p else None)
+    return row(place.ids(name, baseline), delta, counted)
+
+
+def _caption(manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The caption, and the notes below the table."""
+    caption = (
+        "Predictions on the test set at the last epoch; ± is the standard deviation over repeats.",
+        f"NLL: negative log-likelihood of the true class, nats per image. ECE: expected calibration error, {BINS} bins of equal width "
+        "(Guo et al. 2017). Agreement: share of images for which student and teacher predict the same class, right or wrong.",
+    )
+    notes = ("Agreement of a student without a teacher is with the teachers of the pair.",)
+    if not manifest.baselines:
+        return caption, notes
+    return (
+        *caption,
+        "Δ on new images: loss minus baseline, paired by repeat. Its interval covers new seeds and new test images, for these teachers "
+        "and training images; it is not adjusted for the number of comparisons.",
+        "Checkpoints that differ: pairs of trained networks with a small p in McNemar's exact test, not adjusted.",
+    ), (
+        *notes,
+        "Interval on new images: pigeonhole bootstrap of seeds and images (Owen 2007) with t quantiles by the number of seeds.",
+        "McNemar's test compares two trained networks, not two losses: two seeds of one loss often differ too.",
+    )

@@ -1,0 +1,180 @@
+"""The verbs `run` and `profile`: plan, train, measure, report, and say what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from kdbench.errors import DataError, KdbenchError, UsageError
+from kdbench.isolation import explained, isolated
+from kdbench.manifest import ProfileRef
+from kdbench.plan import matrix, probe
+from kdbench.plan.matrix import Plan
+from kdbench.plan.suite import read
+from kdbench.run import local
+from kdbench.run.local import Machine
+from kdbench.run.progress import ProgressBar
+from kdbench.store import Store, cell_state
+
+
+def planned(suite: Path) -> Plan:
+    """Read, expand and probe a suite. Raises SuiteError with all of its mistakes."""
+    plan = matrix.expand(read(suite))
+    probe.probe(plan)
+    return plan
+
+
+def run(suite: Path, results: Path, data: Path, device: str, jobs: int | None, checkpoint_every_s: float | None, costs: bool) -> int:
+    """Train, measure and report a suite. Returns 0 when every cell is a result, else 1."""
+    console = Console(highlight=False, soft_wrap=True)
+    plan, store = planned(suite), Store(results)
+    titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
+    machine = _machine(results, data, device, jobs, checkpoint_every_s)
+    count = len(local.wanted(store, list(plan.cells.values())))
+    if count:
+        for note in _check_data_and_device(plan, data, device):
+            console.print(f"{plan.suite.dataset['name']}: {note}", markup=False)
+    todo = f"{count} of {len(plan.cells)} cells to train, {machine.jobs} at a time"
+    console.print(f"{plan.suite.name}: {todo if count else f'nothing to train: all {len(plan.cells)} cells are done or being trained'}")
+    began = time.monotonic()
+    try:
+        with ProgressBar(console, titles, count) as progress:
+            local.train(plan, store, machine, progress)
+    except KeyboardInterrupt:
+        console.print("interrupted: progress is saved; run the same command to continue")
+        return 130
+    if count:
+        console.print(f"trained in {time.monotonic() - began:.0f} s")
+    if costs:
+        _measure(plan, store, machine, console)
+    return conclude(store, plan.suite.name, console)
+
+
+def _check_data_and_device(plan: Plan, data: Path, device: str) -> tuple[str, ...]:
+    """The notes on the dataset. Raises KdbenchError: the device is not there, or the dataset is missing or wrong."""
+    from kdbench.train.build import make_dataset
+    from kdbench.train.circumstance import choose_device
+
+    choose_device(device)
+    try:
+        with isolated(0):
+            return make_dataset(next(iter(plan.cells.values()))).load(data).notes
+    except KdbenchError:
+        raise
+    except Exception as error:
+        raise DataError(f"the dataset cannot be read: {explained(error)}") from error
+
+
+def conclude(store: Store, suite: str, console: Console, in_jobs: Collection[str] = ()) -> int:
+    """Print the report of a suite, and which cells have no result and are in no job. Returns 0 when there is none, else 1."""
+    from kdbench.report.write import report
+
+    report(store, [suite], sys.stdout)
+    missing = cell_state.why_missing(store, store.manifest(suite), in_jobs)
+    if missing:
+        console.print(missing, markup=False)
+    return 1 if missing else 0
+
+
+def profile(suite: Path, results: Path, data: Path, device: str) -> int:
+    """Measure the costs of a suite's objectives. Returns 0 when every one has its profile."""
+    from kdbench.report.write import report
+
+    plan, store = planned(suite), Store(results)
+    if not any(row.role == "student" and store.is_done(row.cell.id) for row in plan.rows):
+        raise UsageError(f"no student has finished training: run `{shlex.join(['kdbench', 'run', str(suite)])}` first")
+    local.prepare(plan, store)
+    whole = _measure(plan, store, _machine(results, data, device, 1, None), Console(highlight=False, soft_wrap=True))
+    report(store, [plan.suite.name], sys.stdout)
+    return 0 if whole else 1
+
+
+def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) -> int:
+    """Real training steps of everything that a suite compares. Returns 0 when nothing is wrong."""
+    import torch
+
+    from kdbench.train import check as checking
+    from kdbench.train.circumstance import choose_device
+
+    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
+    plan, store = planned(suite), Store(results)
+    found: list[checking.Checked] = []
+    wide = [
+        max(map(len, column))
+        for column in zip(*((row.student, row.teacher or "teacher", row.objective or "") for row in plan.rows), strict=True)
+    ]
+    line = f"{{:<{wide[0]}}}  {{:<{wide[1]}}}  {{:<{max(wide[2], 9)}}} {{:>7}} {{:>7}} {{:>8}} {{:>8}} {{:>8}}  {{}}"
+    began, show = time.monotonic(), partial(console.print, markup=False)
+    for one in checking.check(plan, store, data, torch.device(choose_device(device)), show):
+        if not found:
+            show("step: time of a full batch, last: of the last batch of an epoch, both in s")
+            show("weights: memory of weights, gradients and optimiser, saved: memory that a step saves for its backward pass, both in MiB")
+            show(line.format("student", "teacher", "objective", "step", "last", "weights", "saved", "loss", "gradient / task's"))
+        found.append(one)
+        ratios = ", ".join(f"{name} {ratio:.3g}" for name, ratio in one.ratios.items())
+        values = ((one.step_s, 2), (one.ragged_s, 2), (one.weights_mib, 0), (one.saved_mib, 0), (one.loss, 3))
+        numbers = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
+        show(line.format(one.student, one.teacher or "-", one.objective, *numbers, ratios).rstrip())
+        for word, texts in (("WRONG", one.wrong), ("note", one.notes)):
+            for text in texts:
+                show(f"  {word}: {text}")
+    wrong = sum(bool(one.wrong) for one in found)
+    show(
+        f"{plan.suite.name}: {len(found)} settings checked in {time.monotonic() - began:.0f} s, {wrong} failed; a bundle of "
+        f"{checking.SIDE_BY_SIDE} students needs at most about {checking.bundle_mib(found) / 1024:.2g} GiB beside its teacher"
+    )
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+    return 1 if wrong else 0
+
+
+def _machine(results: Path, data: Path, device: str, jobs: int | None, checkpoint_every_s: float | None) -> Machine:
+    import torch
+
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = jobs or gpus or cores
+    return Machine(results, data, device, jobs, gpus, checkpoint_every_s, readers=max(1, cores // jobs))
+
+
+def _measure(plan: Plan, store: Store, machine: Machine, console: Console) -> bool:
+    """Profiles of everything compared, serially, in a process of its own; noted in the manifest. Returns whether all are there."""
+    suite = plan.suite
+    chosen: dict[tuple[str, str | None, str], str] = {}
+    for row in plan.rows:
+        if row.objective is not None and cell_state.of(store, row.cell.id).name == "finished":
+            chosen.setdefault((row.student, row.teacher, row.objective), row.cell.id)
+    if not chosen:
+        console.print("no costs are measured: no student has finished training", markup=False)
+        return False
+    command = [sys.executable, "-m", "kdbench.train.profile", str(machine.results), *chosen.values()]
+    command += ["--data", str(machine.data), "--device", machine.device]
+    log = store.suite_folder(suite.name) / "jobs" / "cost.log"
+    with store.open_log(log) as errors:
+        finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=local.environment(machine, 0), check=False)
+    found = {}
+    for line in finished.stdout.splitlines():
+        if line.startswith("{"):
+            one = json.loads(line)
+            found[one["cell"]] = one["profile"]
+        else:
+            console.print(line, markup=False)
+    profiles = tuple(
+        ProfileRef(suite.dataset["name"], teacher, student, objective, found[cell_id])
+        for (student, teacher, objective), cell_id in chosen.items()
+        if cell_id in found
+    )
+    store.put_manifest(suite.name, replace(store.manifest(suite.name), profiles=profiles))
+    if finished.returncode and not found:
+        console.print(f"costs could not be measured; see {log}", markup=False)
+    return len(found) == len(chosen)

@@ -1,0 +1,108 @@
+"""The training loop: one data stream, one teacher, k students side by side, with the same results as if each were trained alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, Protocol
+
+import torch
+
+from kdbench.errors import StoppedError
+from kdbench.isolation import isolated
+from kdbench.losses._base import Batch
+from kdbench.train.evaluate import evaluate
+from kdbench.train.member import NEVER, Member
+from kdbench.train.seeds import seed_of
+from kdbench.train.stream import BatchPlan
+from kdbench.train.teacher import LiveTeacher
+
+Position = tuple[int, int]
+"""(epoch, step within it) of the next step."""
+
+
+class Recorder(Protocol):
+    """Saves the results of students."""
+
+    def began(self, member: Member, position: Position) -> None: ...
+    def save(self, member: Member, position: Position, must: bool = False) -> None: ...
+    def finished(self, member: Member) -> None: ...
+    def diverged(self, member: Member, step: int) -> None: ...
+    def failed(self, member: Member, error: Exception) -> None: ...
+
+
+def train(
+    members: Sequence[Member],
+    plan: BatchPlan,
+    teacher: LiveTeacher | None,
+    recorder: Recorder,
+    start: Position = (0, 0),
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train a bundle from `start` to its last epoch. A student that diverges or raises leaves the bundle; the others continue. Raises
+    StoppedError if `stop` returns True, after every student was saved at its position."""
+    recipe = members[0].recipe
+    live = list(members)
+    if not recipe["epochs"]:  # taken as it is
+        live = [member for member in live if _survives(recorder, member, _evaluate, member, -1, plan)]
+    for epoch in range(start[0], recipe["epochs"]):
+        skipped = start[1] if epoch == start[0] else 0
+        if not skipped:
+            for member in live:
+                member.begin_epoch()
+        live = [member for member in live if _survives(recorder, member, recorder.began, member, (epoch, skipped))]
+        if not live:
+            return
+        wanted = list(plan.epoch(epoch))[skipped:]
+        with closing(plan.data.batches("train", wanted)) as batches:  # readers end with the epoch, also after an error
+            for step, (index, _) in enumerate(wanted, start=skipped):
+                if stop():
+                    for member in live:
+                        _survives(recorder, member, recorder.save, member, (epoch, step), True)
+                    raise StoppedError(f"asked to stop in epoch {epoch + 1} at step {step + 1}: saved there")
+                total_step = epoch * plan.steps + step
+                with isolated(seed_of(plan.streams.augment, total_step)):
+                    inputs, targets = next(batches)
+                inputs, targets = plan.mixed(inputs, targets, members[0].task, total_step)
+                taps = teacher.taps(inputs) if teacher else None
+                batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, total_step)
+                live = [member for member in live if _survives(recorder, member, member.step, inputs, targets, batch, taps, step == 0)]
+                if not live:
+                    return
+        live = [member for member in live if _survives(recorder, member, _end, member, epoch, plan, recorder)]
+        if not live:
+            return
+    for member in live:
+        _survives(recorder, member, recorder.finished, member)
+
+
+def _survives(recorder: Recorder, member: Member, act: Callable[..., bool | None], *arguments: Any) -> bool:
+    """Whether the student continues; an error is a failure of this student only."""
+    try:
+        return act(*arguments) is not False
+    except Exception as error:
+        recorder.failed(member, error)
+        return False
+
+
+def _evaluate(member: Member, epoch: int, plan: BatchPlan) -> None:
+    """End an epoch with an evaluation; of a model that is not trained it is epoch -1."""
+    splits = [split for split in ("val", "test") if plan.data.size(split)]
+    member.end_epoch(epoch, {split: evaluate(member.task, member.deployed, plan.data, split, member.numerics) for split in splits})
+
+
+def _end(member: Member, epoch: int, plan: BatchPlan, recorder: Recorder) -> bool:
+    """End an epoch: leave if a value is not finite, else evaluate and save."""
+    bad = member.went_bad((epoch + 1) * plan.steps - 1)
+    if bad != NEVER:
+        member.end_epoch(epoch, {})
+        recorder.diverged(member, bad)
+        return False
+    last = epoch + 1 == member.recipe["epochs"]
+    if last or (epoch + 1) % member.recipe["evaluate_every"] == 0:
+        _evaluate(member, epoch, plan)
+    else:
+        member.end_epoch(epoch, {})
+    if not last:
+        recorder.save(member, (epoch + 1, 0))
+    return True

@@ -1,0 +1,164 @@
+"""One student of a bundle: its weights, objective, optimiser, schedule and history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdbench.cell import Cell
+from kdbench.isolation import isolated, private
+from kdbench.losses._base import Batch, Taps
+from kdbench.recipes._base import Recipe
+from kdbench.tasks._base import Task
+from kdbench.timm_adapter import learning_rate, make_optimizer, make_scheduler
+from kdbench.train.average import moving_average
+from kdbench.train.evaluate import finite_or_none
+from kdbench.train.numerics import autocast
+from kdbench.train.objective import Objective
+from kdbench.train.seeds import Streams, seed_of
+
+NEVER = -1
+
+Part = tuple[float, int, Any, Any, Batch, Taps | None]
+"""A part of a batch: its share of the images, the seed of its losses, and what `Member.step` gets."""
+
+
+class Member:
+    """A student in training. It shares no state with other students."""
+
+    def __init__(self, cell: Cell, student: nn.Module, objective: Objective, task: Task, steps_per_epoch: int):
+        self.cell, self.student, self.objective, self.task = cell, student, objective, task
+        self.recipe, self.numerics = Recipe.complete(cell.config["recipe"]), cell.config["numerics"]
+        self.streams = Streams.of(cell.config)
+        self.trained = nn.ModuleDict({"student": student, "objective": objective})
+        self.optimizer = make_optimizer(self.trained, self.recipe)
+        self.scheduler = make_scheduler(self.optimizer, self.recipe, steps_per_epoch)
+        self.latest = objective.deployed(student)
+        self.average = None if self.recipe["ema"] is None else moving_average(self.latest, self.recipe["ema"])
+        self.deployed = self.average.module if self.average else self.latest  # what is evaluated and kept
+        self.history: list[dict[str, Any]] = []
+        self.device = next(student.parameters()).device
+        self.bad_step = torch.tensor(NEVER, device=self.device)
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.seen = 0
+        self.gradients: dict[str, float] = {}
+        self.lr = learning_rate(self.optimizer)
+
+    def step(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None, first: bool = False) -> None:
+        """One batch: forward, objective, backward, update. `first` also measures the gradient sizes of the terms (once an epoch)."""
+        gradients: dict[str, dict[int, Tensor]] = {}
+        with isolated(seed_of(self.streams.dropout, batch.step)):
+            self.trained.train()
+            for place, (share, seed, *part) in enumerate(self.parts(inputs, targets, batch, teacher)):
+                values = self._values(seed, *part)
+                total = torch.stack([weighted for _, weighted in values.values()]).sum()
+                if first and len(values) > 1:
+                    self._add_gradients(gradients, values, share)
+                if not place:
+                    self.optimizer.zero_grad(set_to_none=True)
+                (share * total).backward()
+                self._note(values, total.detach(), part[2])
+            if self.recipe["clip_grad"] is not None:
+                nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe["clip_grad"])
+            self.optimizer.step()
+            self.scheduler.step_update(batch.step + 1)
+            if self.average:
+                self.average.update_parameters(self.latest)
+            if gradients:
+                self.gradients = _relative_sizes(gradients)
+
+    def parts(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> Iterator[Part]:
+        """The batch in parts of nearly equal size, none larger than the recipe's batch divided by `accumulate`."""
+        seed = seed_of(self.streams.loss, batch.step)
+        if self.recipe["accumulate"] == 1:
+            yield 1.0, seed, inputs, targets, batch, teacher
+            return
+        assert batch.index is not None
+        n, largest = len(batch.index), self.recipe["batch_size"] // self.recipe["accumulate"]
+        for place, rows in enumerate(np.array_split(np.arange(n), -(-n // largest))):
+            chosen = slice(int(rows[0]), int(rows[-1]) + 1)
+            own_inputs, own_targets = self.task.rows(inputs, targets, chosen)
+            own_batch = Batch(own_targets, batch.index[chosen], batch.epoch, batch.step)
+            own_teacher = teacher.map(lambda tensor, chosen=chosen: tensor[chosen]) if teacher else None
+            yield len(rows) / n, seed_of(seed, place), own_inputs, own_targets, own_batch, own_teacher
+
+    def _values(self, seed: int, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> dict[str, tuple[Tensor, Tensor]]:
+        with autocast(self.numerics, inputs):
+            # Copies, since the model may change its inputs, which all students share.
+            task_losses, taps = self.task.step(self.student, private(inputs), private(targets))
+        return self.objective(task_losses, taps, teacher, batch, seed)
+
+    def _note(self, values: dict[str, tuple[Tensor, Tensor]], total: Tensor, batch: Batch) -> None:
+        """Sums stay on the device, so that nothing here waits for it."""
+        n = len(batch.index) if batch.index is not None else 1
+        self.seen += n
+        for name, pair in {**values, "": (total, total)}.items():
+            now = torch.stack([value.detach() for value in pair]).double() * n
+            self.sums[name] = self.sums[name] + now if name in self.sums else now
+        first_bad = (self.bad_step == NEVER) & ~torch.isfinite(total)
+        self.bad_step = torch.where(first_bad, batch.step, self.bad_step)
+
+    def _add_gradients(self, found: dict[str, dict[int, Tensor]], values: dict[str, tuple[Tensor, Tensor]], share: float) -> None:
+        """Add each weighted term's gradients of the student's weights (at weight 1 if the task's weight is 0)."""
+        weights = [weight for weight in self.student.parameters() if weight.requires_grad]
+        for name, (raw, weighted) in values.items():
+            what = raw if name == "task" and self.objective.task_weight == 0 else weighted
+            gradients = torch.autograd.grad(what, weights, retain_graph=True, allow_unused=True) if what.requires_grad else ()
+            mine = found.setdefault(name, {})
+            for place, gradient in enumerate(gradients):
+                if gradient is not None:
+                    mine[place] = mine.get(place, 0) + share * gradient
+
+    def end_epoch(self, epoch: int, evaluated: dict[str, dict[str, float | None]]) -> None:
+        """Append the epoch's entry to the history."""
+        entry: dict[str, Any] = {"epoch": epoch, "lr": self.lr, "terms": {}}
+        for name, sums in self.sums.items():
+            raw, weighted = (finite_or_none(value / self.seen) for value in sums.tolist())
+            if not name:
+                entry["loss"] = weighted
+                continue
+            entry["terms"][name] = {"raw": raw, "weighted": weighted}
+            if name in self.gradients:
+                entry["terms"][name]["gradient_ratio"] = finite_or_none(self.gradients[name])
+        self.history.append({**entry, **evaluated})
+
+    def went_bad(self, last_step: int) -> int:
+        """The first step with a non-finite loss, or `last_step` if a weight is not finite; else `NEVER`. Waits for the device."""
+        bad = int(self.bad_step)
+        if bad == NEVER and not all(bool(torch.isfinite(weight).all()) for weight in self.trained.parameters()):
+            return last_step
+        return bad
+
+    def state(self) -> dict[str, Any]:
+        """Everything that is needed to resume; bit for bit on the CPU with numerics `exact`."""
+        own = {name: getattr(self, name) for name in ("history", "sums", "seen", "gradients", "lr", "bad_step")}
+        own |= {"average": self.average.module.state_dict()} if self.average else {}
+        return {"trained": self.trained.state_dict(), "optimizer": self.optimizer.state_dict(), **own}
+
+    def restore(self, state: dict[str, Any], steps_done: int) -> None:
+        self.trained.load_state_dict(state["trained"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.step_update(steps_done)
+        if self.average:
+            self.average.module.load_state_dict(state["average"])
+        self.history, self.seen = state["history"], state["seen"]
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.gradients, self.lr = state["gradients"], state["lr"]
+        self.bad_step = state["bad_step"].to(self.device)
+
+
+def _relative_sizes(gradients: dict[str, dict[int, Tensor]]) -> dict[str, float]:
+    """Each term's gradient norm relative to the task's."""
+    norms = {}
+    for name, mine in gradients.items():
+        squares = [gradient.double().square().sum() for gradient in mine.values()]
+        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    task = norms.pop("task")
+    return {name: norm / task for name, norm in norms.items()} if task > 0 else {}

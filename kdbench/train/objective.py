@@ -1,0 +1,86 @@
+"""An objective: the task's loss with its weight, plus weighted distillation terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench import parts
+from kdbench.errors import RefusedError
+from kdbench.isolation import isolated
+from kdbench.losses._base import Batch, Loss, Pair, Taps
+
+
+class Objective(nn.Module):
+    """What one student minimises. Each term has its own draws: those of `seed` to build and bind it, others for each `forward`."""
+
+    def __init__(self, config: Mapping[str, Any], sources: Mapping[str, str], seed: int = 0):
+        super().__init__()
+        self.seed = seed
+        self.task_weight: float = config["task"]
+        self.terms = list(config["terms"])
+        names = [term["loss"] for term in self.terms]
+        self.names = [name if names.count(name) == 1 else f"{name}{names[:place].count(name) + 1}" for place, name in enumerate(names)]
+        self.losses = nn.ModuleList()
+        for place, term in enumerate(self.terms):
+            with isolated(seed + place):
+                # Anew, so that cells and terms share no variables of a user's module.
+                self.losses.append(parts.from_config("loss", {**term, "name": term["loss"]}, sources, anew=True))
+
+    def bind(self, pair: Pair) -> None:
+        """Raises RefusedError if a loss cannot be used with the pair."""
+        for place, (name, loss) in enumerate(zip(self.names, self._each(), strict=True)):
+            try:
+                with isolated(self.seed + place):
+                    loss.prepare(pair)
+            except RefusedError as error:
+                raise RefusedError(f"the loss '{name}' refuses this pair: {error}") from error
+
+    def forward(
+        self, task_losses: Mapping[str, Tensor], student: Taps, teacher: Taps | None, batch: Batch, seed: int = 0
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """(raw value, weighted value) of each term by name; the task's is `task`. The total is the sum of the weighted values."""
+        raw = sum(task_losses.values(), start=torch.zeros((), device=next(iter(task_losses.values())).device))
+        values = {"task": (raw, self.task_weight * raw)}
+        for place, (name, term, loss) in enumerate(zip(self.names, self.terms, self._each(), strict=True)):
+            assert teacher is not None, "an objective with terms is trained with a teacher"
+            with isolated(seed + place):
+                named = loss.parts(student, _paired(term, teacher), batch)
+            weight = weight_at(term["weight"], batch.epoch)
+            for part, value in named.items():
+                values[f"{name}.{part}" if part else name] = (value, weight * value)
+        return values
+
+    def deployed(self, student: nn.Module) -> nn.Module:
+        """The model that is evaluated and kept."""
+        for place, loss in enumerate(self._each()):
+            with isolated(self.seed + place):
+                student = loss.deployed(student)
+        return student
+
+    def _each(self) -> list[Loss]:
+        return list(self.losses)  # type: ignore[arg-type]
+
+
+def weight_at(weight: float | list[list[float]], epoch: int) -> float:
+    """A term's weight: a number, or a schedule [[epoch, weight], ...], linear in between and constant outside."""
+    if isinstance(weight, (int, float)):
+        return float(weight)
+    if epoch <= weight[0][0]:
+        return weight[0][1]
+    for (start, before), (end, after) in zip(weight, weight[1:], strict=False):
+        if epoch <= end:
+            return before + (after - before) * (epoch - start) / (end - start)
+    return weight[-1][1]
+
+
+def _paired(term: Mapping[str, Any], teacher: Taps) -> Taps:
+    """The teacher's rows, in order or shuffled: the control in which the teacher's outputs belong to other images."""
+    if term["pairing"] == "matched":
+        return teacher
+    tensors = teacher.tensors()
+    order = torch.randperm(len(tensors[0])).to(tensors[0].device)
+    return teacher.map(lambda tensor: tensor[order])

@@ -1,0 +1,3 @@
+"""The version of the package, on the lowest floor."""
+
+VERSION = "0.2.0"
