@@ -65,9 +65,10 @@ def classifiers(net: Any) -> list[nn.Module]:
     return [getattr(one, "fc", one) for one in flat]
 
 
-def head_names(net: Any) -> set[str]:
-    """The names of all modules whose shape follows from the number of classes: the classifiers, and what timm lists besides (VOLO)."""
-    return {*_names(net, classifiers(net)), *_listed(net)}
+def head_names(net: Any) -> list[str]:
+    """The modules, in the net's order, whose shape follows from the number of classes: classifiers, and what timm lists besides (VOLO)."""
+    found = {*_names(net, classifiers(net)), *_listed(net)}
+    return [name for name, _ in net.named_modules() if name in found]
 
 
 def head(net: Any) -> nn.Module | None:
