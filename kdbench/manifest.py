@@ -37,6 +37,19 @@ class Metric(Strict):
         return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
 
 
+COMMON_METRICS = {
+    metric.name: metric
+    for metric in (
+        *(Metric(name, label) for name, label in (("top1", "top-1"), ("top5", "top-5"), ("acc", "accuracy"), ("accuracy", "accuracy"))),
+        *(Metric("balanced_accuracy", "balanced accuracy"), Metric("macro_f1", "macro-F1"), Metric("nll", "NLL", False, False)),
+        *(Metric(name, name, False) for name in ("ap", "AP", "map", "mAP", "iou", "miou", "mIoU", "f1", "auc", "auroc", "bleu")),
+        *(Metric(name, name, False, False) for name in ("loss", "error", "ece", "brier", "perplexity", "ppl", "mae", "mse", "rmse")),
+        *(Metric(name, name, False, False) for name in ("fid", "wer")),
+    )
+}
+"""The metrics whose unit and direction are known by their name; a manifest describes all others."""
+
+
 @dataclass(frozen=True)
 class ManifestObjective(Strict):
     """`label` is what tables print; `weight_from` says who chose the weights: published, released, suite, assumed or tuned."""

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from kdbench.errors import KdbenchError, shown
-from kdbench.manifest import Block, Manifest, ManifestCell, ManifestObjective, Metric
+from kdbench.manifest import COMMON_METRICS, Block, Manifest, ManifestCell, ManifestObjective, Metric
 from kdbench.report.frame import CIRCUMSTANCE, COST_COLUMNS, IDENTITY, KINDS, WHOLE, cost_frame, frame
 from kdbench.report.notes import NAMED, STATES
 from kdbench.stats.predictions import FRAMES as IMAGE_FRAMES
@@ -28,13 +28,6 @@ NUMBERS = ("train_s", "least_gradient", "published_n", "published_sd")
 NAMES = ("role", "dataset", "teacher", "student", "objective", "label", "id", "state")
 FILLED = ("role", "dataset", "student", "id", "state", "objective")
 RUN = ("id", "role", "dataset", "student", "teacher", "objective", "repeat", "teacher_seed")
-METRICS: dict[str, tuple[str, bool, bool]] = {  # label, a fraction that tables show in per cent, higher is better
-    **{name: (label, True, True) for name, label in (("top1", "top-1"), ("top5", "top-5"), ("acc", "accuracy"), ("accuracy", "accuracy"))},
-    **{name: (name, False, True) for name in ("ap", "AP", "map", "mAP", "iou", "miou", "mIoU", "f1", "auc", "auroc", "bleu")},
-    **{name: (name, False, False) for name in ("loss", "error", "ece", "brier", "perplexity", "ppl", "mae", "mse", "rmse", "fid", "wer")},
-    **{"nll": ("NLL", False, False), "balanced_accuracy": ("balanced accuracy", True, True), "macro_f1": ("macro-F1", True, True)},
-}
-"""The metrics whose unit and direction are known by their name; manifest.json describes all others."""
 OTHER_NAMES = {
     "repeat": ("seed", "run", "trial", "fold", "rep", "replicate", "random_seed"),
     "objective": ("method", "loss", "algorithm", "distiller"),
@@ -169,7 +162,7 @@ def _manifest_file(path: Path, rows: pd.DataFrame) -> Manifest:
 
 def derived(rows: pd.DataFrame, name: str, terms: pd.DataFrame | None = None) -> Manifest:
     """The manifest that rows imply: objectives, pairs and repeats as they are there; the baselines `ce` and `kd`; every objective with
-    every baseline in every pair as the family; metrics by their names (`METRICS`). A repeat that others of its dataset and student
+    every baseline in every pair as the family; metrics by their names (`COMMON_METRICS`). A repeat that others of its dataset and student
     have is missing where it has no row.
 
     Args:
@@ -180,13 +173,13 @@ def derived(rows: pd.DataFrame, name: str, terms: pd.DataFrame | None = None) ->
             to one.
     """
     names = [str(column).removesuffix("_last") for column in rows if str(column).endswith("_last")]
-    if unknown := next((one for one in names if one not in METRICS), ""):
-        known = ", ".join(f"{one}_last" for one in METRICS)
+    if unknown := next((one for one in names if one not in COMMON_METRICS), ""):
+        known = ", ".join(f"{one}_last" for one in COMMON_METRICS)
         raise KdbenchError(
             f"unit and direction of the metric '{unknown}' (column {unknown}_last) are not known; rename the column to one of {known}; "
             "or put a manifest.json beside the file that describes it"
         )
-    metrics = tuple(Metric(one, *METRICS[one]) for one in names)
+    metrics = tuple(COMMON_METRICS[one] for one in names)
     students = rows[rows["role"] == "student"]
     if not (students["state"] == "finished").any():
         raise KdbenchError("no run of a student is finished: there is nothing to report")

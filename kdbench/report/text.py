@@ -200,7 +200,8 @@ def _explained(tables: Iterable[Table], live: bool) -> str:
 def markdown(document: Document) -> str:
     """A report as Markdown: the tables with their captions and notes below each, then warnings, then figures."""
     texts = environment(escaped)
-    texts.filters |= {"entry": _markdown_entry, "line": _line, "text": lambda text: Markup(escaped(text)), "bracketed": _bracketed}
+    texts.filters |= {"entry": _markdown_entry, "line": _line, "text": lambda text: Markup(escaped(text))}
+    texts.filters["bracketed"] = lambda text: Markup(re.sub(r"([\[\]])", r"\\\1", escaped(text)))
     return texts.get_template("report.md.j2").render(document=document, folder=FIGURES)
 
 
@@ -217,7 +218,3 @@ def escaped(text: str) -> str:
 def _line(text: str) -> Markup:
     """Escaped text that begins a line: no heading, list, quotation, rule or definition of a link."""
     return Markup(re.sub(r"^(\d*)([-+#>=.)\[])", r"\1\\\2", escaped(text)))
-
-
-def _bracketed(text: str) -> Markup:
-    return Markup(re.sub(r"([\[\]])", r"\\\1", escaped(text)))
