@@ -198,6 +198,7 @@ def test_a_teacher_that_is_damaged_again_and_again_blocks_its_students_instead_o
     assert failure and failure.kind == "blocked" and "was damaged twice: check the disk" in failure.message
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_none_or_does_not_fit_is_set_aside_and_its_student_starts_again(
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -361,6 +362,7 @@ def test_each_writing_and_removing_of_the_store_fails_in_plain_words(store: Stor
         assert name
 
 
+@pytest.mark.slow
 def test_reading_works_on_a_real_read_only_file_system_and_run_says_that_nothing_can_be_written(
     plan_of: Callable[..., Plan], train: Callable[..., int], write_suite: Callable[..., Path], store: Store
 ) -> None:
@@ -416,6 +418,7 @@ def test_a_line_that_a_kill_cut_short_does_not_take_the_next_one_along(store: St
     assert store.lines(path) == [{"epoch": 0}, {"epoch": 2}]
 
 
+@pytest.mark.slow
 def test_a_user_without_an_account_entry_trains(
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
 ) -> None:

@@ -591,6 +591,7 @@ def test_data_in_memory_takes_a_number_of_workers_and_needs_none(tmp_path: Path)
     assert children() <= before
 
 
+@pytest.mark.slow
 def test_a_reader_sent_to_a_fresh_process_reads_the_same(pictures: Any) -> None:
     (index, views), *_ = plan_of_batches(pictures)
     reader = pictures.readers["train"]
@@ -651,6 +652,7 @@ raise SystemExit(3)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_in_mid_epoch_ends_its_readers(tmp_path: Path) -> None:
     put_folder(tmp_path)
     told = subprocess.run([sys.executable, "-c", UNFINISHED, str(tmp_path)], capture_output=True, text=True, timeout=60)

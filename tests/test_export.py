@@ -86,6 +86,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_every_kind_of_net_reloads_without_kdbench_and_gives_its_recorded_top1_exactly(
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
 ) -> None:

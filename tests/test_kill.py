@@ -81,10 +81,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     ("where", "seed"),
     [
         ("in the middle of an epoch", 0),
-        ("inside a checkpoint's write", 0),
-        ("during evaluation", 0),
         ("between weights and record", 0),
-        *(("at any moment", seed) for seed in range(5)),
+        *(pytest.param(where, 0, marks=pytest.mark.slow) for where in ("inside a checkpoint's write", "during evaluation")),
+        *(pytest.param("at any moment", seed, marks=pytest.mark.slow) for seed in range(5)),
     ],
 )
 def test_a_killed_bundle_resumes_to_the_result_of_an_undisturbed_one(

@@ -14,6 +14,7 @@ from kdbench.stats.paired import paired_differences
 from kdbench.store import Store
 
 
+@pytest.mark.slow
 def test_kd_beats_cross_entropy_alone_and_kd_from_a_shuffled_teacher_does_not(
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
 ) -> None:

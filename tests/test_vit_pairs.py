@@ -79,6 +79,7 @@ def compare(plan: Plan, train: Callable[..., int], tmp_path: Path) -> None:
     assert outcomes == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_transformers_students_is_each_of_them_alone(
     pairs: Callable[..., Plan], train: Callable[..., int], tmp_path: Path
 ) -> None:

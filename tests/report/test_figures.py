@@ -557,6 +557,7 @@ def test_a_loss_has_one_colour_in_all_figures():
             assert key is None or to_hex(handle.get_color()) == to_hex(study.looks["palette"][key])
 
 
+@pytest.mark.slow
 def test_forty_losses_have_forty_colours_that_are_visible_on_white():
     for count in (1, 8, 20, 40):
         shown = [to_rgb(color) for color in palette([str(place) for place in range(count)], ["0", "1"]).values()]
@@ -602,6 +603,7 @@ def test_a_small_suite_fits_one_column():
     assert [only(name, study)[0].get_figwidth() for name in KINDS] == [3.3] * 6
 
 
+@pytest.mark.slow
 def test_many_blocks_continue_in_further_figures_and_of_very_many_the_first_page_is_drawn(monkeypatch):
     study = study_of(names=("ce", "kd"), teachers=tuple("abcdefg"), students=("one", "two"), repeats=2, epochs=2)
     pages = [[axes.get_title(loc="left") for axes in figure.axes] for figure in pages_of("seeds", study)[1]]

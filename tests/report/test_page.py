@@ -294,6 +294,7 @@ def many(count: int) -> tuple[Document, list[RunDetails]]:
     return document(Table("Accuracies", columns, groups)), runs
 
 
+@pytest.mark.slow
 def test_five_thousand_runs_stay_within_the_stated_size():
     whole, runs = many(5000)
     html = page(whole, runs, {})

@@ -248,6 +248,7 @@ def test_warnings_stand_in_every_format(made):
     assert isinstance(pd.read_csv(folder / "frame.csv"), pd.DataFrame)
 
 
+@pytest.mark.slow
 def test_unequal_spread_is_only_told_where_equal_noise_would_seldom_look_so(made):
     told = 0
     for seed in range(40):

@@ -91,6 +91,7 @@ def many(made):
     return suite.finish_all(gain=gain).write()
 
 
+@pytest.mark.slow
 def test_two_thousand_records_are_reported_in_seconds(many):
     assert len(many.manifest["cells"]) > 1900
     report(many.store, None, io.StringIO())  # the first imports pandas, SciPy, statsmodels

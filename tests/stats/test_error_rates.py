@@ -39,6 +39,7 @@ def most(count, rate=ALPHA):
     return rate + 3 * np.sqrt(rate * (1 - rate) / count)
 
 
+@pytest.mark.slow
 def test_the_arrays_that_are_simulated_give_the_numbers_and_verdicts_of_the_public_functions():
     for suite in (replace(NORMAL, collapse=0.02, effects=(5,)), replace(NORMAL, missing=0.02, n=8), replace(NORMAL, step=1, effects=(9,))):
         values, _, _ = draw(np.random.default_rng(3), suite, 4)

@@ -184,6 +184,7 @@ def test_a_family_that_is_too_small_or_a_p_value_out_of_bounds_is_refused():
             holm([wrong], 1)
 
 
+@pytest.mark.slow
 def test_the_family_errs_as_often_as_alpha_says():
     # 1500 suites of 6 equal objectives, 4 repeats, a shared seed effect: at least one false claim in at most 5 % of them.
     draw = np.random.default_rng(11)

@@ -155,6 +155,7 @@ def test_simultaneous_intervals_are_t_intervals_at_alpha_over_the_size_of_the_fa
         assert row["low_all"] < row["low"] < row["high"] < row["high_all"]
 
 
+@pytest.mark.slow
 def test_better_and_worse_stand_exactly_where_the_adjusted_p_is_below_alpha():
     signs = set()
     for seed in range(40):
