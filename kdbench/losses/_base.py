@@ -144,13 +144,20 @@ class Pair(Restricted):
 @dataclass(frozen=True)
 class Preset:
     """A named objective of a paper or repository: the weight of the loss (None: not published, the suite must set it), the weight of the
-    `task` loss, the options of the loss, and further `terms` (loss, weight, options)."""
+    `task` loss, the options of the loss, and further `terms` (loss, weight, options).
+
+    `warm_up` and `decay` change the weight of the loss with the epoch e, counted from 1: it is multiplied by min(e / warm_up, 1), and by
+    a cosine from 1 at the first epoch of `decay` to 0 at the second. They are of a training of `epochs` epochs, and scale with its length.
+    """
 
     source: str
     weight: float | None
     task: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
     terms: tuple[tuple[str, float, Mapping[str, Any]], ...] = ()
+    warm_up: float = 0
+    decay: tuple[float, float] | None = None
+    epochs: int | None = None
 
 
 class Loss(nn.Module):

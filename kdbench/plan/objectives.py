@@ -109,7 +109,7 @@ class ObjectiveReader:
             self.reader.error(where, f"'{asked}' has no published weight: give `weight:` and `weight_from:` (released, tuned or assumed)")
         if resolved is None or weight is None:
             return None
-        terms = [_term(part, resolved, weight, fields.pairing)]
+        terms = [_term(part, resolved, weight, fields.pairing) | _schedule(fields, preset)]
         for other, other_weight, other_options in preset.terms if preset else ():
             more = parts.load("loss", other)
             terms.append(_term(more, more.options(dict(other_options)), other_weight, fields.pairing))
@@ -157,6 +157,16 @@ class ObjectiveReader:
         terms = [*objective.config["terms"], _term(kd, resolved, weight, "matched")]
         config = {**objective.config, "terms": terms}
         return ObjectiveSpec(f"{objective.name}+kd", f"{objective.label}+kd", config, objective.weight_from, where)
+
+
+def _schedule(fields: ObjectiveFields, preset: Any) -> Json:
+    """How a term's weight changes: as the suite says, in epochs, else as the preset, which scales with the training."""
+    own = {"warm_up": fields.warm_up, "decay": fields.decay}
+    if all(value is None for value in own.values()):
+        found = {"warm_up": preset.warm_up, "decay": preset.decay and list(preset.decay)} if preset else {}
+        scaled = {"of_epochs": preset.epochs} if any(found.values()) and preset.epochs else {}
+        return {key: value for key, value in found.items() if value} | scaled
+    return {key: value for key, value in own.items() if value}
 
 
 def _term(part: parts.Part, options: Json, weight: Any, pairing: str) -> Json:

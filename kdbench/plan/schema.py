@@ -90,6 +90,15 @@ def _increasing(value: float | dict[int, float]) -> float | dict[int, float]:
 
 
 Weight = Annotated[float | dict[int, float], AfterValidator(_increasing)]
+
+
+def _in_order(value: list[float]) -> list[float]:
+    if len(value) != 2 or not 0 <= value[0] < value[1]:
+        raise ValueError("decay is the epochs (from 1) of its start and its end, as in [150, 240]")
+    return value
+
+
+Decay = Annotated[list[float], AfterValidator(_in_order)]
 WeightFrom = Literal["published", "released", "tuned", "assumed"]
 Names = str | list[str]
 Nets = list[str] | dict[str, Json | None]
@@ -115,6 +124,8 @@ class ObjectiveFields(BaseModel, strict=True, extra="forbid"):
     preset: str | None = None
     weight: Weight | None = None
     weight_from: WeightFrom | None = None
+    warm_up: Annotated[float, Field(ge=0)] | None = None
+    decay: Decay | None = None
     task: float | None = None
     terms: list[Json] | None = None
     pairing: Literal["matched", "shuffled"] = "matched"

@@ -67,7 +67,8 @@ class Setup:
 
     def objective(self, cell: Cell) -> Objective:
         """The objective, its losses bound to the pair with draws from the stream `loss`."""
-        objective = Objective(cell.config["objective"], cell.sources, Streams.of(cell.config).loss)
+        config, seed = cell.config, Streams.of(cell.config).loss
+        objective = Objective(config["objective"], cell.sources, seed, Recipe.complete(config["recipe"])["epochs"])
         if objective.terms:
             assert self.teacher is not None, "an objective with terms is trained with a teacher"
             outputs = self.task.outputs(self.dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,9 @@ from kdbench.losses._base import Batch, Loss, Pair, Taps
 class Objective(nn.Module):
     """What one student minimises. Each term has its own draws: those of `seed` to build and bind it, others for each `forward`."""
 
-    def __init__(self, config: Mapping[str, Any], sources: Mapping[str, str], seed: int = 0):
+    def __init__(self, config: Mapping[str, Any], sources: Mapping[str, str], seed: int = 0, epochs: int = 1):
         super().__init__()
-        self.seed = seed
+        self.seed, self.epochs = seed, epochs
         self.task_weight: float = config["task"]
         self.terms = list(config["terms"])
         names = [term["loss"] for term in self.terms]
@@ -49,7 +50,7 @@ class Objective(nn.Module):
             assert teacher is not None, "an objective with terms is trained with a teacher"
             with isolated(seed + place):
                 named = loss.parts(student, _paired(term, teacher), batch)
-            weight = weight_at(term["weight"], batch.epoch)
+            weight = weight_at(term["weight"], batch.epoch) * schedule_at(term, batch.epoch, self.epochs)
             for part, value in named.items():
                 values[f"{name}.{part}" if part else name] = (value, weight * value)
         return values
@@ -75,6 +76,16 @@ def weight_at(weight: float | list[list[float]], epoch: int) -> float:
         if epoch <= end:
             return before + (after - before) * (epoch - start) / (end - start)
     return weight[-1][1]
+
+
+def schedule_at(term: Mapping[str, Any], epoch: int, epochs: int) -> float:
+    """The factor of a term's weight in an epoch (from 0) of a training of `epochs` epochs, by its warm-up and decay (`Preset`)."""
+    now = (epoch + 1) * (term.get("of_epochs", epochs) / epochs)
+    factor = min(now / term["warm_up"], 1.0) if term.get("warm_up") else 1.0
+    if "decay" in term:
+        start, end = term["decay"]
+        factor *= (1 + math.cos(math.pi * min(max((now - start) / (end - start), 0.0), 1.0))) / 2
+    return factor
 
 
 def _paired(term: Mapping[str, Any], teacher: Taps) -> Taps:

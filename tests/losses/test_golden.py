@@ -15,6 +15,7 @@ from kdbench.losses._base import Batch, Loss, Taps
 from . import slow, toys
 from .by_loops import LOOPS
 from .toys import each
+from .values import modules
 
 STORED = Path(__file__).parents[1] / "golden" / "losses.npz"
 GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
@@ -39,9 +40,10 @@ GOLDEN: list[tuple[str, str, dict[str, Any]]] = [
     for side, part in (("samples", "intra"), ("classes", "inter"))
     for key, norm, form in (("plain", "none", "gram"), ("l2norm", "row_half", "gram_of_gram"))
 ]
+GOLDEN += [(key, name, options) for name, module in modules().items() for key, options in getattr(module, "FIRST", ())]
 """Key, loss, options. A stored key begins with its case; a loss may have no value in some of them."""
 
-STEMS = ("kd/", "kd_logit", "sp/", "cc_", "rkd", "cka_", "rcka_")
+STEMS = ("kd/", "kd_logit", "sp/", "cc_", "rkd", "cka_", "rcka_", *(f"{name}/" for name in modules()))
 """The stored losses that the package has: each of their keys must be in `GOLDEN`."""
 
 with np.load(STORED) as stored:
@@ -67,7 +69,9 @@ def test_value_and_gradient_are_those_of_the_released_code(key: str, dtype: torc
     (loss, options) = {stored: (loss, options) for stored, loss, options in GOLDEN}[key.split("/", 1)[1]]
     student = torch.tensor(NUMBERS[f"{case}/input/student_{name}"], dtype=dtype, requires_grad=True)
     teacher = torch.tensor(NUMBERS[f"{case}/input/teacher_{name}"], dtype=dtype)
-    value = built(loss, options)(tap(name, student), tap(name, teacher))
+    target = NUMBERS.get(f"{case}/input/target")
+    given = Batch(target=None if target is None else torch.tensor(target))
+    value = built(loss, options)(tap(name, student), tap(name, teacher), given)
     value.backward()
     assert value.dtype == dtype
     assert toys.near(value.item(), float(NUMBERS[key + "/value"]), tolerance)

@@ -18,6 +18,8 @@ from kdbench import parts
 from kdbench.errors import PartError
 from kdbench.losses._base import Batch, Loss, Pair, Taps
 
+from .values import modules
+
 CLASSES = 5
 LABELS = torch.arange(40) % CLASSES
 WIDTHS = ((4, 6), (4, 4))
@@ -87,6 +89,7 @@ FURTHER: dict[str, list[dict[str, Any]]] = {
         {"intra": 0.0, "official_bugs": True},
     ],
 }
+FURTHER |= {name: module.FURTHER for name, module in modules().items()}
 """Options that no preset has: a test demands that every value of every option is in a preset or here."""
 
 

@@ -1,0 +1,14 @@
+"""What a test must know of each loss of the shelf beyond its file: `<loss>.py` has `GOLDEN`, the stored values that are its own, and
+`FURTHER`, options that no preset has. Adding a loss adds its file there and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def modules() -> dict[str, ModuleType]:
+    """By the name of the loss."""
+    names = [one.name for one in pkgutil.iter_modules(__path__) if not one.name.startswith("_")]
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
