@@ -71,9 +71,14 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
             if "inputs" in config:
                 model.adapt_inputs(config["inputs"], dataset.normalisation)
             model.eval()
+            trained = [weight for weight in model.parameters() if weight.requires_grad]
+            # Without gradients from the start: the counter fails where a parameter that has one is the input of a module (PiT, CaiT).
+            model.requires_grad_(False)
             counter = FlopCounterMode(display=False)
             with torch.no_grad(), _shapes_only(), counter:
                 taps = model(torch.empty(PROBE_IMAGES, *dataset.input_shape))
+            for weight in trained:
+                weight.requires_grad_(True)
         except KdbenchError:
             raise
         except Exception as error:
