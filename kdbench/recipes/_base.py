@@ -219,7 +219,11 @@ class Recipe:
             **(dict.fromkeys(("lr_min", "cosine_after_warmup"), schedule) if options["schedule"] != "cosine" else {}),
             **({} if options["warmup_epochs"] else {"warmup_lr": "the training has no warm-up: give `warmup_epochs` as well"}),
         }
-        return [((name,), f"{text}, or leave it out" if "give" in text else f"{text}: leave it out") for name, text in reasons.items() if given.get(name)]
+        return [
+            ((name,), f"{text}, or leave it out" if "give" in text else f"{text}: leave it out")
+            for name, text in reasons.items()
+            if given.get(name)
+        ]
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> dict[str, Any]:

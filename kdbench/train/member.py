@@ -93,7 +93,7 @@ class Member:
         with autocast(self.numerics, inputs):
             # Copies, since the model may change its inputs, which all students share.
             task_losses, taps = self.task.step(self.student, private(inputs), private(targets))
-        return self.objective(task_losses, taps, teacher, batch, seed)
+        return self.objective(task_losses, taps.with_classifier(self.student), teacher, batch, seed)
 
     def _note(self, values: dict[str, tuple[Tensor, Tensor]], total: Tensor, batch: Batch) -> None:
         """Sums stay on the device, so that nothing here waits for it."""

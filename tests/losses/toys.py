@@ -34,8 +34,9 @@ def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> T
     preact = (random(n, 3, 4, 4, seed=seed), random(n, width, 2, 2, seed=seed + 1) + 0.3)
     stages = tuple(one.relu() for one in preact)
     logits = 2 * random(n, CLASSES, seed=seed + 2)
+    classifier = tuple(random(*shape, seed=seed + 3 + place).to(dtype) for place, shape in enumerate(((CLASSES, width), (CLASSES,))))
     made = Taps(logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
-    return made.map(lambda tensor: tensor.to(dtype))
+    return replace(made.map(lambda tensor: tensor.to(dtype)), classifier=classifier)
 
 
 def batch(n: int) -> Batch:
@@ -45,7 +46,9 @@ def batch(n: int) -> Batch:
 
 def pair(n: int = 6, widths: tuple[int, int] = WIDTHS[0], dtype: torch.dtype = torch.float64) -> Pair:
     head = nn.Linear(widths[1], CLASSES).to(dtype)
-    return Pair(taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype), labels=LABELS, teacher_head=head)
+    student, teacher = taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype)
+    features = random(len(LABELS), widths[1], seed=30, dtype=dtype)
+    return Pair(student, teacher, labels=LABELS, teacher_head=head, teacher_features=features)
 
 
 FURTHER: dict[str, list[dict[str, Any]]] = {
