@@ -163,6 +163,7 @@ class Preset:
 
     `warm_up` and `decay` change the weight of the loss with the epoch e, counted from 1: it is multiplied by min(e / warm_up, 1), and by
     a cosine from 1 at the first epoch of `decay` to 0 at the second. They are of a training of `epochs` epochs, and scale with its length.
+    `dot` is the difference of momentum between distillation terms and task, in distillation-oriented training (kdbench/train/dot.py).
     """
 
     source: str
@@ -173,6 +174,7 @@ class Preset:
     warm_up: float = 0
     decay: tuple[float, float] | None = None
     epochs: int | None = None
+    dot: float | None = None
 
 
 class Loss(nn.Module):

@@ -47,6 +47,16 @@ class KD(Loss):
             task=0.1,
             options={"temperature": 2.0, "transform": "zscore"},
         ),
+        "dot": Preset(
+            "github.com/megvii-research/mdistiller, configs/cifar100/dot: KD 0.1 and 0.9, T 4, delta 0.075", weight=0.9, task=0.1, dot=0.075
+        ),
+        "dot_imagenet": Preset(
+            "github.com/megvii-research/mdistiller, DOT on ImageNet: KD 0.5 and 0.5, T 1, delta 0.09",
+            weight=0.5,
+            task=0.5,
+            options={"temperature": 1.0},
+            dot=0.09,
+        ),
     }
 
     needs = frozenset({"logits"})
