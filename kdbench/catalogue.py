@@ -117,7 +117,7 @@ def _shown(kind: str, name: str, asked: str = "") -> str:
     for key, preset in presets.items() if not asked else [(asked, presets[asked])]:
         chosen = _chosen(preset.options, "the defaults")
         given = "not published (the suite must give it)" if preset.weight is None else f"{preset.weight:g}"
-        more = "".join(f", of {other} {value:g} ({_chosen(options)})" for other, value, options in preset.terms)
+        more = "".join(f", of {other} {value:g} ({_chosen(options)})" for other, value, options, *_ in preset.terms)
         lines.append(f"  {name}:{key}  loss weights: of the task {preset.task:g}, of {name} {given}{more}; options: {chosen}")
         lines.append(f"      Source: {preset.source}")
         if kind == "loss":

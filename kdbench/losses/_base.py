@@ -146,6 +146,11 @@ class Pair(Restricted):
             raise RefusedError("the size of the training set is not known here")
         return len(self.labels)
 
+    @property
+    def n_classes(self) -> int:
+        """The number of classes, which every loss may know."""
+        return int(vars(self).get("_classes") or vars(self.student)["logits"].shape[1])
+
     def needed(self, needs: frozenset[str], loss: str) -> Pair:
         """Copies of what a loss needs of this pair. The taps keep their dtype."""
         sides = {side: getattr(self, side).needed(needs, loss, side, _copied) for side in ("student", "teacher")}
@@ -153,13 +158,15 @@ class Pair(Restricted):
         if "teacher_features" in needs:
             features = self.teacher_features
             given["teacher_features"] = _copied(features() if callable(features) else features)
-        return self._with({**sides, **given}, loss, "pair")
+        logits = vars(self.student).get("logits")
+        return self._with({**sides, **given, "_classes": None if logits is None else logits.shape[1]}, loss, "pair")
 
 
 @dataclass(frozen=True)
 class Preset:
     """A named objective of a paper or repository: the weight of the loss (None: not published, the suite must set it), the weight of the
-    `task` loss, the options of the loss, and further `terms` (loss, weight, options).
+    `task` loss, the options of the loss, and further `terms` (loss, weight, options; a fourth entry may hold `warm_up`, `decay` and
+    `of_epochs`).
 
     `warm_up` and `decay` change the weight of the loss with the epoch e, counted from 1: it is multiplied by min(e / warm_up, 1), and by
     a cosine from 1 at the first epoch of `decay` to 0 at the second. They are of a training of `epochs` epochs, and scale with its length.
@@ -170,7 +177,7 @@ class Preset:
     weight: float | None
     task: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
-    terms: tuple[tuple[str, float, Mapping[str, Any]], ...] = ()
+    terms: tuple[tuple[str, float, Mapping[str, Any]] | tuple[str, float, Mapping[str, Any], Mapping[str, Any]], ...] = ()
     warm_up: float = 0
     decay: tuple[float, float] | None = None
     epochs: int | None = None

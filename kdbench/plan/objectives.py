@@ -110,9 +110,9 @@ class ObjectiveReader:
         if resolved is None or weight is None:
             return None
         terms = [_term(part, resolved, weight, fields.pairing) | _schedule(fields, preset)]
-        for other, other_weight, other_options in preset.terms if preset else ():
+        for other, other_weight, other_options, *schedule in preset.terms if preset else ():
             more = parts.load("loss", other)
-            terms.append(_term(more, more.options(dict(other_options)), other_weight, fields.pairing))
+            terms.append(_term(more, more.options(dict(other_options)), other_weight, fields.pairing) | dict(*schedule))
         task = fields.task if fields.task is not None else preset.task if preset else 1.0
         variant = part.build(resolved).variant
         label = name if variant is None or variant in name else f"{name} ({variant})"

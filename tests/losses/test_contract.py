@@ -75,7 +75,7 @@ def _preset(make: Any, name: str, preset: Preset) -> list[str]:
     try:
         options = part.options(dict(preset.options))
         loss = part.build(options)
-        for other, _, given in preset.terms:
+        for other, _, given, *_schedule in preset.terms:
             parts.load("loss", other).options(dict(given))
     except PartError as error:
         return [*found, str(error)]
