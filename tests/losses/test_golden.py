@@ -213,6 +213,8 @@ SLOW: dict[tuple[str, str], Any] = {
     ("rcka", "released"): rcka_as_released,
 }
 
+SLOW |= {(name, case): compute for name, module in modules().items() for case, compute in getattr(module, "SLOW", {}).items()}
+
 
 @each(SLOW)
 def test_preset_is_what_loops_compute_from_its_definition(name: str, preset: str) -> None:
@@ -238,6 +240,7 @@ def test_every_variant_of_every_loss_is_held_by_a_stated_value() -> None:
     held = {(name, built(name, options).variant) for _, name, options in GOLDEN}
     held |= {(name, built(name, options).variant) for name, options, _, _ in TABLE}
     held |= {(name, toys.made(name, preset).variant) for name, preset in SLOW}
+    held |= {(name, built(name, dict(one.options)).variant) for name, module in modules().items() for one in module.GOLDEN}
     held |= {(name, toys.made(name, case).variant) for name, case in toys.cases() if name in LOOPS}
     wanted = {(name, toys.made(name, preset).variant) for name, preset in toys.cases()}
     assert not wanted - held
