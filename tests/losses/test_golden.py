@@ -76,7 +76,11 @@ def test_value_and_gradient_are_those_of_the_released_code(key: str, dtype: torc
     assert value.dtype == dtype
     assert toys.near(value.item(), float(NUMBERS[key + "/value"]), tolerance)
     wanted = torch.tensor(NUMBERS[key + "/grad"]).flatten(1)
-    error = (student.grad.flatten(1) - wanted).norm(dim=1)
+    # The released PKT gives a sample of zeros a gradient of NaN: ours is finite there, and is compared for the other samples.
+    finite = wanted.isfinite().all(1)
+    assert student.grad.isfinite().all() and finite.sum() > len(finite) / 2
+    wanted = wanted[finite]
+    error = (student.grad.flatten(1)[finite] - wanted).norm(dim=1)
     # By sample, for one of them may have a gradient that dwarfs all others.
     scale = wanted.norm(dim=1).clamp_min(wanted.norm(dim=1).median())
     assert (error <= tolerance * scale).all(), error / scale
