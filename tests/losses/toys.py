@@ -191,6 +191,11 @@ def hold(loss: Loss, name: str) -> None:
         setattr(loss, method, _first(getattr(loss, method)))
 
 
+def has_jumps(name: str) -> bool:
+    """Whether finite differences are to be taken one entry at a time (`JUMPS`)."""
+    return getattr(modules().get(name), "JUMPS", False)
+
+
 def _first(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     found: list[Tensor] = []
 
