@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._soft import Transform, decoupled, divergence, one_class, positive, transformed
+from kdbench.losses._soft import decoupled, divergence, one_class, positive, transformed
 
 SOURCE = "github.com/zhengli97/CTKD"
 
@@ -50,7 +50,7 @@ class CTKD(Loss):
         t_start: float = 1.0,
         t_end: float = 20.0,
         reversal_epochs: int = 10,
-        transform: Transform = "none",
+        transform: Literal["none", "zscore"] = "none",
     ):
         super().__init__()
         positive(t_start=t_start, t_end=t_end, reversal_epochs=reversal_epochs)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._soft import Transform, decoupled, one_class, positive, transformed
+from kdbench.losses._soft import decoupled, one_class, positive, transformed
 
 SOURCE = "github.com/megvii-research/mdistiller, configs"
 
@@ -49,7 +49,7 @@ class DKD(Loss):
     couples = "sample"
     laws = frozenset({"permutation"})
 
-    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, transform: Transform = "none"):
+    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, transform: Literal["none", "zscore"] = "none"):
         super().__init__()
         positive(temperature=temperature)
         self.alpha = alpha

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from kdbench.losses._base import Batch, Loss, Preset, Taps
-from kdbench.losses._soft import Transform, cross_entropy, divergence, positive, transformed
+from kdbench.losses._soft import cross_entropy, divergence, positive, transformed
 
 
 class KD(Loss):
@@ -61,7 +61,7 @@ class KD(Loss):
         *,
         temperature: float = 4.0,
         squared_temperature: bool = True,
-        transform: Transform = "none",
+        transform: Literal["none", "zscore"] = "none",
         form: Literal["divergence", "cross_entropy"] = "divergence",
     ):
         super().__init__()

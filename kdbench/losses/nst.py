@@ -14,8 +14,7 @@ from kdbench.losses._maps import one_size
 
 
 class NST(Loss):
-    """Neuron selectivity transfer: the student's channels, as samples of where in an image a channel is active, should be distributed
-    as the teacher's.
+    """Neuron selectivity transfer: the positions at which the student's channels are active should be distributed as the teacher's.
 
     sum over the tapped maps of 1/n sum_i MMD^2_i with the kernel (u . v)^2: MMD^2 = mean_{a,b} (s_a . s_b)^2 + mean_{a,b} (t_a . t_b)^2
     - 2 mean_{a,b} (s_a . t_b)^2, where s_a is channel a of the student's map of image i, as a vector of h w positions, divided by its

@@ -99,3 +99,9 @@ def test_one_class_has_no_others_and_is_refused(name: str, options: dict[str, An
 def test_options_of_logits_that_mean_nothing_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(PartError, match=f"'{name}'"):
         built(name, **options)
+
+
+@each((case,) for case in CASES)
+def test_dist_is_that_of_torchdistill_but_for_the_1e_8_beside_the_norms(case: str) -> None:
+    value = built("dist", beta=2.0, gamma=2.0, tau=1.0)(*stored(case)).item()
+    assert toys.near(value, float(NUMBERS[f"{case}/dist_plus_torchdistill/part/dist"]), 1e-7)
