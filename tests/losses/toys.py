@@ -188,6 +188,28 @@ def value(loss: Loss, student: Taps, teacher: Taps, given: Batch) -> Tensor:
     return torch.stack(list(apart(loss, student, teacher, given).values())).sum()
 
 
+def hold(loss: Loss, name: str) -> None:
+    """Later calls of the loss use what its first one computes without a gradient (`HELD`), as its derivative does."""
+    for method in getattr(modules().get(name), "HELD", ()):
+        setattr(loss, method, _first(getattr(loss, method)))
+
+
+def has_jumps(name: str) -> bool:
+    """Whether finite differences are to be taken one entry at a time (`JUMPS`)."""
+    return getattr(modules().get(name), "JUMPS", False)
+
+
+def _first(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    found: list[Tensor] = []
+
+    def once(*given: Any) -> Tensor:
+        if not found:
+            found.append(method(*given))
+        return found[0]
+
+    return once
+
+
 def leaves(some: Taps) -> Taps:
     return some.map(lambda tensor: tensor.detach().clone().requires_grad_())
 
