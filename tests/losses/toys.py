@@ -22,8 +22,10 @@ from .values import modules
 
 CLASSES = 5
 LABELS = torch.arange(40) % CLASSES
-WIDTHS = ((4, 6), (4, 4))
+WIDTHS = ((4, 6), (4, 4), (5, 5), (3, 3))
 """Student's and teacher's channels: a loss is shown the first pair that it does not refuse."""
+SIDES = {5: 5, 3: 17}
+"""The height of the last map by its channels, where it is not 2: large enough for a grid of fields, and for patches of 16."""
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -31,7 +33,8 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Taps:
-    preact = (random(n, 3, 4, 4, seed=seed), random(n, width, 2, 2, seed=seed + 1) + 0.3)
+    side = SIDES.get(width, 2)
+    preact = (random(n, 3, 2 * side, 2 * side, seed=seed), random(n, width, side, side, seed=seed + 1) + 0.3)
     stages = tuple(one.relu() for one in preact)
     logits = 2 * random(n, CLASSES, seed=seed + 2)
     classifier = tuple(random(*shape, seed=seed + 3 + place).to(dtype) for place, shape in enumerate(((CLASSES, width), (CLASSES,))))
