@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,11 +47,11 @@ def decoupled(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The mean divergences of the teacher's predictions from the student's: of the target against all other classes together, and
     among the other classes."""
-    (two_x, rest_x), (two_y, rest_y) = (_divided(functional.log_softmax(z / temperature, 1), target) for z in (x, y))
+    (two_x, rest_x), (two_y, rest_y) = (divided(functional.log_softmax(z / temperature, 1), target) for z in (x, y))
     return _kl(two_x, two_y), _kl(rest_x, rest_y)
 
 
-def _divided(predicted: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n classes-1"]]:
+def divided(predicted: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n classes-1"]]:
     """Of log-probabilities: those of the target and of all other classes together, and those of each other class among these."""
     rest = others(predicted, target)
     return torch.cat([of_target(predicted, target), rest.logsumexp(1, keepdim=True)], 1), functional.log_softmax(rest, 1)
@@ -70,6 +70,11 @@ def others(values: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Flo
     """The values of all classes but the target, in order."""
     columns = torch.arange(values.shape[1] - 1, device=values.device)
     return values.gather(1, columns + (columns >= target.to(values.device)[:, None]))
+
+
+def one_hot(labels: Int[Tensor, " m"], classes: int, like: Tensor) -> Shaped[Tensor, "m classes"]:
+    """1 at each label and 0 elsewhere, of the kind of `like`; also where labels have no values (the meta device)."""
+    return (labels.to(like.device)[:, None] == torch.arange(classes, device=like.device)).to(like.dtype)
 
 
 def one_class(pair: Pair) -> str | None:

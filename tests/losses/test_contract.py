@@ -170,9 +170,11 @@ def test_values_of_types_are_told_apart() -> None:
 def test_planning_binds_and_calls_it_without_any_data(name: str, preset: str) -> None:
     loss, given = toys.made(name, preset), toys.fitting(toys.made(name, preset))
     with torch.device("meta"):
-        student, teacher = given.student.map(to_meta), given.teacher.map(to_meta)
-        head = given.teacher_head.to("meta")
-        pair = Pair(student, teacher, labels=toys.LABELS.to("meta"), teacher_head=head)
+        student, teacher = (
+            replace(side.map(to_meta), classifier=tuple(map(to_meta, side.classifier))) for side in (given.student, given.teacher)
+        )
+        head, features = given.teacher_head.to("meta"), to_meta(given.teacher_features)
+        pair = Pair(student, teacher, labels=toys.LABELS.to("meta"), teacher_head=head, teacher_features=features)
         assert loss.missing(pair) is None
         loss.bind(pair)
         loss.double()
