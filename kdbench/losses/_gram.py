@@ -29,11 +29,11 @@ def _pooled(x: Float[Tensor, "n c h w"], pool: str | int) -> Float[Tensor, "n _"
     if isinstance(pool, str):
         return x.mean((2, 3))
     # As products of matrices: PyTorch's adaptive pooling has no deterministic gradient on a GPU.
-    down, across = (_fields(size, pool).to(x) for size in x.shape[2:])
+    down, across = (fields(size, pool).to(x) for size in x.shape[2:])
     return (down @ x @ across.T).flatten(1)
 
 
-def _fields(size: int, fields: int) -> Float[Tensor, "fields size"]:
+def fields(size: int, fields: int) -> Float[Tensor, "fields size"]:
     """The average over each of so many fields, which cover all positions and overlap where their number does not divide the size."""
     at, field = torch.arange(size), torch.arange(fields)[:, None]
     within = (at >= field * size // fields) & (at < -(-(field + 1) * size // fields))

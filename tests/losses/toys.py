@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Taps:
-    preact = (random(n, 3, 4, 4, seed=seed), random(n, width, 2, 2, seed=seed + 1) + 0.3)
+    stem, last = random(n, 3, 4, 4, seed=seed), random(n, width, 2, 2, seed=seed + 1) + 0.3
+    preact = (stem, random(n, 3, 4, 4, seed=seed + 3), last)
     stages = tuple(one.relu() for one in preact)
     logits = 2 * random(n, CLASSES, seed=seed + 2)
     made = Taps(logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
@@ -44,8 +46,24 @@ def batch(n: int) -> Batch:
 
 
 def pair(n: int = 6, widths: tuple[int, int] = WIDTHS[0], dtype: torch.dtype = torch.float64) -> Pair:
-    head = nn.Linear(widths[1], CLASSES).to(dtype)
-    return Pair(taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype), labels=LABELS, teacher_head=head)
+    head, net = nn.Linear(widths[1], CLASSES).to(dtype), Net(3, 3, widths[1]).to(dtype)
+    return Pair(taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype), labels=LABELS, teacher_head=head, teacher_model=net)
+
+
+class Net(nn.Module):
+    """A model whose maps before the activation are those of a batch norm, with these channels."""
+
+    def __init__(self, *widths: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(into, out, 1), nn.BatchNorm2d(out)) for into, out in itertools.pairwise((3, *widths))
+        )
+
+    def forward(self, images: Tensor) -> Taps:
+        preact: list[Tensor] = []
+        for block in self.blocks:
+            preact.append(block(preact[-1].relu() if preact else images))
+        return Taps(stages=[one.relu() for one in preact], preact=preact)
 
 
 FURTHER: dict[str, list[dict[str, Any]]] = {
