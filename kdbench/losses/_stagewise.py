@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -37,8 +40,20 @@ def averaged(x: Map, size: tuple[int, ...]) -> Map:
     return down @ x @ across.T
 
 
-def smaller(x: Map, y: Map) -> tuple[Map, Map]:
-    """Both with the size of the one of smaller height, as the released code decides it: the other one averaged."""
+def largest(x: Map, size: tuple[int, ...]) -> Map:
+    """Adaptive max pooling to (height, breadth), along one side after the other: PyTorch's has no deterministic gradient on a GPU."""
+    for axis, (before, after) in enumerate(zip(x.shape[2:], size, strict=True), 2):
+        if before != after:
+            field = torch.arange(after, device=x.device)[:, None]
+            start, end = field * before // after, -(-(field + 1) * before // after)
+            longest = max(-(-(one + 1) * before // after) - one * before // after for one in range(after))
+            at = torch.minimum(start + torch.arange(longest, device=x.device), end - 1)  # a shorter field has its last place again
+            x = x.index_select(axis, at.flatten()).unflatten(axis, (after, longest)).amax(axis + 1)
+    return x
+
+
+def smaller(x: Map, y: Map, pool: Callable[[Map, tuple[int, ...]], Map] = averaged) -> tuple[Map, Map]:
+    """Both with the size of the one of smaller height, as the released code decides it: the other one pooled."""
     if x.shape[2] > y.shape[2]:
-        return averaged(x, y.shape[2:]), y
-    return x, averaged(y, x.shape[2:])
+        return pool(x, y.shape[2:]), y
+    return x, pool(y, x.shape[2:])
