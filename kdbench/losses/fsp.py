@@ -60,7 +60,7 @@ class FSP(Loss):
 
     @property
     def variant(self) -> str:
-        return f"{self.pool}, {self.distance.replace('_', ' ')}"
+        return self.distance.replace("_", " ")
 
     def refuses(self, pair: Pair) -> str | None:
         return unmatched(pair, "stages", self.first_stage, fewest=2) or unequal(pair, "stages", self.first_stage)
