@@ -18,11 +18,11 @@ class OFD(Loss):
     """Overhaul of feature distillation: the student's maps before their ReLU should equal the teacher's, as far as that matters after it.
 
     sum over the stages l = 1..L from `first_stage` on of 2^(l-L) 1/n sum over elements of [ s > t or t > 0 ] (s - t)^2, where
-    s = BN(conv 1x1 (F_s)), without bias, t = max(F_t, m), and m the expected negative value of each channel:
-    margin="norm":  of a Gaussian with the deviation |weight| and the mean bias of the teacher's batch norm before the map; -3 |weight|
-                    where it is negative with a probability of at most .001;
-    margin="batch": the mean of the batch's negative values, over their number + 1e-6.
-    reduction="mean": the mean over the elements of a map and over the maps, without 2^(l-L).
+    s = BN(conv 1x1 (F_s)), without bias, t = max(F_t, m), and m the expected negative value of each channel: of a Gaussian with the
+    deviation |weight| and the mean bias of the teacher's batch norm before the map; -3 |weight| where it is negative with a probability
+    of at most .001.
+    form="zoo": m is the sum of the batch's negative values over their number + 1e-6, and the loss the mean over the elements of a map and
+    over the maps.
 
     Shapes: F_s n x c_s x h_s x w_s and F_t n x c_t x h_t x w_t, `preact`; the teacher's larger map is averaged to the student's size.
     Both models must have the same number of stages; stage 0 is in most nets the stem.
@@ -42,29 +42,26 @@ class OFD(Loss):
             "github.com/clovaai/overhaul-distillation, ImageNet: / n / 10000; .0001 in mdistiller (ResNet-50 to MobileNetV1)", weight=0.0001
         ),
         "zoo": Preset(
-            "github.com/AberHu/Knowledge-Distillation-Zoo, kd_losses/ofd.py: no weight is known here",
-            weight=None,
-            options={"margin": "batch", "reduction": "mean"},
+            "github.com/AberHu/Knowledge-Distillation-Zoo, kd_losses/ofd.py: no weight is known here", weight=None, options={"form": "zoo"}
         ),
     }
 
     laws = frozenset({"permutation", "translation"})
 
-    def __init__(self, *, margin: Literal["norm", "batch"] = "norm", reduction: Literal["sum", "mean"] = "sum", first_stage: int = 1):
+    def __init__(self, *, form: Literal["released", "zoo"] = "released", first_stage: int = 1):
         super().__init__()
         if first_stage < 0:
             raise ValueError(f"first_stage is the place of a stage, counted from 0, not {first_stage}")
-        self.margin = margin
-        self.reduction = reduction
+        self.form = form
         self.first_stage = first_stage
 
     @property
     def variant(self) -> str:
-        return f"{'released' if self.margin == 'norm' else 'margin of the batch'}{', mean' if self.reduction == 'mean' else ''}"
+        return self.form
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"preact", *({"teacher_model"} if self.margin == "norm" else set())})
+        return frozenset({"preact", *({"teacher_model"} if self.form == "released" else set())})
 
     def refuses(self, pair: Pair) -> str | None:
         if (why := unmatched(pair, "preact", self.first_stage)) is not None:
@@ -87,7 +84,7 @@ class OFD(Loss):
             self.register_buffer(f"margin{place}", margin(norm).to(torch.get_default_device()))
 
     def _norms(self, pair: Pair) -> list[nn.Module]:
-        if self.margin == "batch":
+        if self.form == "zoo":
             return []
         assert pair.teacher_model is not None
         return norms_before(pair.teacher_model, len(pair.teacher.preact))[self.first_stage :]
@@ -97,13 +94,13 @@ class OFD(Loss):
         maps = zip(student.preact[self.first_stage :], teacher.preact[self.first_stage :], strict=True)
         for place, ((x, y), connector) in enumerate(zip(maps, self.connectors, strict=True)):
             x, y = connector(x), averaged(y, x.shape[2:])
-            least = self.get_buffer(f"margin{place}").to(y).view(-1, 1, 1) if self.margin == "norm" else _of_batch(y)
+            least = self.get_buffer(f"margin{place}").to(y).view(-1, 1, 1) if self.form == "released" else _of_batch(y)
             y = torch.maximum(y, least)
             squares = (x - y).square() * ((x > y) | (y > 0))
             halvings = len(self.connectors) - 1 - place
-            values.append(squares.mean() if self.reduction == "mean" else squares.sum() / (len(x) * 2**halvings))
+            values.append(squares.mean() if self.form == "zoo" else squares.sum() / (len(x) * 2**halvings))
         total = torch.stack(values).sum()
-        return total / len(values) if self.reduction == "mean" else total
+        return total / len(values) if self.form == "zoo" else total
 
 
 def _of_batch(y: Float[Tensor, "n c h w"]) -> Float[Tensor, "c 1 1"]:

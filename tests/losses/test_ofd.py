@@ -68,6 +68,6 @@ def test_margins_are_the_mean_of_the_negative_values() -> None:
 
 def test_a_student_with_larger_maps_is_refused() -> None:
     pair = toys.pair()
-    loss = OFD(margin="batch")
+    loss = OFD(form="zoo")
     small = pair.teacher.map(lambda x: x[:, :, :1, :1] if x.ndim == 4 else x)
     assert "larger than the teacher's" in (loss.missing(type(pair)(pair.student, small)) or "")

@@ -55,10 +55,10 @@ GOLDEN = [
     *(entry("ofd_mdistiller_pool_teacher", DOUBLE, "connectors", case, 1.0) for case in ("n8", "n13")),
     Stored(
         "ofd_zoo",
-        {"margin": "batch", "reduction": "mean", "first_stage": 0},
+        {"form": "zoo", "first_stage": 0},
         {"preact": ("student_map",)},
         {"preact": ("teacher_map",)},
         state={"connector.": "connectors.0."},
     ),
 ]
-FURTHER: list[dict[str, Any]] = [{"first_stage": 0}, {"margin": "batch"}, {"reduction": "mean"}]
+FURTHER: list[dict[str, Any]] = [{"first_stage": 0}, {"form": "zoo", "first_stage": 0}]
