@@ -33,11 +33,11 @@ def _pooled(x: Float[Tensor, "n c h w"], pool: str | int) -> Float[Tensor, "n _"
 
 def averaged(x: Float[Tensor, "n c h w"], height: int, width: int) -> Float[Tensor, "n c {height} {width}"]:
     """Adaptive average pooling, as products of matrices: PyTorch's has no deterministic gradient on a GPU."""
-    down, across = (_fields(size, fields).to(x) for size, fields in zip(x.shape[2:], (height, width), strict=True))
+    down, across = (fields(size, side).to(x) for size, side in zip(x.shape[2:], (height, width), strict=True))
     return down @ x @ across.T
 
 
-def _fields(size: int, fields: int) -> Float[Tensor, "fields size"]:
+def fields(size: int, fields: int) -> Float[Tensor, "fields size"]:
     """The average over each of so many fields, which cover all positions and overlap where their number does not divide the size."""
     at, field = torch.arange(size), torch.arange(fields)[:, None]
     within = (at >= field * size // fields) & (at < -(-(field + 1) * size // fields))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdbench.losses._base import Pair
-from kdbench.losses._gram import _fields
+from kdbench.losses._gram import fields
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -36,7 +36,7 @@ def at_most(x: Float[Tensor, "n c _ _"], size: torch.Size) -> Float[Tensor, "n c
     if (height, breadth) == tuple(x.shape[2:]):
         return x
     # As products of matrices: PyTorch's adaptive pooling has no deterministic gradient on a GPU.
-    return _fields(x.shape[2], height).to(x) @ x @ _fields(x.shape[3], breadth).to(x).T
+    return fields(x.shape[2], height).to(x) @ x @ fields(x.shape[3], breadth).to(x).T
 
 
 def unlike_head(pair: Pair) -> str | None:

@@ -243,6 +243,7 @@ def test_unbiased_cka_is_the_ratio_of_printed_unbiased_hsic() -> None:
 def test_every_variant_of_every_loss_is_held_by_a_stated_value() -> None:
     held = {(name, built(name, options).variant) for _, name, options in GOLDEN}
     held |= {(name, built(name, options).variant) for name, options, _, _ in TABLE}
+    held |= {(name, built(name, dict(one.options)).variant) for name, module in modules().items() for one in module.GOLDEN}
     held |= {(name, toys.made(name, preset).variant) for name, preset in SLOW}
     held |= {(name, built(name, dict(one.options)).variant) for name, module in modules().items() for one in module.GOLDEN}
     held |= {(name, toys.made(name, case).variant) for name, case in toys.cases() if name in LOOPS}

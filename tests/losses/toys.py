@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,10 +35,11 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Taps:
     side = SIDES.get(width, 2)
-    preact = (random(n, 3, 2 * side, 2 * side, seed=seed), random(n, width, side, side, seed=seed + 1) + 0.3)
+    stem, last = random(n, 3, 2 * side, 2 * side, seed=seed), random(n, width, side, side, seed=seed + 1) + 0.3
+    preact = (stem, random(n, 3, 2 * side, 2 * side, seed=seed + 3), last)
     stages = tuple(one.relu() for one in preact)
     logits = 2 * random(n, CLASSES, seed=seed + 2)
-    classifier = tuple(random(*shape, seed=seed + 3 + place).to(dtype) for place, shape in enumerate(((CLASSES, width), (CLASSES,))))
+    classifier = tuple(random(*shape, seed=seed + 4 + place).to(dtype) for place, shape in enumerate(((CLASSES, width), (CLASSES,))))
     made = Taps(logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
     return replace(made.map(lambda tensor: tensor.to(dtype)), classifier=classifier)
 
@@ -48,10 +50,25 @@ def batch(n: int) -> Batch:
 
 
 def pair(n: int = 6, widths: tuple[int, int] = WIDTHS[0], dtype: torch.dtype = torch.float64) -> Pair:
-    head = nn.Linear(widths[1], CLASSES).to(dtype)
+    head, net = nn.Linear(widths[1], CLASSES).to(dtype), Net(3, 3, widths[1]).to(dtype)
     student, teacher = taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype)
-    features = random(len(LABELS), widths[1], seed=30, dtype=dtype)
-    return Pair(student, teacher, labels=LABELS, teacher_head=head, teacher_features=features)
+    return Pair(student, teacher, LABELS, head, net, random(len(LABELS), widths[1], seed=30, dtype=dtype))
+
+
+class Net(nn.Module):
+    """A model whose maps before the activation are those of a batch norm, with these channels."""
+
+    def __init__(self, *widths: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(into, out, 1), nn.BatchNorm2d(out)) for into, out in itertools.pairwise((3, *widths))
+        )
+
+    def forward(self, images: Tensor) -> Taps:
+        preact: list[Tensor] = []
+        for block in self.blocks:
+            preact.append(block(preact[-1].relu() if preact else images))
+        return Taps(stages=[one.relu() for one in preact], preact=preact)
 
 
 FURTHER: dict[str, list[dict[str, Any]]] = {

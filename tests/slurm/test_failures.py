@@ -84,4 +84,4 @@ def test_cancelling_one_cell_of_a_job_lets_its_neighbours_go_on(lab: Lab) -> Non
     assert "cancelled by `kdbench cancel`" in lab.kdbench("status", "disturbed", "--why", status=1)
     lab.submit("--wait")
     lab.equals_undisturbed()
-    assert "there is no job" in lab.kdbench("cancel", "disturbed")
+    assert "there are no jobs to cancel" in lab.kdbench("cancel", "disturbed")

@@ -91,7 +91,7 @@ def test_a_loss_added_to_a_finished_suite_is_all_that_is_submitted(lab: Lab) -> 
 def test_costs_are_measured_in_a_job_of_their_own_and_stand_in_the_report(lab: Lab) -> None:
     lab.write(suite=SUITE.replace("repeats: 1", "  ce:\nrepeats: 1"), pause_s=0.0)
     lab.submit("--wait")
-    assert "submitted 4: costs are measured there" in lab.kdbench("profile", "disturbed.yaml", "--on", "cluster.yaml")
+    assert "submitted job 4, which measures the costs" in lab.kdbench("profile", "disturbed.yaml", "--on", "cluster.yaml")
     page = lab.kdbench("status", "disturbed")
     assert "costs: job 4 " in page and ("pending" in page or "running" in page or "on localhost" in page), page
     assert "job 4 measures the costs of disturbed already" in lab.kdbench("profile", "disturbed.yaml", "--on", "cluster.yaml", status=2)
@@ -112,7 +112,7 @@ def test_a_job_that_measures_costs_can_be_cancelled_and_status_says_that_there_a
     assert "1 job cancelled" in lab.kdbench("cancel", "disturbed")
 
     assert "costs: job 3 ended without a result (CANCELLED, cancelled); its log is" in lab.kdbench("status", "disturbed")
-    assert "there is no job" in lab.kdbench("cancel", "disturbed")
+    assert "there are no jobs to cancel" in lab.kdbench("cancel", "disturbed")
     lab.equals_undisturbed()
 
 
@@ -199,6 +199,7 @@ def test_twelve_jobs_on_a_cluster_whose_arrays_hold_five_are_three_arrays(lab: L
         SUITE.replace("repeats: 1", "repeats: 12")
         .replace('slow: {loss: "parts.py:Slow", weight: 0.1}', "ce:")
         .replace("epochs: 5", "epochs: 1")
+        .replace("milestones: [3]", "milestones: []")
     )
     lab.write(suite=suite)
     lab.submit("--wait")
