@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import _fields
+from kdbench.losses._gram import fields
 from kdbench.losses._projection import BatchNorm
 
 
@@ -103,7 +103,7 @@ class WKDF(Loss):
     def _moments(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n c _ _"], Float[Tensor, "n c _ _"]]:
         """Means and standard deviations of the fields."""
         x = x.double()
-        down, across = (_fields(size, self.grid).to(x) for size in x.shape[2:])
+        down, across = (fields(size, self.grid).to(x) for size in x.shape[2:])
         about = x.mean((2, 3), keepdim=True)
         x = x - about
         mean = down @ x @ across.T
