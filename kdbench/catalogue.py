@@ -117,14 +117,25 @@ def _shown(kind: str, name: str, asked: str = "") -> str:
     for key, preset in presets.items() if not asked else [(asked, presets[asked])]:
         chosen = _chosen(preset.options, "the defaults")
         given = "not published (the suite must give it)" if preset.weight is None else f"{preset.weight:g}"
-        more = "".join(f", of {other} {value:g} ({_chosen(options)})" for other, value, options in preset.terms)
-        lines.append(f"  {name}:{key}  loss weights: of the task {preset.task:g}, of {name} {given}{more}; options: {chosen}")
+        more = "".join(f", of {other} {value:g} ({_chosen(options)})" for other, value, options, *_ in preset.terms)
+        lines.append(
+            f"  {name}:{key}  loss weights: of the task {preset.task:g}, of {name} {given}{_schedule(preset)}{more}; options: {chosen}"
+        )
         lines.append(f"      Source: {preset.source}")
         if kind == "loss":
             lines.append(f"      value on the reference batch: {_on_reference(part, dict(preset.options))}")
     if presets and kind == "loss":
         lines.append("The reference batch is fixed (kdbench/losses/_reference.py). Values are of the loss itself, without its weight.")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _schedule(preset: Any) -> str:
+    """How the weight of a preset's loss changes in training, and whether DOT trains it."""
+    length = f" of {preset.epochs} epochs" if preset.epochs else ""
+    words = [f"warms up in {preset.warm_up:g}{length}"] if preset.warm_up else []
+    words += ["falls to 0 from epoch {:g} to {:g}".format(*preset.decay) + length] if preset.decay else []
+    words += [f"trained with DOT, delta {preset.dot:g}"] if preset.dot else []
+    return f" ({'; '.join(words)})" if words else ""
 
 
 def _chosen(options: Mapping[str, Any], otherwise: str = "none") -> str:

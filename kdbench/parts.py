@@ -110,14 +110,14 @@ def names(kind: str) -> list[str]:
 
 
 def summary(kind: str, name: str) -> str:
-    """The first line of a part's docstring, read from the source without running it."""
+    """The first paragraph of a part's docstring, read from the source without running it."""
     path = HERE / KINDS[kind] / f"{name}.py"
     if not path.exists():
         return "(from another package)"
     tree = ast.parse(path.read_text())
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     texts = [ast.get_docstring(node) for node in (*classes, tree)]  # type: ignore[arg-type]
-    return next((text.splitlines()[0] for text in texts if text), "")
+    return next((" ".join(text.partition("\n\n")[0].split()) for text in texts if text), "")
 
 
 @cache

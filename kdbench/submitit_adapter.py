@@ -18,7 +18,10 @@ from kdbench.errors import ClusterError, OwnLimitError, QueueFullError, RequestE
 REPLACED = {"slurm_time": "timeout_min", "slurm_job_name": "name", "slurm_nodes": "nodes", "slurm_ntasks_per_node": "tasks_per_node"}
 """SLURM's names for parameters that submitit has for every kind of cluster."""
 
-_FULL = r"temporarily unable to accept|MaxJobCount|Invalid job array specification|\b(QOS|Assoc)(Grp(Submit)?Jobs?|\w*JobPerAccount)"
+_FULL = (
+    r"temporarily un(able to accept|available)|MaxJobCount|Invalid job array specification|"
+    r"\b(QOS|Assoc)(Grp(Submit)?Jobs?|\w*JobPerAccount)"
+)
 """Refusals because of the number of jobs, also of other users: `AssocGrpSubmitJobsLimit`, ..."""
 _FULL_OF_OWN = r"\b(QOS|Assoc)Max(Submit)?Jobs?(PerUser)?Limit"
 """Refusals because of the number of this user's jobs: `QOSMaxSubmitJobPerUserLimit`, ..."""

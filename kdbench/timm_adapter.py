@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
@@ -42,28 +43,32 @@ def make_optimizer(trained: nn.Module, recipe: Mapping[str, Any]) -> Optimizer:
     own = {name: recipe[name] for name in ("betas", "eps") if recipe[name] is not None}
     if recipe["optimizer"] in MOMENTUM:
         own["momentum"] = recipe["momentum"]
-    grouped = recipe["layer_decay"] is not None or recipe["loss_lr_scale"] != 1
+    grouped = recipe["layer_decay"] is not None or recipe["loss_lr_scale"] != 1 or not recipe["decay_norms_and_biases"]
     return create_optimizer_v2(
         _groups(trained, recipe) if grouped else trained,
         opt=OPTIMIZERS.get(recipe["optimizer"], recipe["optimizer"]),
         lr=recipe["lr"],
         weight_decay=recipe["weight_decay"],
-        filter_bias_and_bn=not recipe["decay_norms_and_biases"],
+        filter_bias_and_bn=False,
         **own,
     )
 
 
 def _groups(trained: nn.Module, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The parameters by learning rate and weight decay: timm's schedulers multiply the rate by a group's `lr_scale`."""
-    scales = {id(one): recipe["loss_lr_scale"] for one in trained.get_submodule("objective").parameters()}
+    """The parameters by learning rate and weight decay: timm's schedulers multiply the rate by a group's `lr_scale`. Without decay of norms
+    and biases, parameters that the net's `no_weight_decay` names have none either, as in timm's own training."""
+    sides = dict(trained.named_children()) if isinstance(trained, nn.ModuleDict) else {"student": trained, "objective": nn.Module()}
+    scales = {id(one): recipe["loss_lr_scale"] for one in sides["objective"].parameters()}
+    net: Any = getattr(sides["student"], "plain", sides["student"])
+    patterns = ["*.bias", *(net.no_weight_decay() if hasattr(net, "no_weight_decay") else ())]  # as the embeddings of positions
+    unlike = {id(one) for name, one in net.named_parameters() if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if recipe["layer_decay"] is not None:
-        net: nn.Module = trained.get_submodule("student").plain  # type: ignore[assignment]
         for layer in create_optimizer_v2(net, "sgd", lr=1.0, layer_decay=recipe["layer_decay"]).param_groups:
             scales |= {id(one): layer["lr_scale"] for one in layer["params"]}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for one in trained.parameters():
         if one.requires_grad:
-            spared = one.ndim <= 1 and not recipe["decay_norms_and_biases"]
+            spared = (one.ndim <= 1 or id(one) in unlike) and not recipe["decay_norms_and_biases"]
             groups.setdefault((scales.get(id(one), 1.0), 0.0 if spared else recipe["weight_decay"]), []).append(one)
     return [{"params": some, "lr_scale": scale, "weight_decay": decay} for (scale, decay), some in groups.items()]
 

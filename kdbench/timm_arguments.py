@@ -14,6 +14,7 @@ SET_HERE = {
     **dict.fromkeys(("num_classes", "in_chans"), "the dataset decides it"),
     **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"), "write `weights`"),
     **dict.fromkeys(("features_only", "out_indices", "feature_cls"), "kdbench trains whole nets, and reads their maps itself"),
+    "patch_drop_rate": "it drops patches in training, and no map of the patches is left for a loss",
     **dict.fromkeys(("scriptable", "exportable", "no_jit", "device", "dtype"), "kdbench decides it"),
 }
 """Arguments of timm's factories that a suite cannot give, and why."""

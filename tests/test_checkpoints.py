@@ -427,3 +427,40 @@ def test_a_tensor_without_its_numbers_is_no_weight(state: State, tmp_path: Path)
     empty: dict[str, Tensor] = {name: value.to("meta") for name, value in state.items()}
     torch.save({"model": empty, "ema": state}, tmp_path / "x.pth")
     assert_same(loaded(tmp_path / "x.pth"), state, "beside tensors on the meta device")
+
+
+def test_safetensors_are_read_whatever_byte_the_length_of_their_header_has(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    for wanted in (0x3C20, 0x5B20, 0x7B20, 0x8B1F):  # as ' <', ' [', ' {' and the mark of gzip
+        longer = 0
+        for _ in range(3):
+            safetensors.torch.save_file(state, path, metadata={"note": "x" * longer})
+            longer += wanted - int.from_bytes(path.read_bytes()[:8], "little")
+        assert abs(int.from_bytes(path.read_bytes()[:8], "little") - wanted) < 8
+        assert_same(loaded(path), state, hex(wanted))
+
+
+def test_what_lies_beside_arrays_in_an_npz_does_not_matter(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    swapped = {name: value.astype(value.dtype.newbyteorder(">")) for name, value in arrays(state).items()}
+    np.savez(path, **swapped, arch="small", notes=np.array([{"lr": 0.1}], dtype=object))
+    assert_same(loaded(path), state, "npz")
+
+
+def test_one_set_of_weights_under_two_keys_is_found_under_either(state: State, tmp_path: Path) -> None:
+    path, others = tmp_path / "x.pth", prefixed("", state, add=1.0)
+    torch.save({"model": state, "ema": others, "best": state, "log": (log := {"best": state, "again": []})} | {"more": log}, path)
+    assert_same(loaded(path, "best"), state, "best")
+    assert_same(loaded(path, "ema"), others, "ema")
+
+
+def test_a_pickle_changes_no_function_and_no_class_of_this_process(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "sound.pth")
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    for name in (b"torch._utils\n_rebuild_tensor_v2", b"numpy\ndtype", b"collections\ndeque", b"their\nThing"):
+        for key in (b"__defaults__", b"__doc__", b"arguments"):
+            (tmp_path / "x.pkl").write_bytes(b"(lp0\nc" + name + b"\n(N}S'" + key + b"'\n)stb0.")
+            with pytest.raises(DataError, match="is damaged or not a checkpoint"):
+                read_weights(tmp_path / "x.pkl")
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+    assert_same(loaded(tmp_path / "sound.pth"), state, "afterwards")

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import timm
 import torch
 
 from kdbench.cli import main
 from kdbench.errors import SuiteError
 from kdbench.losses._base import Batch
-from kdbench.parts import Part
+from kdbench.parts import Part, load
 from kdbench.plan import probe
 from kdbench.plan.matrix import Plan
 from kdbench.plan.recipe_limits import slow_averages
+from kdbench.plan.suite import read
 from kdbench.recipes._base import Recipe
 from kdbench.recipes.short import Short
 from kdbench.store import Store
+from kdbench.timm_adapter import make_optimizer
 from kdbench.train import check, profile
 
 PARTS = """
@@ -234,3 +237,47 @@ def test_the_plan_is_told_in_the_terminal(write_suite: Callable[..., Path], tmp_
     said = CliRunner().invoke(main, ["plan", str(write_suite(recipe=recipe))])
 
     assert said.exit_code != 0 and "rand_augment 'rand-m9-x3' is not understood: write 'rand'" in said.output
+
+
+def test_an_option_without_effect_is_refused_where_it_is_written(write_suite: Callable[..., Path]) -> None:
+    wrong = {
+        "{name: short, optimizer: adamw, lr: 0.001, momentum: 0.5}": ("recipe.momentum", "the optimizer 'adamw' does not use it"),
+        "{name: short, optimizer: lion, lr: 0.001, eps: 0.001}": ("recipe.eps", "the optimizer 'lion' does not use it"),
+        "{name: short, schedule: cosine, milestones: [2]}": ("recipe.milestones", "the schedule 'cosine' does not use it"),
+        "{name: short, schedule: constant, decay_rate: 0.3}": ("recipe.decay_rate", "the schedule 'constant' does not use it"),
+        "{name: short, lr_min: 0.001}": ("recipe.lr_min", "the schedule 'step' does not use it"),
+        "{name: short, warmup_lr: 0.001}": ("recipe.warmup_lr", "give `warmup_epochs` as well"),
+        "{name: short, momentum: 1.5}": ("recipe", "momentum must be below 1"),
+        "{name: short, rand_augment: rand-m15}": ("recipe", "rand-m15"),
+        "{name: short, rand_augment: rand-m9-t3a-tweights}": ("recipe", "one of tweights and t3a"),
+        "{name: short, rand_augment: rand-m0-mmax0}": ("recipe", "rand-m0-mmax0"),
+    }
+    for recipe, (where, text) in wrong.items():
+        with pytest.raises(SuiteError) as caught:
+            read(write_suite(recipe=recipe))
+        assert where in str(caught.value) and text in str(caught.value), (recipe, str(caught.value))
+    # A student's own optimiser leaves the suite's momentum without effect on it, which is no mistake.
+    read(write_suite(recipe="{name: short, momentum: 0.8}", students="{s: {model: small_mobile, recipe: {optimizer: adamw, lr: 0.001}}}"))
+
+
+def test_a_recipes_own_file_decides_where_its_cosine_starts(write_suite: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom kdbench.recipes._base import Recipe\n\n\n@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Recipe):\n    epochs: int = 10\n    batch_size: int = 16\n    lr: float = 0.1\n    schedule: str = 'cosine'\n"
+        "    warmup_epochs: int = 2\n    cosine_after_warmup: bool = False\n"
+    )
+    suite = read(write_suite(recipe="{name: mine.py:Mine}"))
+    assert not Recipe.complete(suite.students["small"].recipe)["cosine_after_warmup"]
+
+
+def test_without_decay_of_norms_and_biases_the_same_parameters_are_spared_as_by_timm() -> None:
+    for name, arguments in (
+        ("test_vit", {"img_size": 32}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)}),
+    ):
+        net = timm.create_model(name, num_classes=3, **arguments)
+        theirs = timm.optim.create_optimizer_v2(net, "adamw", lr=0.1, weight_decay=0.05).param_groups
+        recipe = load("recipe", "short").options({"optimizer": "adamw", "weight_decay": 0.05, "decay_norms_and_biases": False})
+        ours = make_optimizer(torch.nn.ModuleDict({"student": net, "objective": torch.nn.Linear(2, 2)}), recipe).param_groups
+        spared = [{id(one) for group in groups if not group["weight_decay"] for one in group["params"]} for groups in (theirs, ours)]
+        assert spared[0] <= spared[1] and len(spared[1]) == len(spared[0]) + 1  # and the bias of the objective

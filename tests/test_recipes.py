@@ -120,7 +120,7 @@ def test_milestones_of_a_net_scale_from_the_epochs_that_they_were_written_for(
         ("{name: a3, epochs: 4, batch_size: 8}", "must be less than the 4 epochs of the training, and is 5"),
         ("{name: short, schedule: cosine, lr_min: 0.05}", "lr_min must be at least 0 and below the learning rate 0.05, and is 0.05"),
         ("{name: short, warmup_epochs: 2, warmup_lr: 1}", "warmup_lr must be at least 0 and below the learning rate 0.05, and is 1"),
-        ("{name: short, warmup_lr: -0.1}", "warmup_lr must be at least 0"),
+        ("{name: short, warmup_epochs: 2, warmup_lr: -0.1}", "warmup_lr must be at least 0"),
         ("{name: short, betas: [0.9, 0.99]}", "betas is not an option of the optimizer sgd, which has `momentum`"),
         ("{name: short, optimizer: nesterov, eps: 0.1}", "eps is not an option of the optimizer nesterov"),
         ("{name: short, optimizer: adamw, betas: [0.9, 1]}", "betas must be at least 0 and below 1, and are [0.9, 1.0]"),

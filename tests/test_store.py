@@ -203,3 +203,17 @@ def test_a_record_that_comes_while_another_run_looks_is_not_thrown_away(
 
     assert local.wanted(store, list(plan.cells.values())) == []
     assert not list(store.root.rglob("*damaged*"))
+
+
+def test_a_record_that_another_program_wrote_again_is_done_and_one_that_was_cut_is_not(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
+    plan = plan_of(objectives="[ce]", repeats="1")
+    cell_id = next(row.cell.id for row in plan.rows if row.role == "student")
+    train(plan, [cell_id])
+    path = store.file(cell_id, "record.json")
+    whole = json.loads(path.read_text())
+    compact = json.dumps(whole)
+    for text, done in ((compact, True), (compact + "\n", True), (compact[: compact.rindex("}", 0, -3) + 1], False), (compact[:-1], False)):
+        path.write_text(text)
+        assert store.is_done(cell_id) == done

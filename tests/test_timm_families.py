@@ -16,7 +16,8 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor
 
 from kdbench import Loss, Taps, parts
-from kdbench.errors import RefusedError, SuiteError
+from kdbench.datasets.imagenet import Imagenet
+from kdbench.errors import OptionsError, RefusedError, SuiteError
 from kdbench.losses._base import TAPS, Batch, Pair
 from kdbench.losses.cka import CKA
 from kdbench.models.timm import Timm
@@ -245,6 +246,24 @@ def test_one_net_of_every_family_gives_what_the_table_says(timm_table: ModuleTyp
         if family not in timm.list_modules() or not timm.is_model(name):
             continue
         found = timm_table.row(family, name)
+        if "refused" not in found:
+            own = timm.get_pretrained_cfg(name)
+            options = {"architecture": name}
+            probe.probe_model({"name": "timm", "options": options}, Imagenet(size=own.input_size[1] if own else 224), 7, {})
         served += "refused" not in found
         assert timm.__version__ != timm_table.version_of_page() or timm_table.line(found) == words
     assert served >= 0.95 * len(rows) or timm.__version__ != timm_table.version_of_page()
+
+
+def test_nets_whose_pooling_has_parameters_of_its_own_are_planned() -> None:
+    for name, more in (("pit_ti_224", {}), ("cait_xxs24_224", {}), ("test_vit", {"global_pool": "map", "img_size": 224})):
+        part = parts.load("model", "timm")
+        config = {"name": "timm", "version": part.version, "options": {"architecture": name, "arguments": more}}
+        found = probe.probe_model(config, Imagenet(size=224), 10, {})
+        assert found.taps.logits is not None and found.taps.logits.shape == (probe.PROBE_IMAGES, 10)
+        assert found.flop_per_image > 0 and all(weight.requires_grad for weight in found.model.parameters())
+
+
+def test_an_argument_that_drops_patches_in_training_is_refused() -> None:
+    with pytest.raises(OptionsError, match="it drops patches in training"):
+        Timm.further_options({"architecture": "test_vit", "patch_drop_rate": 0.5})

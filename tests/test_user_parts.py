@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,8 +18,10 @@ from kdbench.errors import LossError, PartError, SuiteError
 from kdbench.isolation import explained
 from kdbench.losses._base import Batch, Loss, Pair, Taps
 from kdbench.plan import matrix, probe, summary
+from kdbench.plan.matrix import Plan
 from kdbench.plan.suite import read
 from kdbench.store import Store
+from kdbench.train.build import Setup
 
 MINE = '''
 from kdbench import Loss
@@ -442,3 +445,54 @@ def test_an_error_inside_kdbench_names_the_line_of_the_users_file_that_led_to_it
     with pytest.raises(AttributeError) as caught:
         names["wrong"](Taps())
     assert explained(caught.value).endswith("did you mean 'logits'? (mine.py:2)")
+
+
+NEEDY = '''
+import torch
+from kdbench import Loss
+
+
+class Needy(Loss):
+    """Cross-entropy of the student's classifier on the teacher's class means, if the classifier takes vectors of their width."""
+
+    needs = frozenset({"classifier", "pooled", "labels", "teacher_features"})
+
+    def bind(self, pair):
+        labels, features = pair.labels, pair.teacher_features
+        assert len(labels) == len(features) == 40 and features.shape[1] == pair.teacher.pooled.shape[1]
+        self.register_buffer("features", features)
+        self.project = torch.nn.Linear(features.shape[1], pair.student.pooled.shape[1])
+
+    def forward(self, student, teacher, batch):
+        weight, bias = student.classifier
+        again = student.pooled @ weight.T + bias
+        return (self.project(self.features) @ weight.T + bias).square().mean() + again.mean() + teacher.classifier[0].sum() * 0
+'''
+
+
+def test_a_loss_gets_the_classifiers_weights_and_the_teachers_features_of_the_training_images(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "needy.py").write_text(NEEDY)
+    plan = plan_of(objectives="{needy: {loss: needy.py:Needy, weight: 0.1, task: 0}}", repeats="1", baselines="[needy]")
+    probe.probe(plan)
+    assert train(plan) == 0
+    (row,) = [row for row in plan.rows if row.role == "student"]
+    setup = Setup.of(row.cell, tmp_path, torch.device("cpu")).with_teacher(store, row.cell)
+    member = setup.member(row.cell)
+    assert setup.teacher is not None
+    inputs, targets = setup.data.batch("train", np.arange(40))
+    taps = setup.teacher.taps(inputs)
+    torch.testing.assert_close(member.objective.losses[0].features, taps.pooled)
+    member.step(inputs, targets, Batch(targets, torch.arange(40)), taps, first=True)
+    # The gradient reaches the student's own classifier (the task has weight 0), and no weight of the teacher.
+    assert member.student.head.weight.grad.abs().sum() > 0 and not any(one.requires_grad for one in setup.teacher.model.parameters())
+
+
+def test_a_loss_that_needs_a_linear_classifier_is_refused_where_a_model_has_another_one() -> None:
+    pair = Pair(Taps(pooled=torch.ones(2, 3)), Taps(pooled=torch.ones(2, 3), classifier=(torch.ones(4, 3), torch.ones(4))))
+
+    class Needs(Loss):
+        needs = frozenset({"classifier"})
+
+    assert Needs().missing(pair) == "it needs the weights of the student's classifier, which is not one linear layer with a bias"

@@ -44,7 +44,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "training",
-        "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.evaluate train.export train.loop "
+        "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.loop "
         "train.member train.mix "
         "train.numerics train.objective train.profile train.result train.seeds train.start train.stream train.teacher "
         "train.worker",

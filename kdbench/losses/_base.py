@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,8 +18,8 @@ from kdbench.errors import LossError, RefusedError, nearest
 TAPS = ("logits", "pooled", "last", "stages", "preact", "tokens", "class_token", "distillation_token", "registers")
 """What a loss may need of both models; not every model has all of them."""
 
-CONTEXT = ("target", "index", "labels", "teacher_head", "teacher_model")
-"""What else a loss may need: of the batch (target, index), or when it is bound (labels, teacher_head, teacher_model)."""
+CONTEXT = ("target", "index", "classifier", "labels", "teacher_head", "teacher_model", "teacher_features")
+"""What else a loss may need: of the batch (target, index), the weights of both classifiers (classifier), or when it is bound (the rest)."""
 
 NEEDS = frozenset({*TAPS, *CONTEXT})
 
@@ -69,14 +69,24 @@ class Taps(Restricted):
     class_token: Float[Tensor, "n embedding"] | None = field(default_factory=_none)
     distillation_token: Float[Tensor, "n embedding"] | None = field(default_factory=_none)
     registers: Float[Tensor, "n registers embedding"] | None = field(default_factory=_none)
+    classifier: Sequence[Tensor] = field(default_factory=tuple)
+    """Weight (classes x width) and bias of the linear layer that makes the logits from `pooled`; empty where there is no such layer."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "preact", tuple(self.preact))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
-        """The same taps with `change` applied to every tensor."""
-        return Taps(**{name: _mapped(vars(self)[name], change) for name in TAPS if self.has(name)})
+        """The same taps with `change` applied to every tensor that has a row for each image."""
+        return Taps(
+            **{name: _mapped(vars(self)[name], change) for name in TAPS if self.has(name)}, classifier=vars(self).get("classifier", ())
+        )
+
+    def with_classifier(self, model: nn.Module) -> Taps:
+        """The same taps with the weights of the model's classifier, if that is one linear layer with a bias."""
+        head = getattr(model, "head", None)
+        linear = isinstance(head, nn.Linear) and head.bias is not None
+        return replace(self, classifier=(head.weight, head.bias)) if linear else self
 
     def has(self, name: str) -> bool:
         value = vars(self).get(name)
@@ -88,7 +98,7 @@ class Taps(Restricted):
 
     def needed(self, needs: frozenset[str], loss: str, side: str, change: Callable[[Tensor], Tensor]) -> Taps:
         """The taps that a loss needs, with `change` applied."""
-        return self._with({name: _mapped(vars(self)[name], change) for name in TAPS if name in needs}, loss, side)
+        return self._with({name: _mapped(vars(self)[name], change) for name in (*TAPS, "classifier") if name in needs}, loss, side)
 
 
 @dataclass(frozen=True)
@@ -117,8 +127,9 @@ class Pair(Restricted):
     """A student and a teacher before training.
 
     `student` and `teacher` are taps of a probe batch: only their shapes and dtypes are meaningful (they may be on the meta device).
-    `labels` are the training targets in canonical order; `teacher_head` maps the teacher's `pooled` to its logits; `teacher_model` is
-    for statistics (batch-norm means). A loss gets copies, which it may keep and change.
+    `labels` are the training targets in canonical order, and `teacher_features` the teacher's `pooled` of these images without augmentation
+    (n_train x width; or a function that computes it). `teacher_head` maps the teacher's `pooled` to its logits; `teacher_model` is for
+    statistics (batch-norm means). A loss gets copies, which it may keep and change.
     """
 
     student: Taps
@@ -126,6 +137,7 @@ class Pair(Restricted):
     labels: Tensor | None = field(default_factory=_none)
     teacher_head: nn.Module | None = field(default_factory=_none)
     teacher_model: nn.Module | None = field(default_factory=_none)
+    teacher_features: Tensor | Callable[[], Tensor] | None = field(default_factory=_none)
 
     @property
     def n_train(self) -> int:
@@ -134,30 +146,42 @@ class Pair(Restricted):
             raise RefusedError("the size of the training set is not known here")
         return len(self.labels)
 
+    @property
+    def n_classes(self) -> int:
+        """The number of classes, which every loss may know."""
+        return int(vars(self).get("_classes") or vars(self.student)["logits"].shape[1])
+
     def needed(self, needs: frozenset[str], loss: str) -> Pair:
         """Copies of what a loss needs of this pair. The taps keep their dtype."""
         sides = {side: getattr(self, side).needed(needs, loss, side, _copied) for side in ("student", "teacher")}
         given = {name: _copied(vars(self)[name]) for name in ("labels", "teacher_head", "teacher_model") if name in needs}
-        return self._with({**sides, **given}, loss, "pair")
+        if "teacher_features" in needs:
+            features = self.teacher_features
+            given["teacher_features"] = _copied(features() if callable(features) else features)
+        logits = vars(self.student).get("logits")
+        return self._with({**sides, **given, "_classes": None if logits is None else logits.shape[1]}, loss, "pair")
 
 
 @dataclass(frozen=True)
 class Preset:
     """A named objective of a paper or repository: the weight of the loss (None: not published, the suite must set it), the weight of the
-    `task` loss, the options of the loss, and further `terms` (loss, weight, options).
+    `task` loss, the options of the loss, and further `terms` (loss, weight, options; a fourth entry may hold `warm_up`, `decay` and
+    `of_epochs`).
 
     `warm_up` and `decay` change the weight of the loss with the epoch e, counted from 1: it is multiplied by min(e / warm_up, 1), and by
     a cosine from 1 at the first epoch of `decay` to 0 at the second. They are of a training of `epochs` epochs, and scale with its length.
+    `dot` is the difference of momentum between distillation terms and task, in distillation-oriented training (kdbench/train/dot.py).
     """
 
     source: str
     weight: float | None
     task: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
-    terms: tuple[tuple[str, float, Mapping[str, Any]], ...] = ()
+    terms: tuple[tuple[str, float, Mapping[str, Any]] | tuple[str, float, Mapping[str, Any], Mapping[str, Any]], ...] = ()
     warm_up: float = 0
     decay: tuple[float, float] | None = None
     epochs: int | None = None
+    dot: float | None = None
 
 
 class Loss(nn.Module):
@@ -232,7 +256,11 @@ class Loss(nn.Module):
                 return f"it needs the tap '{name}', which the {' and the '.join(lacking)} {'do' if len(lacking) > 1 else 'does'} not have"
         if "teacher_head" in needs and pair.teacher_head is None:
             return "it needs 'teacher_head', and no module of the teacher makes its logits from 'pooled' alone"
-        for name in ("labels", "teacher_model"):
+        if "classifier" in needs:
+            for side in ("student", "teacher"):
+                if not getattr(pair, side).classifier:
+                    return f"it needs the weights of the {side}'s classifier, which is not one linear layer with a bias"
+        for name in ("labels", "teacher_model", "teacher_features"):
             if name in needs and getattr(pair, name) is None:
                 return f"it needs '{name}', which is not known of this pair"
         return self.refuses(pair.needed(needs, type(self).__name__))
@@ -255,7 +283,7 @@ class Loss(nn.Module):
             batch = Batch(target=batch)
         needs, name = self._needs(), type(self).__name__
         for side, given in (("student", student), ("teacher", teacher)):
-            for tap in TAPS:
+            for tap in (*TAPS, "classifier"):
                 if tap in needs and not given.has(tap):
                     raise RefusedError(f"{name} needs the {side}'s '{tap}', and these taps have none")
         for field_name in ("index", "target"):

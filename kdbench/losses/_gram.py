@@ -28,9 +28,13 @@ def matrices(taps: Taps, tap: str, pool: str | int = "flatten") -> tuple[Float[T
 def _pooled(x: Float[Tensor, "n c h w"], pool: str | int) -> Float[Tensor, "n _"]:
     if isinstance(pool, str):
         return x.mean((2, 3))
-    # As products of matrices: PyTorch's adaptive pooling has no deterministic gradient on a GPU.
-    down, across = (_fields(size, pool).to(x) for size in x.shape[2:])
-    return (down @ x @ across.T).flatten(1)
+    return averaged(x, pool, pool).flatten(1)
+
+
+def averaged(x: Float[Tensor, "n c h w"], height: int, width: int) -> Float[Tensor, "n c {height} {width}"]:
+    """Adaptive average pooling, as products of matrices: PyTorch's has no deterministic gradient on a GPU."""
+    down, across = (_fields(size, fields).to(x) for size, fields in zip(x.shape[2:], (height, width), strict=True))
+    return down @ x @ across.T
 
 
 def _fields(size: int, fields: int) -> Float[Tensor, "fields size"]:

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Preset, Taps
+from kdbench.losses._soft import cross_entropy, divergence, positive, transformed
 
 
 class KD(Loss):
@@ -17,6 +15,8 @@ class KD(Loss):
     T^2 * 1/n sum_i KL( softmax(z_t,i / T) || softmax(z_s,i / T) ), the factor T^2 with `squared_temperature`.
     With `transform="zscore"` (logit standardisation), the mean of z_i over the classes is first subtracted, then z_i is divided by its
     standard deviation (with classes - 1) plus 1e-7.
+    With `form="cross_entropy"`, -sum_c softmax(z_t,i / T)_c log softmax(z_s,i / T)_c stands for KL: it adds the teacher's entropy to the
+    value, and has the same gradient.
 
     Shapes: logits z_s and z_t, n x classes.
 
@@ -25,8 +25,10 @@ class KD(Loss):
     Defaults: temperature 4 with T^2, as in the CIFAR-100 protocol of CRD (github.com/HobbitLong/RepDistiller).
     Departs: the divergence instead of the soft cross-entropy (the same gradient; they differ by the teacher's entropy); sum over
         classes and mean over the batch, as in all public code. With zscore, a sample with equal logits gets a finite but very large
-        gradient, as in the released code.
+        gradient, as in the released code. `form="cross_entropy"` is the value of github.com/yzd-v/cls_KD.
     """
+
+    added: ClassVar[Mapping[str, Any]] = {"form": "divergence"}
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -r 0.1 -a 0.9, T 4", weight=0.9, task=0.1),
@@ -47,6 +49,16 @@ class KD(Loss):
             task=0.1,
             options={"temperature": 2.0, "transform": "zscore"},
         ),
+        "dot": Preset(
+            "github.com/megvii-research/mdistiller, configs/cifar100/dot: KD 0.1 and 0.9, T 4, delta 0.075", weight=0.9, task=0.1, dot=0.075
+        ),
+        "dot_imagenet": Preset(
+            "github.com/megvii-research/mdistiller, DOT on ImageNet: KD 0.5 and 0.5, T 1, delta 0.09",
+            weight=0.5,
+            task=0.5,
+            options={"temperature": 1.0},
+            dot=0.09,
+        ),
     }
 
     needs = frozenset({"logits"})
@@ -54,13 +66,20 @@ class KD(Loss):
     # Not "scale": the 1e-7 of zscore matters for small logits.
     laws = frozenset({"permutation"})
 
-    def __init__(self, *, temperature: float = 4.0, squared_temperature: bool = True, transform: Literal["none", "zscore"] = "none"):
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        squared_temperature: bool = True,
+        transform: Literal["none", "zscore"] = "none",
+        form: Literal["divergence", "cross_entropy"] = "divergence",
+    ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
+        positive(temperature=temperature)
         self.temperature = temperature
         self.squared_temperature = squared_temperature
         self.transform = transform
+        self.form = form
 
     @property
     def variant(self) -> str | None:
@@ -68,17 +87,6 @@ class KD(Loss):
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         assert student.logits is not None and teacher.logits is not None
-        x, y = student.logits, teacher.logits
-        if self.transform == "zscore":
-            x, y = _standardised(x), _standardised(y)
-        soft = [functional.log_softmax(logits / self.temperature, 1) for logits in (x, y)]
-        value = functional.kl_div(*soft, reduction="batchmean", log_target=True)
+        x, y = (transformed(logits, self.transform) for logits in (student.logits, teacher.logits))
+        value = divergence(x, y, self.temperature) if self.form == "divergence" else cross_entropy(x, y, self.temperature).mean()
         return value * self.temperature**2 if self.squared_temperature else value
-
-
-def _standardised(logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
-    # A logit of the sample is subtracted first, so that equal logits become exactly zero.
-    logits = logits - logits[:, :1].detach()
-    logits = logits - logits.mean(1, keepdim=True)
-    deviation = torch.linalg.vector_norm(logits, dim=1, keepdim=True) / max(logits.shape[1] - 1, 1) ** 0.5
-    return logits / (deviation + 1e-7)

@@ -110,14 +110,17 @@ class ObjectiveReader:
         if resolved is None or weight is None:
             return None
         terms = [_term(part, resolved, weight, fields.pairing) | _schedule(fields, preset)]
-        for other, other_weight, other_options in preset.terms if preset else ():
+        for other, other_weight, other_options, *schedule in preset.terms if preset else ():
             more = parts.load("loss", other)
-            terms.append(_term(more, more.options(dict(other_options)), other_weight, fields.pairing))
+            terms.append(_term(more, more.options(dict(other_options)), other_weight, fields.pairing) | dict(*schedule))
         task = fields.task if fields.task is not None else preset.task if preset else 1.0
         variant = part.build(resolved).variant
         label = name if variant is None or variant in name else f"{name} ({variant})"
         default = "published" if fields.weight is None else "the suite"
-        return ObjectiveSpec(name, label, {"task": float(task), "terms": terms}, fields.weight_from or default, where)
+        dot = fields.dot if fields.dot is not None else preset.dot if preset else None
+        config = {"task": float(task), "terms": terms} | ({} if dot is None else {"dot": dot})
+        label = label if dot is None or "dot" in label.lower() else f"{label}, DOT"
+        return ObjectiveSpec(name, label, config, fields.weight_from or default, where)
 
     def _combined(self, where: Where, name: str, fields: ObjectiveFields, options: Json) -> ObjectiveSpec | None:
         """Several terms: each `{loss: ..., weight: ..., option: ...}`."""
@@ -143,7 +146,9 @@ class ObjectiveReader:
         label = f"{name} ({', '.join(variants)})" if variants else name
         task = 1.0 if fields.task is None else float(fields.task)
         terms = [term for one in found for term in one.config["terms"]]
-        return ObjectiveSpec(name, label, {"task": task, "terms": terms}, fields.weight_from or weakest, where)
+        config = {"task": task, "terms": terms} | ({} if fields.dot is None else {"dot": fields.dot})
+        label = label if fields.dot is None or "dot" in label.lower() else f"{label}, DOT"
+        return ObjectiveSpec(name, label, config, fields.weight_from or weakest, where)
 
     def _with_kd(self, where: Where, objective: ObjectiveSpec, given: bool | Json) -> ObjectiveSpec | None:
         kd = parts.load("loss", "kd")

@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdbench import parts
@@ -71,15 +71,20 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
             if "inputs" in config:
                 model.adapt_inputs(config["inputs"], dataset.normalisation)
             model.eval()
+            trained = [weight for weight in model.parameters() if weight.requires_grad]
+            # Without gradients from the start: the counter fails where a parameter that has one is the input of a module (PiT, CaiT).
+            model.requires_grad_(False)
             counter = FlopCounterMode(display=False)
             with torch.no_grad(), _shapes_only(), counter:
                 taps = model(torch.empty(PROBE_IMAGES, *dataset.input_shape))
+            for weight in trained:
+                weight.requires_grad_(True)
         except KdbenchError:
             raise
         except Exception as error:
             shape = tuple(dataset.input_shape)
             raise KdbenchError(f"the model cannot be run on images of shape {shape}: {explained(error)}") from error
-    return Probed(taps, model, counter.get_total_flops() / PROBE_IMAGES)
+    return Probed(taps.with_classifier(model), model, counter.get_total_flops() / PROBE_IMAGES)
 
 
 @contextmanager
@@ -177,7 +182,10 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
         for term in objective.config["terms"]:
             key = json.dumps([term["loss"], term["options"], shapes, mixing], sort_keys=True)
             if key not in trials:
-                trials[key] = _try(term, Pair(one.taps, other.taps, labels, other.model.head, other.model), targets, outputs, suite.sources)
+                pooled = other.taps.pooled
+                features = None if pooled is None else torch.empty(len(labels), pooled.shape[1], device="meta")
+                pair = Pair(one.taps, other.taps, labels, other.model.head, other.model, features)
+                trials[key] = _try(term, pair, targets, outputs, suite.sources)
             refusal, why_untried = trials[key]
             if refusal:
                 mistakes.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student} <- {teacher}: {refusal}")
@@ -251,7 +259,16 @@ def _real(pair: Pair, needs: frozenset[str], outputs: int) -> Pair | None:
         student, teacher = (taps.map(lambda tensor: torch.rand(tensor.shape, dtype=tensor.dtype)) for taps in sides)
         labels = torch.arange(min(len(pair.labels), MOST_LABELS)) % outputs if pair.labels is not None else None
         student = student.map(lambda tensor: tensor.requires_grad_())
-        return Pair(student, teacher, labels, *(None if net is None else _with_values(net) for net in nets))
+        if "classifier" in needs:
+            student, teacher = (
+                replace(taps, classifier=tuple(torch.rand(one.shape).requires_grad_(taps is student) for one in given.classifier))
+                for taps, given in ((student, sides[0]), (teacher, sides[1]))
+            )
+        features = None
+        if "teacher_features" in needs and isinstance(pair.teacher_features, torch.Tensor) and labels is not None:
+            features = torch.rand(len(labels), pair.teacher_features.shape[1])
+        head, model = (None if net is None else _with_values(net) for net in nets)
+        return Pair(student, teacher, labels, head, model, features)
 
 
 def _with_values(net: Any) -> Any:

@@ -103,7 +103,7 @@ WeightFrom = Literal["published", "released", "tuned", "assumed"]
 Names = str | list[str]
 Nets = list[str] | dict[str, Json | None]
 PLACES = ("student", "teacher", "objective")
-NOT_OF_A_TERM = {"task", "+kd", "terms"}
+NOT_OF_A_TERM = {"task", "+kd", "terms", "dot"}
 """Keys of an objective that a single term of it cannot have."""
 MAX_NAMES = 1_000
 MAX_EXCLUDES = 200
@@ -126,6 +126,7 @@ class ObjectiveFields(BaseModel, strict=True, extra="forbid"):
     weight_from: WeightFrom | None = None
     warm_up: Annotated[float, Field(ge=0)] | None = None
     decay: Decay | None = None
+    dot: Annotated[float, Field(gt=0, lt=1)] | None = None
     task: float | None = None
     terms: list[Json] | None = None
     pairing: Literal["matched", "shuffled"] = "matched"

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from kdbench.errors import OptionsError
+
 RAND_AUGMENT = r"rand(-(m\d+|n[1-9]|p(0|0\.\d+|1)|mstd\d+(\.\d+)?|mmax\d+|inc1|t(weights|3a)))*"
 """What every timm since 1.0.12 understands alike; it ignores much else in silence."""
 
@@ -117,6 +119,8 @@ class Recipe:
         for name in ("momentum", "weight_decay", "warmup_epochs", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, and is {getattr(self, name)}")
+        if self.momentum >= 1:
+            raise ValueError(f"momentum must be below 1, and is {self.momentum}")
         if self.class_uniform < 0 or (self.class_uniform and self.batch_size % self.class_uniform):
             raise ValueError(f"class_uniform must divide the batch of {self.batch_size} (or be 0), and is {self.class_uniform}")
         if self.clip_grad is not None and self.clip_grad <= 0:
@@ -173,13 +177,17 @@ class Recipe:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
     def _check_rand_augment(self) -> None:
-        sections = re.findall(r"-([a-z]+)", self.rand_augment or "")
-        if self.rand_augment is None or (re.fullmatch(RAND_AUGMENT, self.rand_augment) and len(set(sections)) == len(sections)):
+        if self.rand_augment is None:
             return
+        sections = [one if one != "tweights" else "t" for one in re.findall(r"-([a-z]+)", self.rand_augment)]
+        if re.fullmatch(RAND_AUGMENT, self.rand_augment) and len(set(sections)) == len(sections):
+            magnitude, largest = (re.search(rf"-{name}(\d+)", self.rand_augment) for name in ("m", "mmax"))
+            if (largest is None or int(largest[1]) > 0) and (magnitude is None or int(magnitude[1]) <= int(largest[1] if largest else 10)):
+                return
         raise ValueError(
             f"rand_augment {self.rand_augment!r} is not understood: write 'rand' and, each at most once after a hyphen, m (magnitude, 0 to "
-            "10 unless mmax is larger), n (number of operations, 1 to 9), p (probability of each), mstd (spread of the magnitude), mmax, "
-            "inc1 (a larger magnitude always means a larger change), tweights or t3a, for example rand-m6-mstd0.5-inc1"
+            "mmax), n (number of operations, 1 to 9), p (probability of each), mstd (spread of the magnitude), mmax (10 if left out), "
+            "inc1 (a larger magnitude always means a larger change), and one of tweights and t3a, for example rand-m6-mstd0.5-inc1"
         )
 
     @classmethod
@@ -190,12 +198,32 @@ class Recipe:
         for level in given:
             epochs = level.get("epochs", epochs)
             own = epochs if "milestones" in level else own
+        if unused := cls._unused(options, given[-1] if given else {}):
+            raise OptionsError(cls.__name__, unused)
         settled = dict(options)
         if options["schedule"] == "step" and own not in (None, epochs):
             settled["milestones"] = [at * epochs / own for at in options["milestones"]]
-        if options["schedule"] == "cosine" and options["warmup_epochs"] and not any("cosine_after_warmup" in level for level in given):
+        stated = [*given, *(vars(one).get("__annotations__", {}) for one in cls.__mro__[: cls.__mro__.index(Recipe)])]
+        if options["schedule"] == "cosine" and options["warmup_epochs"] and not any("cosine_after_warmup" in level for level in stated):
             settled["cosine_after_warmup"] = True
         return settled
+
+    @staticmethod
+    def _unused(options: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+        """(key, text) of each option that was given and has no effect beside the others."""
+        schedule, optimizer = (f"the {name} '{options[name]}' does not use it" for name in ("schedule", "optimizer"))
+        reasons = {
+            **({"momentum": f"{optimizer}, it has `betas`"} if options["optimizer"] not in MOMENTUM else {}),
+            **({"eps": optimizer} if options["optimizer"] == "lion" else {}),
+            **(dict.fromkeys(("milestones", "decay_rate"), schedule) if options["schedule"] != "step" else {}),
+            **(dict.fromkeys(("lr_min", "cosine_after_warmup"), schedule) if options["schedule"] != "cosine" else {}),
+            **({} if options["warmup_epochs"] else {"warmup_lr": "the training has no warm-up: give `warmup_epochs` as well"}),
+        }
+        return [
+            ((name,), f"{text}, or leave it out" if "give" in text else f"{text}: leave it out")
+            for name, text in reasons.items()
+            if given.get(name)
+        ]
 
     @classmethod
     def complete(cls, config: Mapping[str, Any]) -> dict[str, Any]:

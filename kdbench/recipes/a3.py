@@ -17,7 +17,8 @@ class A3(Recipe):
     of timm's script and its settings for A3: warm-up from 1e-4, least rate 1e-6, target threshold 0.2, drop_last.
     Departs: evaluation is at 160 pixels (theirs: 224), since a dataset has one size. The cosine starts at the end of the warm-up and
     changes at each update, as in MMPretrain's configuration of A3; timm's counts from the first epoch (lower by 0.6 % of the full rate
-    where the warm-up ends, by at most 4.7 % later; `cosine_after_warmup: false`) and changes once an epoch.
+    where the warm-up ends, by at most 4.7 % later; `cosine_after_warmup: false`) and changes once an epoch. Training crops are resized by
+    the dataset's interpolation; timm's script draws bilinear or bicubic for each.
     """
 
     epochs: int = 100

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,10 +105,15 @@ class Store(Folders, Claims):
         try:
             with open(self.file(cell_id, "record.json"), "rb") as file:
                 file.seek(-3, os.SEEK_END)
-                # The brace that closes a record is the only one at the start of a line.
-                return file.read().rstrip().endswith(b"\n}")
+                end = file.read().rstrip()
         except OSError:
             return False
+        # The brace that closes a record is the only one at the start of a line, unless another program wrote the record again.
+        if end.endswith(b"\n}") or not end.endswith(b"}"):
+            return end.endswith(b"\n}")
+        with suppress(DamagedError):
+            return self.record(cell_id) is not None
+        return False
 
     def sizes_and_digests(self, cell_id: str) -> dict[str, list[Any]]:
         """[bytes, SHA-256] of each file that a cell leaves beside its record, for `sound_record` to compare with."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ class Setup:
             outputs = self.task.outputs(self.dataset)
             student_taps = probe_model(cell.config["student"], self.dataset, outputs, cell.sources).taps
             teacher_taps = probe_model(self.teacher.cell.config["student"], self.dataset, outputs, self.teacher.cell.sources).taps
-            teacher = self.teacher.model
-            labels = self.data.targets("train").cpu()
-            objective.bind(Pair(student_taps, teacher_taps, labels, getattr(teacher, "head", None), teacher))
+            teacher, labels = self.teacher.model, self.data.targets("train").cpu()
+            features = partial(self.teacher.features, self.data) if teacher_taps.pooled is not None else None
+            objective.bind(Pair(student_taps, teacher_taps, labels, getattr(teacher, "head", None), teacher, features))
         return objective.to(self.device)
 
     def member(self, cell: Cell) -> Member:

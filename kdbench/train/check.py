@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from kdbench.isolation import explained, isolated, private
 from kdbench.losses._base import Batch, Taps
 from kdbench.plan.bundle import SIDE_BY_SIDE
 from kdbench.plan.matrix import Plan, Row
+from kdbench.recipes._base import Recipe
 from kdbench.store import Store
 from kdbench.train.build import Setup
 from kdbench.train.evaluate import finite_or_none
@@ -173,12 +174,19 @@ def _of_one_image(error: ValueError, steps: int) -> str:
     return f"{problem}: write `drop_last: true` in the recipe, or another `batch_size`"
 
 
+def _of_parts(error: Exception, recipe: Mapping[str, Any]) -> str:
+    """What to do where `accumulate` makes parts of one image, which batch norm cannot be trained on; empty for other errors."""
+    if "more than 1 value per channel" not in str(error) or recipe["batch_size"] // recipe["accumulate"] != 1:
+        return ""
+    return f"`accumulate: {recipe['accumulate']}` makes parts of one image, on which batch norm cannot be trained: write a smaller number"
+
+
 def _checked(row: Row, setup: Setup, stream: list[Step]) -> Checked:
     found = Checked(row.student, row.teacher, row.objective)
     try:
         _try(found, row.cell, setup, stream)
     except Exception as error:
-        found.wrong.append(explained(error))
+        found.wrong.append(_of_parts(error, Recipe.complete(row.cell.config["recipe"])) or explained(error))
     return found
 
 

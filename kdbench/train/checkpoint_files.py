@@ -41,7 +41,29 @@ BEGINNINGS = (
 """How files begin that are mistaken for checkpoints, and what to say."""
 
 
-class Unknown:
+class Sealed(type):
+    """A class of which a pickle can change nothing."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"it changes the attribute '{name}' of a class")
+
+
+class Function:
+    """A function of torch, of which a pickle can change nothing."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[..., Any]):
+        object.__setattr__(self, "call", call)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"it changes the attribute '{name}' of a function")
+
+
+class Unknown(metaclass=Sealed):
     """The stand-in for every class and function: calling it gives an empty Counter, the one type to which torch's unpickler adds items as
     well as attributes."""
 
@@ -49,14 +71,14 @@ class Unknown:
         return Counter()
 
 
-class Items:
+class Items(metaclass=Sealed):
     """The stand-in for lists of another type."""
 
     def __new__(cls, *_: Any) -> Any:
         return []
 
 
-class Array:
+class Array(metaclass=Sealed):
     """The stand-in for NumPy's arrays and their types, decoded here (NumPy reads nothing of a pickle), and for objects with another state
     than a mapping."""
 
@@ -95,7 +117,7 @@ def read_weights(path: Path) -> Any:
         start = file.read(512)
     if not start:
         raise DataError(f"{path} is damaged or not a checkpoint (it is empty)")
-    if problem := next((text for begins, text in BEGINNINGS if re.match(begins, start, re.DOTALL)), ""):
+    if problem := not _is_safetensors(start) and next((text for begins, text in BEGINNINGS if re.match(begins, start, re.DOTALL)), ""):
         raise DataError(f"{path} {problem}")
     if start.startswith(ZIP) and not zipfile.is_zipfile(path):
         raise DataError(f"{path} is damaged: its end is missing (it was not copied or downloaded completely)")
@@ -120,8 +142,9 @@ def weights_in(held: Any) -> dict[str, dict[str, Tensor]]:
     seen: set[int] = set()
 
     def search(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        if id(value) in seen or len(keys) > DEEPEST:
+        if len(keys) > DEEPEST:
             return
+        again = id(value) in seen  # under another key: its own tensors, without what lies below them
         seen.add(id(value))
         if _is_module(value):
             yield ".".join(keys), dict(_of_module(value))
@@ -132,7 +155,7 @@ def weights_in(held: Any) -> dict[str, dict[str, Tensor]]:
         # Beside tensors, arrays are no weights.
         if tensors := tensors or {key: one for key, array in named.items() if (one := _tensor(array)) is not None}:
             yield ".".join(keys), tensors
-        for key, one in (named if isinstance(value, Mapping) else inside).items():
+        for key, one in () if again else (named if isinstance(value, Mapping) else inside).items():
             if isinstance(one, (Mapping, list, tuple)):
                 yield from search(one, (*keys, str(key)))
 
@@ -155,14 +178,24 @@ def _reader(path: Path, start: bytes) -> Callable[[Path], Any]:
         if any(name.endswith("/constants.pkl") for name in names):
             raise DataError(f"{path} is a TorchScript program: save its weights, `torch.save(torch.jit.load(path).state_dict(), other)`")
         return _torch
-    if start[4:9] == b"\0\0\0\0{":  # the length of the header, and the header
+    if _is_safetensors(start):
         return _safetensors
     return _torch if b"l\xfc\x9cF\xf9 j\xa8P\x19" in start[:64] else _plain_pickle  # torch's old magic number
 
 
+def _is_safetensors(start: bytes) -> bool:
+    """Whether a file begins with the length of a header, and a header."""
+    return start[4:9] == b"\0\0\0\0{"
+
+
 def _npz(path: Path) -> Any:
+    found = {}
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        for name in arrays.files:
+            with suppress(TypeError, ValueError):  # a text or an object beside the weights
+                array = arrays[name]
+                found[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    return found
 
 
 def _safetensors(path: Path) -> Any:
@@ -197,7 +230,7 @@ def _torch_with(path: Path, unknown: type) -> Any:
 
 def _plain_pickle(path: Path) -> Any:
     real: dict[str, Any] = {"collections.OrderedDict": OrderedDict, "_codecs.encode": lambda text, _: text.encode("latin1")}
-    real |= {f"torch._utils.{name}": getattr(torch._utils, name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
+    real |= {f"torch._utils.{name}": Function(getattr(torch._utils, name)) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
     real["torch.storage._load_from_bytes"] = lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
     class Unpickler(pickle.Unpickler):

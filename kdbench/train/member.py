@@ -16,6 +16,7 @@ from kdbench.recipes._base import Recipe
 from kdbench.tasks._base import Task
 from kdbench.timm_adapter import learning_rate, make_optimizer, make_scheduler
 from kdbench.train.average import moving_average
+from kdbench.train.dot import Dot
 from kdbench.train.evaluate import finite_or_none
 from kdbench.train.numerics import autocast
 from kdbench.train.objective import Objective
@@ -36,6 +37,8 @@ class Member:
         self.streams = Streams.of(cell.config)
         self.trained = nn.ModuleDict({"student": student, "objective": objective})
         self.optimizer = make_optimizer(self.trained, self.recipe)
+        if (delta := cell.config["objective"].get("dot")) is not None:
+            self.optimizer = Dot(self.optimizer.param_groups, self.recipe["momentum"], delta)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, steps_per_epoch)
         self.latest = objective.deployed(student)
         self.average = None if self.recipe["ema"] is None else moving_average(self.latest, self.recipe["ema"])
@@ -63,7 +66,7 @@ class Member:
                     self._add_gradients(gradients, values, share)
                 if not place:
                     self.optimizer.zero_grad(set_to_none=True)
-                (share * total).backward()
+                self._backward(share, values, total)
                 self._note(values, total.detach(), part[2])
             if self.recipe["clip_grad"] is not None:
                 nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe["clip_grad"])
@@ -73,6 +76,17 @@ class Member:
                 self.average.update_parameters(self.latest)
             if gradients:
                 self.gradients = _relative_sizes(gradients)
+
+    def _backward(self, share: float, values: dict[str, tuple[Tensor, Tensor]], total: Tensor) -> None:
+        """Add the gradients of a part of the batch; with DOT those of the distillation terms are apart from the task's."""
+        if not isinstance(self.optimizer, Dot):
+            (share * total).backward()
+            return
+        terms = share * torch.stack([weighted for name, (_, weighted) in values.items() if name != "task"]).sum()
+        weights = [weight for weight in self.trained.parameters() if weight.requires_grad]
+        found = torch.autograd.grad(terms, weights, retain_graph=True, allow_unused=True)
+        self.optimizer.add({weight: gradient for weight, gradient in zip(weights, found, strict=True) if gradient is not None})
+        (share * values["task"][1]).backward()
 
     def parts(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> Iterator[Part]:
         """The batch in parts of nearly equal size, none larger than the recipe's batch divided by `accumulate`."""
@@ -93,7 +107,7 @@ class Member:
         with autocast(self.numerics, inputs):
             # Copies, since the model may change its inputs, which all students share.
             task_losses, taps = self.task.step(self.student, private(inputs), private(targets))
-        return self.objective(task_losses, taps, teacher, batch, seed)
+        return self.objective(task_losses, taps.with_classifier(self.student), teacher, batch, seed)
 
     def _note(self, values: dict[str, tuple[Tensor, Tensor]], total: Tensor, batch: Batch) -> None:
         """Sums stay on the device, so that nothing here waits for it."""

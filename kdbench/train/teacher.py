@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.cell import Cell
 from kdbench.datasets._base import Data
@@ -21,7 +22,7 @@ from kdbench.record import Record, same_images
 from kdbench.store import Store
 from kdbench.tasks._base import Task
 from kdbench.train.circumstance import device_name, installed
-from kdbench.train.evaluate import evaluate
+from kdbench.train.evaluate import EVALUATION_BATCH, evaluate
 from kdbench.train.numerics import autocast, laid_out
 from kdbench.train.result import digest_of
 
@@ -35,10 +36,20 @@ class LiveTeacher:
 
     def __init__(self, model: nn.Module, cell: Cell, numerics: Mapping[str, Any]):
         self.model, self.cell, self.numerics = model.eval().requires_grad_(False), cell, numerics
+        self._features: Tensor | None = None
 
     def taps(self, inputs: Any) -> Taps:
         with isolated(0), torch.no_grad(), autocast(self.numerics, inputs):
-            return self.model(private(inputs))
+            return self.model(private(inputs)).with_classifier(self.model)
+
+    def features(self, data: Data) -> Tensor:
+        """`pooled` of the training images without augmentation, in canonical order, on the CPU (n_train x width)."""
+        if self._features is None:
+            starts = range(0, data.size("train"), EVALUATION_BATCH)
+            wanted = [(np.arange(start, min(start + EVALUATION_BATCH, data.size("train"))), None) for start in starts]
+            found = [self.taps(inputs).pooled for inputs, _ in data.batches("train", wanted)]
+            self._features = torch.cat([one.float().cpu() for one in found if one is not None])
+        return self._features
 
 
 def load_teacher(store: Store, model: nn.Module, cell: Cell, student: Cell, data: Data, task: Task, device: torch.device) -> LiveTeacher:

@@ -22,7 +22,8 @@ def kd(loss: Any, s: Taps, t: Taps) -> float:
     x, y = slow.rows(s.logits), slow.rows(t.logits)
     if loss.transform == "zscore":
         x, y = slow.standardised(x), slow.standardised(y)
-    return slow.kd(x, y, loss.temperature) * (loss.temperature**2 if loss.squared_temperature else 1)
+    value = (slow.kd if loss.form == "divergence" else slow.soft_cross_entropy)(x, y, loss.temperature)
+    return value * (loss.temperature**2 if loss.squared_temperature else 1)
 
 
 def sp(loss: Any, s: Taps, t: Taps) -> float:

@@ -106,12 +106,19 @@ def sp(x: Rows, y: Rows, norm: Any = unit) -> float:
     return math.fsum((s[i][j] - t[i][j]) ** 2 for i in range(n) for j in range(n)) / n**2
 
 
-def kd(x: Rows, y: Rows, temperature: float) -> float:
-    def soft(z: list[float]) -> list[float]:
-        e = [math.exp(a / temperature) for a in z]
-        return [a / math.fsum(e) for a in e]
+def soft(z: list[float], temperature: float) -> list[float]:
+    e = [math.exp(a / temperature) for a in z]
+    return [a / math.fsum(e) for a in e]
 
-    return math.fsum(b * math.log(b / a) for u, v in zip(x, y, strict=True) for a, b in zip(soft(u), soft(v), strict=True)) / len(x)
+
+def kd(x: Rows, y: Rows, temperature: float) -> float:
+    pairs = ((a, b) for u, v in zip(x, y, strict=True) for a, b in zip(soft(u, temperature), soft(v, temperature), strict=True))
+    return math.fsum(b * math.log(b / a) for a, b in pairs) / len(x)
+
+
+def soft_cross_entropy(x: Rows, y: Rows, temperature: float) -> float:
+    pairs = ((a, b) for u, v in zip(x, y, strict=True) for a, b in zip(soft(u, temperature), soft(v, temperature), strict=True))
+    return math.fsum(-b * math.log(a) for a, b in pairs) / len(x)
 
 
 def standardised(x: Rows, added: float = 1e-7) -> Rows:

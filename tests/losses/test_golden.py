@@ -76,7 +76,11 @@ def test_value_and_gradient_are_those_of_the_released_code(key: str, dtype: torc
     assert value.dtype == dtype
     assert toys.near(value.item(), float(NUMBERS[key + "/value"]), tolerance)
     wanted = torch.tensor(NUMBERS[key + "/grad"]).flatten(1)
-    error = (student.grad.flatten(1) - wanted).norm(dim=1)
+    # The released PKT gives a sample of zeros a gradient of NaN: ours is finite there, and is compared for the other samples.
+    finite = wanted.isfinite().all(1)
+    assert student.grad.isfinite().all() and finite.sum() > len(finite) / 2
+    wanted = wanted[finite]
+    error = (student.grad.flatten(1)[finite] - wanted).norm(dim=1)
     # By sample, for one of them may have a gradient that dwarfs all others.
     scale = wanted.norm(dim=1).clamp_min(wanted.norm(dim=1).median())
     assert (error <= tolerance * scale).all(), error / scale
@@ -213,6 +217,8 @@ SLOW: dict[tuple[str, str], Any] = {
     ("rcka", "released"): rcka_as_released,
 }
 
+SLOW |= {(name, case): compute for name, module in modules().items() for case, compute in getattr(module, "SLOW", {}).items()}
+
 
 @each(SLOW)
 def test_preset_is_what_loops_compute_from_its_definition(name: str, preset: str) -> None:
@@ -238,6 +244,7 @@ def test_every_variant_of_every_loss_is_held_by_a_stated_value() -> None:
     held = {(name, built(name, options).variant) for _, name, options in GOLDEN}
     held |= {(name, built(name, options).variant) for name, options, _, _ in TABLE}
     held |= {(name, toys.made(name, preset).variant) for name, preset in SLOW}
+    held |= {(name, built(name, dict(one.options)).variant) for name, module in modules().items() for one in module.GOLDEN}
     held |= {(name, toys.made(name, case).variant) for name, case in toys.cases() if name in LOOPS}
     wanted = {(name, toys.made(name, preset).variant) for name, preset in toys.cases()}
     assert not wanted - held

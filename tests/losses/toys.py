@@ -37,8 +37,9 @@ def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> T
     preact = (random(n, 3, 2 * side, 2 * side, seed=seed), random(n, width, side, side, seed=seed + 1) + 0.3)
     stages = tuple(one.relu() for one in preact)
     logits = 2 * random(n, CLASSES, seed=seed + 2)
+    classifier = tuple(random(*shape, seed=seed + 3 + place).to(dtype) for place, shape in enumerate(((CLASSES, width), (CLASSES,))))
     made = Taps(logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
-    return made.map(lambda tensor: tensor.to(dtype))
+    return replace(made.map(lambda tensor: tensor.to(dtype)), classifier=classifier)
 
 
 def batch(n: int) -> Batch:
@@ -48,7 +49,9 @@ def batch(n: int) -> Batch:
 
 def pair(n: int = 6, widths: tuple[int, int] = WIDTHS[0], dtype: torch.dtype = torch.float64) -> Pair:
     head = nn.Linear(widths[1], CLASSES).to(dtype)
-    return Pair(taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype), labels=LABELS, teacher_head=head)
+    student, teacher = taps(n, widths[0], 10, dtype), taps(n, widths[1], 20, dtype)
+    features = random(len(LABELS), widths[1], seed=30, dtype=dtype)
+    return Pair(student, teacher, labels=LABELS, teacher_head=head, teacher_features=features)
 
 
 FURTHER: dict[str, list[dict[str, Any]]] = {
@@ -186,6 +189,28 @@ def apart(loss: Loss, student: Taps, teacher: Taps, given: Batch) -> dict[str, T
 
 def value(loss: Loss, student: Taps, teacher: Taps, given: Batch) -> Tensor:
     return torch.stack(list(apart(loss, student, teacher, given).values())).sum()
+
+
+def hold(loss: Loss, name: str) -> None:
+    """Later calls of the loss use what its first one computes without a gradient (`HELD`), as its derivative does."""
+    for method in getattr(modules().get(name), "HELD", ()):
+        setattr(loss, method, _first(getattr(loss, method)))
+
+
+def has_jumps(name: str) -> bool:
+    """Whether finite differences are to be taken one entry at a time (`JUMPS`)."""
+    return getattr(modules().get(name), "JUMPS", False)
+
+
+def _first(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    found: list[Tensor] = []
+
+    def once(*given: Any) -> Tensor:
+        if not found:
+            found.append(method(*given))
+        return found[0]
+
+    return once
 
 
 def leaves(some: Taps) -> Taps:

@@ -244,6 +244,7 @@ GENERAL = "Job violates accounting/QOS policy (job submit limit, user's size and
                 f"AssocGrpSubmitJobsLimit\n{GENERAL}",
                 f"QOSMaxSubmitJobPerAccountLimit\n{GENERAL}",
                 "Slurm temporarily unable to accept job, sleeping and retrying",
+                "Batch job submission failed: Resource temporarily unavailable",
                 "MaxJobCount limit reached",
                 "Invalid job array specification",
             ],

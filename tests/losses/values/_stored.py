@@ -28,7 +28,8 @@ class Stored:
     `student` and `teacher`: the taps, each with the name of its stored input, or the names of its maps. `target`: the input that is the
     batch's target. `state`: our parameter or buffer for each stored `param/NAME` (a name that ends in `.` stands for all below it) and
     `state/NAME`; what the store has and this lacks is an error. `pair`: what else the pair has, from the inputs of a case. `prepare`:
-    changes the bound loss before the call. `factor`: our value over the stored one. `cases`: those with this key. `exact`: relative
+    changes the bound loss before the call. `inputs`: names for stored parameters that belong to the student and are inputs of ours, as the
+    weights of its classifier. `factor`: our value over the stored one. `cases`: those with this key. `exact`: relative
     tolerance in float64 (looser only where the release itself computed in float32, which the entry then says).
     """
 
@@ -41,6 +42,7 @@ class Stored:
     pair: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] = lambda inputs: {}
     batch: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] = lambda inputs: {}
     prepare: Callable[[Loss, Mapping[str, Tensor]], None] = lambda loss, inputs: None
+    inputs: Mapping[str, str] = field(default_factory=dict)
     factor: float = 1.0
     parts: Mapping[str, str] = field(default_factory=dict)
     cases: tuple[str, ...] = CASES
@@ -58,12 +60,15 @@ def taps_of(names: Mapping[str, Names], inputs: Mapping[str, Tensor]) -> Taps:
     return Taps(**{tap: inputs[one] if isinstance(one, str) else tuple(inputs[each] for each in one) for tap, one in names.items()})
 
 
-def fields(loss: Loss, state: Mapping[str, str], key: str, kind: str, case: str) -> dict[str, Tensor]:
+def fields(loss: Loss, one: Stored, kind: str, case: str) -> dict[str, Tensor]:
     """Our parameters and buffers by the stored name, for every stored `kind/NAME` of a key."""
+    state, key = one.state, one.key
     own = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
     prefix, found = f"{case}/{key}/{kind}/", {}
-    for stored in (one.removeprefix(prefix) for one in NUMBERS if one.startswith(prefix)):
-        theirs = max((one for one in state if stored == one or one.endswith(".") and stored.startswith(one)), key=len, default=None)
+    for stored in (name.removeprefix(prefix) for name in NUMBERS if name.startswith(prefix)):
+        if stored in one.inputs.values():
+            continue
+        theirs = max((name for name in state if stored == name or name.endswith(".") and stored.startswith(name)), key=len, default=None)
         assert theirs is not None, f"{key}: the entry says nothing of the stored {kind} {stored}"
         ours = state[theirs] + stored.removeprefix(theirs) if theirs.endswith(".") else state[theirs]
         assert ours in own, f"{key}: the loss has no {ours} for the stored {kind} {stored}; it has {sorted(own)}"
@@ -74,6 +79,7 @@ def fields(loss: Loss, state: Mapping[str, str], key: str, kind: str, case: str)
 def computed(make: Any, one: Stored, case: str, dtype: torch.dtype) -> tuple[Loss, dict[str, Tensor], dict[str, Tensor]]:
     """The loss after the call, the parts of its value, and the inputs of the case with their gradients."""
     inputs = inputs_of(case, dtype)
+    inputs |= {name: torch.tensor(NUMBERS[f"{case}/{one.key}/param/{stored}"], dtype=dtype) for name, stored in one.inputs.items()}
     for name in (name for names in one.student.values() for name in ([names] if isinstance(names, str) else names)):
         inputs[name].requires_grad_(True)
     student, teacher = taps_of(one.student, inputs), taps_of(one.teacher, inputs)
@@ -82,7 +88,7 @@ def computed(make: Any, one: Stored, case: str, dtype: torch.dtype) -> tuple[Los
     loss.to(dtype)
     with torch.no_grad():
         for kind in ("param", "state"):
-            for stored, ours in fields(loss, one.state, one.key, kind, case).items():
+            for stored, ours in fields(loss, one, kind, case).items():
                 ours.copy_(torch.tensor(NUMBERS[f"{case}/{one.key}/{kind}/{stored}"]).reshape(ours.shape))
     one.prepare(loss, inputs)
     loss.train()

@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+from typing import Any
+
+from ._stored import Stored
+
+GOLDEN: list[Stored] = []
+FIRST: list[tuple[str, dict[str, Any]]] = [("map/at/p2", {"tap": "last"})]
+FURTHER: list[dict[str, Any]] = [{"tap": "last"}]
