@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from kdbench import parts
 from kdbench.losses._base import Loss, Pair, Taps
 
-from . import slow, toys
+from . import toys
 from .toys import each
+from .values.pcka import GROUPS, slowly
 
 with np.load(Path(__file__).parents[1] / "golden" / "detection.npz") as stored:
     NUMBERS = {key: stored[key] for key in stored.files if "/input/" in key or "/pcka_" in key}
@@ -60,34 +59,12 @@ def test_value_is_the_printed_one_on_waves() -> None:
         assert abs(1 - built(**options)(Taps(last=x), Taps(last=y)).item() - wanted) < 1e-12
 
 
-GROUPS = {"channel": "bcuhvw->cuvbhw", "image": "bcuhvw->buvchw", "offset": "bcuhvw->hwuvbc"}
-
-
-def by_loops(x: Tensor, y: Tensor, patch: int, grouping: str, centred: bool, inter: bool) -> float:
-    """1 - the mean likeness, from whole Gram matrices of patches cut from maps that PyTorch resizes."""
-
-    def groups(z: Tensor) -> list[slow.Rows]:
-        size = [-(-one // patch) * patch for one in z.shape[2:]]
-        z = functional.interpolate(z, size=size, mode="bilinear")
-        cut = z.view(*z.shape[:2], size[0] // patch, patch, size[1] // patch, patch)
-        n, c, u, _, v, _ = cut.shape
-        found = torch.einsum(GROUPS[grouping], cut)
-        return [slow.rows(one) for one in found.reshape({"channel": c, "image": n, "offset": patch**2}[grouping], u * v, -1)]
-
-    total = 0.0
-    for one, other in zip(groups(x), groups(y), strict=True):
-        sides = [slow.transposed(z) if inter else z for z in (one, other)]
-        grams = [slow.gram(slow.less_mean(z) if centred else z) for z in sides]
-        total += slow.cosine(*grams) / len(groups(x))
-    return 1 - total
-
-
 @each((grouping, centred, inter) for grouping in GROUPS for centred in (False, True) for inter in (False, True))
 def test_value_is_what_whole_gram_matrices_give(grouping: str, centred: bool, inter: bool) -> None:
     x, y = toys.random(2, 3, 5, 4, seed=1) + 1, toys.random(2, 3, 5, 4, seed=2) + 0.5
     weights = {"intra": 0.0, "inter": 1.0} if inter else {}
-    got = built(patch=2, grouping=grouping, centred=centred, **weights)(Taps(last=x), Taps(last=y)).item()
-    assert toys.near(got, by_loops(x, y, 2, grouping, centred, inter), 1e-10)
+    loss, student, teacher = built(patch=2, grouping=grouping, centred=centred, **weights), Taps(last=x), Taps(last=y)
+    assert toys.near(loss(student, teacher).item(), slowly(loss, student, teacher), 1e-10)
 
 
 def test_a_constant_channel_has_no_likeness_and_no_gradient() -> None:
