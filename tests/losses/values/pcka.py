@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdbench.losses._base import Taps
+
+from ._stored import Stored
+
+GOLDEN: list[Stored] = []  # its stored values are those of detection.npz: test_pcka.py
+FURTHER: list[dict[str, Any]] = [
+    {"patch": 2, "grouping": "image", "tap": "stages"},
+    {"patch": 4, "grouping": "offset", "centred": True, "inter": 3.0},
+    {"patch": 4, "centred": True, "inter": 3.0},
+    {"patch": 1, "grouping": "image", "inter": 2.0, "intra": 0.0},
+    {"patch": 1, "grouping": "image", "centred": True},
+]
+GROUPS = {"channel": "bcuhvw->cuvbhw", "image": "bcuhvw->buvchw", "offset": "bcuhvw->hwuvbc"}
+
+
+def slowly(loss: Any, s: Taps, t: Taps) -> float:
+    """From whole Gram matrices, centred on both sides, of patches cut from maps that PyTorch resizes."""
+    sides = ([side.last] if loss.tap == "last" else list(side.stages) for side in (s, t))
+    total = 0.0
+    for x, y in zip(*sides, strict=True):
+        groups = list(zip(grouped(loss, x), grouped(loss, y), strict=True))
+        for weight, turned in ((loss.intra, False), (loss.inter, True)):
+            if weight:
+                cosines = [cosine(*(gram(z.T if turned else z, loss.centred) for z in pair)) for pair in groups]
+                total += weight * (1 - sum(cosines) / len(groups))
+    return total
+
+
+def grouped(loss: Any, z: Tensor) -> list[Tensor]:
+    size = [-(-one // loss.patch) * loss.patch for one in z.shape[2:]]
+    z = functional.interpolate(z.detach(), size=size, mode="bilinear")
+    cut = z.view(*z.shape[:2], size[0] // loss.patch, loss.patch, size[1] // loss.patch, loss.patch)
+    n, c, u, _, v, _ = cut.shape
+    count = {"channel": c, "image": n, "offset": loss.patch**2}[loss.grouping]
+    return list(torch.einsum(GROUPS[loss.grouping], cut).reshape(count, u * v, -1))
+
+
+def gram(z: Tensor, centred: bool) -> Tensor:
+    k = z @ z.T
+    return k - k.mean(0) - k.mean(1, keepdim=True) + k.mean() if centred else k
+
+
+def cosine(k: Tensor, m: Tensor) -> float:
+    return ((k * m).sum() / (k.norm() * m.norm())).item()
+
+
+SLOW = {case: slowly for case in ("released", "faster_rcnn", "centred", *map(str, FURTHER))}
