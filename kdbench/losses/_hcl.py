@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdbench.losses._regressor import BatchNorm
+from kdbench.losses._projection import BatchNorm
 from kdbench.losses._stagewise import averaged
 
 Map = Float[Tensor, "n _ _ _"]

@@ -1,21 +1,11 @@
-"""Convolutions that turn a student's map into one of the teacher's shape, and a batch norm that also serves a single value. Not a loss."""
+"""Convolutions that turn a student's map into one of the teacher's shape. Not a loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """In training, one value per channel (one image, one position) is its own mean: the result is the bias, where PyTorch raises."""
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        if self.training and x.numel() == x.shape[1]:
-            return x * 0 + self.bias.view(-1, 1, 1)
-        return super().forward(x)
+from torch import nn
 
 
 def by_sizes(student: Sequence[int], teacher: Sequence[int]) -> nn.Module | None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._regressor import BatchNorm, by_sizes, unserved
+from kdbench.losses._projection import BatchNorm
+from kdbench.losses._regressor import by_sizes, unserved
 
 
 class FitNet(Loss):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._regressor import BatchNorm
+from kdbench.losses._projection import BatchNorm
 from kdbench.losses._stagewise import smaller
 
 SLOPE = 0.1

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._regressor import BatchNorm
+from kdbench.losses._projection import BatchNorm
 
 
 class ICKD(Loss):

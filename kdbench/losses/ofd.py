@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdbench.errors import RefusedError
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._norms import margin, norms_before
-from kdbench.losses._regressor import BatchNorm
+from kdbench.losses._projection import BatchNorm
 from kdbench.losses._stagewise import averaged, unmatched
 
 

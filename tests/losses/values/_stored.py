@@ -29,7 +29,8 @@ class Stored:
     batch's target. `state`: our parameter or buffer for each stored `param/NAME` (a name that ends in `.` stands for all below it) and
     `state/NAME`; what the store has and this lacks is an error. `pair`: what else the pair has, from the inputs of a case. `prepare`:
     changes the bound loss before the call. `inputs`: names for stored parameters that belong to the student and are inputs of ours, as the
-    weights of its classifier. `factor`: our value over the stored one. `cases`: those with this key. `exact`: relative
+    weights of its classifier. `value`: the stored number that is ours, where it is a
+    part of the stored loss; gradients are then not compared. `factor`: our value over the stored one. `cases`: those with this key. `exact`: relative
     tolerance in float64 (looser only where the release itself computed in float32, which the entry then says).
     """
 
@@ -43,6 +44,7 @@ class Stored:
     batch: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] = lambda inputs: {}
     prepare: Callable[[Loss, Mapping[str, Tensor]], None] = lambda loss, inputs: None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    value: str = "value"
     factor: float = 1.0
     parts: Mapping[str, str] = field(default_factory=dict)
     cases: tuple[str, ...] = CASES
