@@ -90,5 +90,5 @@ def test_one_patch_and_centred_two_are_refused() -> None:
     assert "has 3, that of the teacher 4" in (built().missing(of((3, 17, 16), (4, 17, 16))) or "")
     assert "2 patches of 16, that of the teacher 4" in (built().missing(of((3, 17, 16), (3, 17, 17))) or "")
     stages = toys.pair(widths=(4, 4))
-    assert "stage 1" in (built(patch=2, tap="stages").missing(stages) or "")
+    assert "stage 2" in (built(patch=2, tap="stages").missing(stages) or "")
     assert "stage by stage" in (built(tap="stages").missing(replace(stages, student=Taps(stages=stages.student.stages[:1]))) or "")

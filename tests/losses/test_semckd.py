@@ -30,4 +30,4 @@ def test_a_batch_larger_than_its_batch_size_is_refused_and_a_smaller_one_is_fill
 def test_the_shares_of_an_image_sum_to_one_for_each_stage_of_the_student() -> None:
     loss, pair = toys.bound("semckd", "semckd")
     shares = loss._shares(pair.student, pair.teacher)
-    assert shares.shape == (6, 2, 2) and torch.allclose(shares.sum(2), torch.ones(6, 2, dtype=torch.float64))
+    assert shares.shape == (6, 3, 3) and torch.allclose(shares.sum(2), torch.ones(6, 3, dtype=torch.float64))

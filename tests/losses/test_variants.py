@@ -80,6 +80,8 @@ WEIGHTS: dict[tuple[str, str], tuple[float, float, list[tuple[str, float]]]] = {
     ("kd", "rkd_official"): (1, 16, []),
     ("kd", "zoo"): (1, 0.1, []),
     ("kd", "lskd"): (0.1, 9, []),
+    ("kd", "dot"): (0.1, 0.9, []),
+    ("kd", "dot_imagenet"): (0.5, 0.5, []),
     ("sp", "crd"): (1, 3000, []),
     ("sp", "torchdistill"): (1, 1, []),
     ("cc", "zoo"): (1, 100, []),
