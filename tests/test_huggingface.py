@@ -226,6 +226,35 @@ def test_columns_are_found_by_their_types_and_named_where_several_can_be_meant(l
         assert [labels[known[row.tobytes()]] for row in first] == data.targets("test").tolist()
 
 
+def test_a_column_is_not_chosen_by_its_type_beside_one_of_the_usual_name(library: Any, tmp_path: Path) -> None:
+    value, quality = library.Value, library.ClassLabel(names=["good", "bad", "x"])
+
+    def change(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        count = len(rows["label"])
+        named = {"quality": [0, 1, 2] * (count // 3), "Labels": rows["label"], "tags": [[one] for one in rows["label"]]}
+        return {**named, "label": [[one] for one in rows["label"]] if isinstance(others["label"], list) else rows["label"]}
+
+    forms: list[dict[str, Any]] = [
+        {"label": value("int64"), "quality": quality},
+        {"label": [value("int64")], "quality": quality},  # several labels an image, which kdbench cannot read
+        {"label": None, "Labels": value("int64"), "quality": quality},
+        {"label": value("int64"), "Labels": value("int64")},
+    ]
+    for others in forms:
+        put(library, tmp_path, others=others, change=change)
+        assert "the option `label` must name" in (text := told(tmp_path)) and next(reversed(others)) in text
+    put(library, tmp_path, others=(others := forms[0]), change=change)
+    assert "split train, test: column of images 'image', of labels 'label'" in pets(label="label").load(tmp_path).notes
+    put(
+        library,
+        tmp_path,
+        others={"image": value("string"), "mask": library.Image()},
+        change=lambda rows: {"mask": rows["image"], "image": ["x"] * len(rows["label"])},
+    )
+    assert "the option `image` must name the column of images; those that can be: mask" in told(tmp_path)
+    assert "split train, test: column of images 'mask', of labels 'label'" in pets(image="mask").load(tmp_path).notes
+
+
 def test_class_names_that_are_digits_do_not_change_the_labels(library: Any, tmp_path: Path) -> None:
     put(library, tmp_path, others={"label": library.ClassLabel(names=["2", "0", "1"])})
     data = pets(subset=Subset(classes=2)).load(tmp_path)

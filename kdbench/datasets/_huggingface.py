@@ -28,12 +28,13 @@ AT_ONCE = 256
 @dataclass(frozen=True)
 class Table:
     """A split: `images` is the library's table with the one column of encoded images, `given` the labels as they stand there, `names` the
-    names of a ClassLabel. `where` is what messages call it."""
+    names of a ClassLabel. `where` is what messages call it, `columns` the names of the columns of images and labels."""
 
     images: Any
     given: list[Any]
     names: list[str] | None
     where: str
+    columns: tuple[str, str]
 
     def __len__(self) -> int:
         return len(self.given)
@@ -88,12 +89,12 @@ def opened(home: Path, split: str, image: str | None, label: str | None) -> Tabl
         reason = f"{type(error).__name__}: {error}"[:300]
         raise DataError(f"{where} cannot be read by the library datasets {library.__version__} ({reason})") from error
     kinds = {name: _kind(library, feature) for name, feature in table.features.items()}
-    columns = [_column(where, kinds, kind, given) for kind, given in (("image", image), ("label", label))]
-    feature = table.features[columns[1]]
+    pixels, classes = (_column(where, kinds, kind, given) for kind, given in (("image", image), ("label", label)))
+    feature = table.features[classes]
     names = list(feature.names) if isinstance(feature, library.ClassLabel) else None
     plain = table.with_format("arrow")
-    given = plain.select_columns([columns[1]])[:].column(0).to_pylist()
-    return Table(plain.select_columns([columns[0]]), given, names, where)
+    given = plain.select_columns([classes])[:].column(0).to_pylist()
+    return Table(plain.select_columns([pixels]), given, names, where, (pixels, classes))
 
 
 def _library() -> Any:
@@ -169,12 +170,12 @@ def _column(where: str, kinds: dict[str, str], kind: str, given: str | None) -> 
         if given not in can:
             raise DataError(f"{where}: the column '{given}' holds no {kind}s that kdbench reads (columns that can: {some(can) or 'none'})")
         return given
-    certain = [name for name in can if kinds[name] == kind] or [name for name in can if name in ("label", "labels")]
-    if len(certain) != 1:
-        raise DataError(
-            f"{where}: the option `{kind}` must name the column of {kind}s; those that can be: {some(certain or can) or 'none'}"
-        )
-    return certain[0]
+    # A column's name counts as much as its type: beside `label`, a ClassLabel of another name may be anything.
+    likely = [name for name, one in kinds.items() if one == kind or name.lower() in (kind, f"{kind}s")]
+    if len(likely) != 1 or likely[0] not in can:
+        there = [name for name in likely if name in can] or can
+        raise DataError(f"{where}: the option `{kind}` must name the column of {kind}s; those that can be: {some(there) or 'none'}")
+    return likely[0]
 
 
 def _bytes(value: Any) -> bytes:

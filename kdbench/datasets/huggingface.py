@@ -80,7 +80,8 @@ class Huggingface(Streamed):
         self._check_count(files["train"], tables["train"].where)
         chosen = self._choose(keys["train"], files["train"], names)
         taken = {split: files["train"].take(index) for split, index in chosen.items()}
-        return self._data({**files, **taken}, fingerprint_of(**keys), _shared(keys))
+        notes = (*_shared(keys), *_columns({self.splits[split]: table.columns for split, table in tables.items()}))
+        return self._data({**files, **taken}, fingerprint_of(**keys), notes)
 
     def _names(self, home: Path, found: dict[str, list[str] | None]) -> list[str] | None:
         """The names of a ClassLabel. Raises DataError if the splits have other classes, or not as many as were declared."""
@@ -98,6 +99,14 @@ class Huggingface(Streamed):
             "Put what `save_to_disk` of the library datasets writes, or Parquet files with encoded images, into the data folder "
             f"as {self.folder}; --data or $KDBENCH_DATA names another data folder."
         )
+
+
+def _columns(found: dict[str, tuple[str, str]]) -> tuple[str, ...]:
+    """What the columns of images and labels are called in each split."""
+    return tuple(
+        f"split {', '.join(split for split in found if found[split] == names)}: column of images {names[0]!r}, of labels {names[1]!r}"
+        for names in dict.fromkeys(found.values())
+    )
 
 
 def _shared(keys: dict[str, list[bytes]]) -> tuple[str, ...]:
