@@ -249,7 +249,7 @@ MISTAKES: list[tuple[Change, list[str]]] = [
     ),
     (lambda rows: [*rows, rows[4]], ["line 41", "'images/train/A04.png' is listed a second time", "line 6"]),
     (lambda rows: [*rows, {**rows[4], "path": "images//train/./A04.png", "label": "ant"}], ["line 41", "a second time"]),
-    (lambda rows: [*rows, {**rows[4], "split": "test"}], ["line 41", "is an image of test, and also of train (list.csv, line 6)"]),
+    (lambda rows: [*rows, {**rows[4], "split": "test"}], ["line 41", "is an image of test, and also of train (pets/list.csv, line 6)"]),
     (at(3, path=""), ["line 5", "the path is ''"]),
     (at(3, path="/data/x.png"), ["line 5", "is absolute"]),
     (at(3, path="C:\\data\\x.png"), ["line 5", "is absolute"]),
@@ -267,6 +267,20 @@ def test_each_mistake_in_a_table_is_named_with_its_lines(tmp_path: Path, rows: l
         assert str(table) in text, words
         for word in words:
             assert word.lower() in text.lower(), (word, text)
+
+
+def test_an_image_in_two_tables_of_the_same_name_is_found_at_the_same_line(tmp_path: Path, rows: list[Row]) -> None:
+    tables = {split: f"pets/{split}/list.csv" for split in ("train", "test")}
+    put_rows = {split: [{**row, "path": f"../{row['path']}"} for row in rows if row["split"] == split] for split in tables}
+    for split in tables:
+        (tmp_path / "pets" / split).mkdir()
+        put(tmp_path, put_rows[split], f"{split}/list.csv")
+    assert pets(table=tables).load(tmp_path).size("test") == 9
+    relabelled = [{**row, "label": put_rows["test"][place]["label"]} for place, row in enumerate(put_rows["train"][:9])]
+    for leaked in (put_rows["train"], relabelled):
+        put(tmp_path, leaked, "test/list.csv")
+        text = told(tmp_path, table=tables)
+        assert f"line 2: '../{rows[0]['path']}' is an image of test, and also of train (pets/train/list.csv, line 2)" in text
 
 
 TEXTS: list[tuple[bytes, list[str]]] = [
