@@ -289,6 +289,33 @@ def test_a_validation_split_of_its_own(library: Any, tmp_path: Path) -> None:
             pets(**options)
 
 
+def test_a_split_is_never_made_of_rows_of_another_one(library: Any, tmp_path: Path) -> None:
+    splits = ("train", "test", "validation")
+    sizes = {split: len(columns(split)["label"]) for split in splits}
+    parts = {split: f"{split}-00000-of-00001.parquet" for split in splits}
+    layouts = [  # the folder of the dataset, and where its files lie
+        ("test", {split: f"{split}.parquet" for split in splits}),
+        ("train", {split: f"{split}.parquet" for split in splits}),
+        ("pets", {"train": f"train/{parts['train']}", "validation": f"train/{parts['validation']}", "test": "test/0.parquet"}),
+        ("pets", {"train": "train/0.parquet", "validation": "train/validation.parquet", "test": "test/part-00000-of-00001.parquet"}),
+        ("train", {"train": "train/0.parquet", "validation": "validation/train-x.parquet", "test": "test/0.parquet"}),
+    ]
+    for folder, files in layouts:
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+        for split, name in files.items():
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            table(library, split).to_parquet(tmp_path / folder / name)
+        data = pets(folder=folder).load(tmp_path)
+        assert [data.size(split) for split in ("train", "test")] == [sizes["train"], sizes["test"]], files
+        data = pets(folder=folder, val="validation").load(tmp_path)
+        assert [data.size(split) for split in ("train", "test", "val")] == [*map(sizes.__getitem__, splits)], files
+        shutil.rmtree(tmp_path / folder)
+    put(library, tmp_path, "hub")
+    for place, name in enumerate(("cats-00000-of-00001", "dogs-00000-of-00001")):
+        rename(tmp_path / "pets", f"data/train-{place:05}-of-00002.parquet", f"train/{name}.parquet")
+    assert "holds 2 files of the split 'train', and their names say 1" in told(tmp_path)
+
+
 def rename(home: Path, one: str, other: str) -> None:
     (home / other).parent.mkdir(parents=True, exist_ok=True)
     (home / one).rename(home / other)

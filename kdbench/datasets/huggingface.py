@@ -64,7 +64,7 @@ class Huggingface(Streamed):
         home = on_disk(Path(folder), self.folder)
         if not home.is_dir():
             raise DataError(f"{self.folder} is missing: there is no folder {home.absolute()}. {self.how_to_get_it()}")
-        tables = {split: opened(home, name, self.image, self.label) for split, name in self.splits.items()}
+        tables = {split: opened(home, name, self.splits.values(), self.image, self.label) for split, name in self.splits.items()}
         names = self._names(home, {split: table.names for split, table in tables.items()})
         rows = [TableRows(home, [], range(1, len(table) + 1), f"{self.splits[split]}, row") for split, table in tables.items()]
         values = [table.given for table in tables.values()]
