@@ -273,6 +273,14 @@ def test_more_rows_than_are_read_at_once(library: Any, tmp_path: Path) -> None:
     assert data.size("train") == count and f"{count} of {count} test images are also training images" in data.notes[0]
 
 
+def test_a_test_image_that_is_a_training_image_of_another_class_is_warned_of(library: Any, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    rows = columns("test")
+    rows = {"image": [*columns("train")["image"][:2], *rows["image"][2:]], "label": [1, 0, *rows["label"][2:]]}
+    library.Dataset.from_dict(rows, features=features(library)).save_to_disk(tmp_path / "pets/test")
+    assert "2 of 9 test images are also training images" in pets().load(tmp_path).notes[0]
+
+
 def test_a_validation_split_of_its_own(library: Any, tmp_path: Path) -> None:
     for form in ("arrow", "hub"):
         put(library, tmp_path, form, splits=("train", "test", "validation"))

@@ -24,6 +24,9 @@ from kdbench.errors import DataError, nearest
 AT_ONCE = 256
 """Rows that are read at once."""
 
+DIGEST_BYTES = 32
+"""The first bytes of an image's key, which follow from its bytes and not from its class."""
+
 USUAL_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 PART = re.compile(r"(.*-)?(?P<number>\d+)-of-(?P<of>\d+)(-\w+)?")
 """The name of one of several files, as train-00000-of-00002."""
