@@ -261,6 +261,20 @@ def test_class_names_that_are_digits_do_not_change_the_labels(library: Any, tmp_
     assert (data.targets("train").bincount().tolist(), data.size("test")) == ([10, 10], 6)
 
 
+def test_the_same_classes_in_another_order_are_other_data(library: Any, tmp_path: Path) -> None:
+    found = []
+    for names in (NAMES, NAMES[::-1]):
+        change = {"label": library.ClassLabel(names=names)}
+        put(
+            library, tmp_path, others=change, change=lambda rows, names=names: {"label": [names.index(NAMES[one]) for one in rows["label"]]}
+        )
+        found.append(pets().load(tmp_path))
+    one, other = found
+    assert torch.equal(one.batch("train", np.arange(30))[0], other.batch("train", np.arange(30))[0])
+    assert torch.equal(one.targets("train"), 2 - other.targets("train"))
+    assert one.fingerprint != other.fingerprint
+
+
 def test_more_rows_than_are_read_at_once(library: Any, tmp_path: Path) -> None:
     small = [png(number) for number in range(6)]
     count = AT_ONCE + 5

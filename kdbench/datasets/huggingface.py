@@ -81,7 +81,10 @@ class Huggingface(Streamed):
         chosen = self._choose(keys["train"], files["train"], names)
         taken = {split: files["train"].take(index) for split, index in chosen.items()}
         notes = (*_shared(keys), *_columns({self.splits[split]: table.columns for split, table in tables.items()}))
-        return self._data({**files, **taken}, fingerprint_of(**keys), notes)
+        # The same classes in another order give other labels, which the keys do not show.
+        labelled = ((split, zip(mine, files[split].labels.tolist(), strict=True)) for split, mine in keys.items())
+        fingerprint = fingerprint_of(**{split: [key + b"\0%d" % label for key, label in pairs] for split, pairs in labelled})
+        return self._data({**files, **taken}, fingerprint, notes)
 
     def _names(self, home: Path, found: dict[str, list[str] | None]) -> list[str] | None:
         """The names of a ClassLabel. Raises DataError if the splits have other classes, or not as many as were declared."""
