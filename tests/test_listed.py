@@ -99,6 +99,12 @@ def written(form: str, folder: Path, rows: list[Row]) -> dict[str, Any]:
         case "blank lines and spaces":
             lines = [f"{row['path']} , {row['label']},  {row['split']} " for row in rows]
             (folder / "pets/list.csv").write_text("\r\n".join(["path, label, split", "", *lines, "", " , , "]))
+        case "old line ends below a blank line":
+            lines = [f"{row['path']};{row['label']};{row['split']}" for row in rows]
+            (folder / "pets/list.csv").write_bytes("\r".join([" ;;", "path;label;split", *lines, ""]).encode())
+        case "two blank lines first":
+            lines = [f"{row['path']};{row['label']};{row['split']}" for row in rows]
+            (folder / "pets/list.csv").write_text("\n".join(["", " ", "path;label;split", *lines]))
         case "quotation marks":
             lines = [f'"{row["path"]}","{row["label"]}","{row["split"]}"' for row in rows]
             (folder / "pets/list.csv").write_text("\n".join(["path,label,split", *lines]))
@@ -131,7 +137,16 @@ def written(form: str, folder: Path, rows: list[Row]) -> dict[str, Any]:
 
 FORMS = [
     *("semicolons", "tabs", "bars in a text file", "a mark of UTF-8", "UTF-16 with tabs", "other columns", "more columns", "another order"),
-    *("blank lines and spaces", "quotation marks", "paths with detours", "paths of Windows", "a folder of its own", "numbers"),
+    *(
+        "blank lines and spaces",
+        "two blank lines first",
+        "old line ends below a blank line",
+        "quotation marks",
+        "paths with detours",
+        "paths of Windows",
+        "a folder of its own",
+        "numbers",
+    ),
     *("numbers and names", "other splits", "two tables", "Parquet", "Parquet of categories", "Parquet of numbers"),
 ]
 
@@ -289,6 +304,9 @@ TEXTS: list[tuple[bytes, list[str]]] = [
     (b"path,label,split\na,b\na,b,c,d\n", ["2 rows", "line 2: it has 2 fields, and the first line has 3; line 3: it has 4 fields"]),
     (b'path,label,split\na,"b,c\n\n', ["line 2", "is a quotation mark open?"]),
     (b"path,label,split\na,b\xff,c\n", ["line 2", "it is not UTF-8"]),
+    (b"path,label,split\ra,b,c\ra,b\xff,c\r", ["line 3", "it is not UTF-8"]),
+    (b"path,label,split\ra,b\r", ["line 2: it has 2 fields"]),
+    (b"path," + b"x" * 140_000 + b"\n", ["line 1", "field limit"]),
     (b"path,label,label,split\n", ["the column 'label' twice"]),
     (b"images/train/A00.png,ant,train\n", ["no column 'path'", "The first line must hold the names of the columns"]),
 ]
