@@ -295,6 +295,21 @@ def test_a_test_image_that_is_a_training_image_of_another_class_is_warned_of(lib
     assert "2 of 9 test images are also training images" in pets().load(tmp_path).notes[0]
 
 
+def test_validation_images_that_are_training_or_test_images_are_warned_of(library: Any, tmp_path: Path) -> None:
+    test, train = columns("test"), columns("train")
+    for rows, words in (
+        (test, "9 of 9 test images are also validation images, byte for byte (as row "),
+        ({name: values[:9] for name, values in train.items()}, "9 of 9 validation images are also training images"),
+    ):
+        put(library, tmp_path)
+        library.Dataset.from_dict(rows, features=features(library)).save_to_disk(tmp_path / "pets/validation")
+        warnings = [note for note in pets(val="validation").load(tmp_path).notes if note.startswith("WARNING")]
+        assert len(warnings) == 1 and words in warnings[0]
+    twice = [train["image"][place - place % 2] for place in range(30)]  # each image twice, with two labels
+    put(library, tmp_path, change=lambda rows: {"image": twice if len(rows["image"]) == 30 else rows["image"]})
+    assert "validation images are also training images" in pets(validation=0.5).load(tmp_path).notes[0]
+
+
 def test_a_validation_split_of_its_own(library: Any, tmp_path: Path) -> None:
     for form in ("arrow", "hub"):
         put(library, tmp_path, form, splits=("train", "test", "validation"))

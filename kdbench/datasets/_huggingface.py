@@ -77,6 +77,9 @@ class TableImages:
     def take(self, index: np.ndarray) -> TableImages:
         return replace(self, rows=self.rows[index], labels=self.labels[index])
 
+    def name(self, place: int) -> str:
+        return f"row {int(self.rows[place]) + 1}"
+
     def path(self, place: int) -> EncodedImage:
         row = int(self.rows[place])
         return EncodedImage(_bytes(self.table[row].column(0)[0].as_py()), f"{self.where}, row {row + 1}")
@@ -144,7 +147,8 @@ def _parquet(home: Path, split: str, others: Collection[str]) -> list[Path]:
     named = [path for path in every if _is_of(path, [split])]
     inside = [path for path in every if path.parent != home and path.parent.name == split and not _is_of(path, others)]
     inside = [path for path in inside if not _is_of(path, USUAL_SPLITS)] or inside
-    files = named + [path for path in inside if path.parent not in {one.parent for one in named}]
+    beside = {path.parent for path in named}
+    files = named + [path for path in inside if path.parent not in beside]
     if not files:
         there = [*(str(path.relative_to(home)) for path in every), *(path.parent.name + "/" for path in sorted(home.glob("*/state.json")))]
         raise DataError(f"{home.absolute()} has no split '{split}': it holds {some(there) if there else 'neither Arrow nor Parquet files'}")
@@ -153,9 +157,9 @@ def _parquet(home: Path, split: str, others: Collection[str]) -> list[Path]:
     parts = [match for path in files if (match := PART.fullmatch(path.stem))]
     if asked := {int(match["of"]) for match in parts}:
         lacking = {*range(max(asked))} - {int(match["number"]) for match in parts}
-        beside = files[0].parent.absolute()
         if lacking or len(asked) > 1 or len(files) != max(asked):
-            raise DataError(f"{beside} holds {len(files)} files of the split '{split}', and their names say {max(asked)}: copy it again")
+            where = f"{files[0].parent.absolute()} holds {len(files)} files of the split '{split}'"
+            raise DataError(f"{where}, and their names say {max(asked)}: copy it again")
     return files
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from kdbench.datasets._base import Subset
+from kdbench.datasets._content import shared_images
 from kdbench.datasets._files import checked_folder, on_disk
 from kdbench.datasets._huggingface import DIGEST_BYTES, TableImages, opened
 from kdbench.datasets._labels import labels_of
@@ -80,7 +81,12 @@ class Huggingface(Streamed):
         self._check_count(files["train"], tables["train"].where)
         chosen = self._choose(keys["train"], files["train"], names)
         taken = {split: files["train"].take(index) for split, index in chosen.items()}
-        notes = (*_shared(keys), *_columns({self.splits[split]: table.columns for split, table in tables.items()}))
+        digests = {split: [key[:DIGEST_BYTES] for key in mine] for split, mine in keys.items()}
+        digests |= {split: [digests["train"][place] for place in index.tolist()] for split, index in chosen.items()}
+        notes = (
+            *shared_images({**files, **taken}, digests),
+            *_columns({self.splits[split]: table.columns for split, table in tables.items()}),
+        )
         # The same classes in another order give other labels, which the keys do not show.
         labelled = ((split, zip(mine, files[split].labels.tolist(), strict=True)) for split, mine in keys.items())
         fingerprint = fingerprint_of(**{split: [key + b"\0%d" % label for key, label in pairs] for split, pairs in labelled})
@@ -110,10 +116,3 @@ def _columns(found: dict[str, tuple[str, str]]) -> tuple[str, ...]:
         f"split {', '.join(split for split in found if found[split] == names)}: column of images {names[0]!r}, of labels {names[1]!r}"
         for names in dict.fromkeys(found.values())
     )
-
-
-def _shared(keys: dict[str, list[bytes]]) -> tuple[str, ...]:
-    known = {key[:DIGEST_BYTES] for key in keys["train"]}  # also images that have another label there
-    same = sum(key[:DIGEST_BYTES] in known for key in keys["test"])
-    what = f"WARNING: {same} of {len(keys['test'])} test images are also training images, byte for byte"
-    return (f"{what}: the test accuracy is not that of unseen images",) if same else ()
