@@ -49,6 +49,9 @@ COMMON_METRICS = {
 }
 """The metrics whose unit and direction are known by their name; a manifest describes all others."""
 
+OVER_CLASSES = ("balanced_accuracy", "macro_f1")
+"""Means over classes, which follow from the predictions of any classifier."""
+
 
 @dataclass(frozen=True)
 class ManifestObjective(Strict):
@@ -159,13 +162,16 @@ class Manifest(Strict):
     def primary(self) -> Metric:
         return self.metrics[0]
 
-    def compared_by(self, name: str) -> Manifest:
+    def compared_by(self, name: str, predictions: bool = False) -> Manifest:
         """The same suite with another of its metrics (`top5`, or the column `top5_last`) as the primary one; this is noted in `assumed`.
-        Raises UsageError if the suite has no such metric."""
-        name = name.removesuffix("_last")
-        first, *others = sorted(self.metrics, key=lambda metric: metric.name != name)
-        if first.name != name:
-            raise UsageError(f"{self.suite} has no metric '{name}'{nearest(name, [metric.name for metric in self.metrics])}")
+        Means over classes follow from `predictions`, also where the manifest is older than they are. Raises UsageError if the suite has no
+        such metric."""
+        classes = predictions and any(metric.per_image == "correct" for metric in self.metrics)
+        name, later = name.removesuffix("_last"), [COMMON_METRICS[one] for one in OVER_CLASSES if classes]
+        known = {metric.name: metric for metric in (*later, *self.metrics)}
+        if name not in known:
+            raise UsageError(f"{self.suite} has no metric '{name}'{nearest(name, [*known])}")
+        first, others = known[name], [metric for metric in self.metrics if metric.name != name]
         if first == self.primary:
             return self
         note = f"{first.label} was chosen as the metric for this report, in place of {self.primary.label}"

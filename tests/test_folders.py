@@ -407,6 +407,16 @@ def test_a_few_test_images_that_are_training_images_are_counted(tmp_path: Path) 
     assert part().load(tmp_path).notes[0].startswith("WARNING: 1 of 4 test images are also training images")
 
 
+def test_copies_in_images_held_out_of_training_are_warned_of(tmp_path: Path) -> None:
+    home = put(tmp_path)
+    assert part(validation=0.5).load(tmp_path).notes == ()
+    for path in (home / "train").rglob("*.png"):
+        shutil.copy(path, path.with_name(f"x{path.name}"))
+
+    found = {part(validation=0.5, split_seed=seed).load(tmp_path).notes for seed in range(3)}
+    assert any("validation images are also training images" in note for notes in found for note in notes)
+
+
 def listing(data: Any) -> str:
     """The fingerprint of version 0.2, by its definition."""
     whole = hashlib.sha256()

@@ -226,10 +226,53 @@ def test_columns_are_found_by_their_types_and_named_where_several_can_be_meant(l
         assert [labels[known[row.tobytes()]] for row in first] == data.targets("test").tolist()
 
 
+def test_a_column_is_not_chosen_by_its_type_beside_one_of_the_usual_name(library: Any, tmp_path: Path) -> None:
+    value, quality = library.Value, library.ClassLabel(names=["good", "bad", "x"])
+
+    def change(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        count = len(rows["label"])
+        named = {"quality": [0, 1, 2] * (count // 3), "Labels": rows["label"], "tags": [[one] for one in rows["label"]]}
+        return {**named, "label": [[one] for one in rows["label"]] if isinstance(others["label"], list) else rows["label"]}
+
+    forms: list[dict[str, Any]] = [
+        {"label": value("int64"), "quality": quality},
+        {"label": [value("int64")], "quality": quality},  # several labels an image, which kdbench cannot read
+        {"label": None, "Labels": value("int64"), "quality": quality},
+        {"label": value("int64"), "Labels": value("int64")},
+    ]
+    for others in forms:
+        put(library, tmp_path, others=others, change=change)
+        assert "the option `label` must name" in (text := told(tmp_path)) and next(reversed(others)) in text
+    put(library, tmp_path, others=(others := forms[0]), change=change)
+    assert "split train, test: column of images 'image', of labels 'label'" in pets(label="label").load(tmp_path).notes
+    put(
+        library,
+        tmp_path,
+        others={"image": value("string"), "mask": library.Image()},
+        change=lambda rows: {"mask": rows["image"], "image": ["x"] * len(rows["label"])},
+    )
+    assert "the option `image` must name the column of images; those that can be: mask" in told(tmp_path)
+    assert "split train, test: column of images 'mask', of labels 'label'" in pets(image="mask").load(tmp_path).notes
+
+
 def test_class_names_that_are_digits_do_not_change_the_labels(library: Any, tmp_path: Path) -> None:
     put(library, tmp_path, others={"label": library.ClassLabel(names=["2", "0", "1"])})
     data = pets(subset=Subset(classes=2)).load(tmp_path)
     assert (data.targets("train").bincount().tolist(), data.size("test")) == ([10, 10], 6)
+
+
+def test_the_same_classes_in_another_order_are_other_data(library: Any, tmp_path: Path) -> None:
+    found = []
+    for names in (NAMES, NAMES[::-1]):
+        change = {"label": library.ClassLabel(names=names)}
+        put(
+            library, tmp_path, others=change, change=lambda rows, names=names: {"label": [names.index(NAMES[one]) for one in rows["label"]]}
+        )
+        found.append(pets().load(tmp_path))
+    one, other = found
+    assert torch.equal(one.batch("train", np.arange(30))[0], other.batch("train", np.arange(30))[0])
+    assert torch.equal(one.targets("train"), 2 - other.targets("train"))
+    assert one.fingerprint != other.fingerprint
 
 
 def test_more_rows_than_are_read_at_once(library: Any, tmp_path: Path) -> None:
@@ -242,6 +285,29 @@ def test_more_rows_than_are_read_at_once(library: Any, tmp_path: Path) -> None:
     put(library, tmp_path, change=lambda _: rows)
     data = pets().load(tmp_path)
     assert data.size("train") == count and f"{count} of {count} test images are also training images" in data.notes[0]
+
+
+def test_a_test_image_that_is_a_training_image_of_another_class_is_warned_of(library: Any, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    rows = columns("test")
+    rows = {"image": [*columns("train")["image"][:2], *rows["image"][2:]], "label": [1, 0, *rows["label"][2:]]}
+    library.Dataset.from_dict(rows, features=features(library)).save_to_disk(tmp_path / "pets/test")
+    assert "2 of 9 test images are also training images" in pets().load(tmp_path).notes[0]
+
+
+def test_validation_images_that_are_training_or_test_images_are_warned_of(library: Any, tmp_path: Path) -> None:
+    test, train = columns("test"), columns("train")
+    for rows, words in (
+        (test, "9 of 9 test images are also validation images, byte for byte (as row "),
+        ({name: values[:9] for name, values in train.items()}, "9 of 9 validation images are also training images"),
+    ):
+        put(library, tmp_path)
+        library.Dataset.from_dict(rows, features=features(library)).save_to_disk(tmp_path / "pets/validation")
+        warnings = [note for note in pets(val="validation").load(tmp_path).notes if note.startswith("WARNING")]
+        assert len(warnings) == 1 and words in warnings[0]
+    twice = [train["image"][place - place % 2] for place in range(30)]  # each image twice, with two labels
+    put(library, tmp_path, change=lambda rows: {"image": twice if len(rows["image"]) == 30 else rows["image"]})
+    assert "validation images are also training images" in pets(validation=0.5).load(tmp_path).notes[0]
 
 
 def test_a_validation_split_of_its_own(library: Any, tmp_path: Path) -> None:
@@ -258,6 +324,33 @@ def test_a_validation_split_of_its_own(library: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             pets(**options)
+
+
+def test_a_split_is_never_made_of_rows_of_another_one(library: Any, tmp_path: Path) -> None:
+    splits = ("train", "test", "validation")
+    sizes = {split: len(columns(split)["label"]) for split in splits}
+    parts = {split: f"{split}-00000-of-00001.parquet" for split in splits}
+    layouts = [  # the folder of the dataset, and where its files lie
+        ("test", {split: f"{split}.parquet" for split in splits}),
+        ("train", {split: f"{split}.parquet" for split in splits}),
+        ("pets", {"train": f"train/{parts['train']}", "validation": f"train/{parts['validation']}", "test": "test/0.parquet"}),
+        ("pets", {"train": "train/0.parquet", "validation": "train/validation.parquet", "test": "test/part-00000-of-00001.parquet"}),
+        ("train", {"train": "train/0.parquet", "validation": "validation/train-x.parquet", "test": "test/0.parquet"}),
+    ]
+    for folder, files in layouts:
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+        for split, name in files.items():
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            table(library, split).to_parquet(tmp_path / folder / name)
+        data = pets(folder=folder).load(tmp_path)
+        assert [data.size(split) for split in ("train", "test")] == [sizes["train"], sizes["test"]], files
+        data = pets(folder=folder, val="validation").load(tmp_path)
+        assert [data.size(split) for split in ("train", "test", "val")] == [*map(sizes.__getitem__, splits)], files
+        shutil.rmtree(tmp_path / folder)
+    put(library, tmp_path, "hub")
+    for place, name in enumerate(("cats-00000-of-00001", "dogs-00000-of-00001")):
+        rename(tmp_path / "pets", f"data/train-{place:05}-of-00002.parquet", f"train/{name}.parquet")
+    assert "holds 2 files of the split 'train', and their names say 1" in told(tmp_path)
 
 
 def rename(home: Path, one: str, other: str) -> None:

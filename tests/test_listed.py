@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdbench.datasets import _content
 from kdbench.datasets._base import Subset
 from kdbench.datasets.folder import Folder
 from kdbench.datasets.listed import Listed
@@ -99,6 +100,12 @@ def written(form: str, folder: Path, rows: list[Row]) -> dict[str, Any]:
         case "blank lines and spaces":
             lines = [f"{row['path']} , {row['label']},  {row['split']} " for row in rows]
             (folder / "pets/list.csv").write_text("\r\n".join(["path, label, split", "", *lines, "", " , , "]))
+        case "old line ends below a blank line":
+            lines = [f"{row['path']};{row['label']};{row['split']}" for row in rows]
+            (folder / "pets/list.csv").write_bytes("\r".join([" ;;", "path;label;split", *lines, ""]).encode())
+        case "two blank lines first":
+            lines = [f"{row['path']};{row['label']};{row['split']}" for row in rows]
+            (folder / "pets/list.csv").write_text("\n".join(["", " ", "path;label;split", *lines]))
         case "quotation marks":
             lines = [f'"{row["path"]}","{row["label"]}","{row["split"]}"' for row in rows]
             (folder / "pets/list.csv").write_text("\n".join(["path,label,split", *lines]))
@@ -131,7 +138,16 @@ def written(form: str, folder: Path, rows: list[Row]) -> dict[str, Any]:
 
 FORMS = [
     *("semicolons", "tabs", "bars in a text file", "a mark of UTF-8", "UTF-16 with tabs", "other columns", "more columns", "another order"),
-    *("blank lines and spaces", "quotation marks", "paths with detours", "paths of Windows", "a folder of its own", "numbers"),
+    *(
+        "blank lines and spaces",
+        "two blank lines first",
+        "old line ends below a blank line",
+        "quotation marks",
+        "paths with detours",
+        "paths of Windows",
+        "a folder of its own",
+        "numbers",
+    ),
     *("numbers and names", "other splits", "two tables", "Parquet", "Parquet of categories", "Parquet of numbers"),
 ]
 
@@ -249,7 +265,7 @@ MISTAKES: list[tuple[Change, list[str]]] = [
     ),
     (lambda rows: [*rows, rows[4]], ["line 41", "'images/train/A04.png' is listed a second time", "line 6"]),
     (lambda rows: [*rows, {**rows[4], "path": "images//train/./A04.png", "label": "ant"}], ["line 41", "a second time"]),
-    (lambda rows: [*rows, {**rows[4], "split": "test"}], ["line 41", "is an image of test, and also of train (list.csv, line 6)"]),
+    (lambda rows: [*rows, {**rows[4], "split": "test"}], ["line 41", "is an image of test, and also of train (pets/list.csv, line 6)"]),
     (at(3, path=""), ["line 5", "the path is ''"]),
     (at(3, path="/data/x.png"), ["line 5", "is absolute"]),
     (at(3, path="C:\\data\\x.png"), ["line 5", "is absolute"]),
@@ -269,12 +285,29 @@ def test_each_mistake_in_a_table_is_named_with_its_lines(tmp_path: Path, rows: l
             assert word.lower() in text.lower(), (word, text)
 
 
+def test_an_image_in_two_tables_of_the_same_name_is_found_at_the_same_line(tmp_path: Path, rows: list[Row]) -> None:
+    tables = {split: f"pets/{split}/list.csv" for split in ("train", "test")}
+    put_rows = {split: [{**row, "path": f"../{row['path']}"} for row in rows if row["split"] == split] for split in tables}
+    for split in tables:
+        (tmp_path / "pets" / split).mkdir()
+        put(tmp_path, put_rows[split], f"{split}/list.csv")
+    assert pets(table=tables).load(tmp_path).size("test") == 9
+    relabelled = [{**row, "label": put_rows["test"][place]["label"]} for place, row in enumerate(put_rows["train"][:9])]
+    for leaked in (put_rows["train"], relabelled):
+        put(tmp_path, leaked, "test/list.csv")
+        text = told(tmp_path, table=tables)
+        assert f"line 2: '../{rows[0]['path']}' is an image of test, and also of train (pets/train/list.csv, line 2)" in text
+
+
 TEXTS: list[tuple[bytes, list[str]]] = [
     (b"", ["has no rows"]),
     (b"path,label,split\n", ["has no rows"]),
     (b"path,label,split\na,b\na,b,c,d\n", ["2 rows", "line 2: it has 2 fields, and the first line has 3; line 3: it has 4 fields"]),
     (b'path,label,split\na,"b,c\n\n', ["line 2", "is a quotation mark open?"]),
     (b"path,label,split\na,b\xff,c\n", ["line 2", "it is not UTF-8"]),
+    (b"path,label,split\ra,b,c\ra,b\xff,c\r", ["line 3", "it is not UTF-8"]),
+    (b"path,label,split\ra,b\r", ["line 2: it has 2 fields"]),
+    (b"path," + b"x" * 140_000 + b"\n", ["line 1", "field limit"]),
     (b"path,label,label,split\n", ["the column 'label' twice"]),
     (b"images/train/A00.png,ant,train\n", ["no column 'path'", "The first line must hold the names of the columns"]),
 ]
@@ -319,6 +352,63 @@ def test_a_test_image_that_is_also_a_training_image_is_warned_of(tmp_path: Path,
     (tmp_path / "pets" / rows[35]["path"]).write_bytes((tmp_path / "pets" / rows[2]["path"]).read_bytes())
     put(tmp_path, rows)
     assert "1 of 9 test images are also training images" in pets().load(tmp_path).notes[0]
+
+
+def copied(folder: Path, rows: list[Row], places: dict[int, int]) -> None:
+    """Copy the images of some rows over those of others."""
+    for one, other in places.items():
+        (folder / "pets" / rows[other]["path"]).write_bytes((folder / "pets" / rows[one]["path"]).read_bytes())
+
+
+def test_copies_in_the_validation_split_are_warned_of_in_tables_of_any_size(
+    tmp_path: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = [{**row, "split": "val"} if row["path"].startswith("images/train") and row["path"][-5] == "7" else row for row in rows]
+    put(tmp_path, moved)
+    assert moved[7]["split"] == moved[17]["split"] == "val"
+    copied(tmp_path, rows, {35: 7, 36: 17, 0: 27})
+    for files in (100_000, 1):
+        monkeypatch.setattr(_content, "CONTENT_FILES", files)
+        compared = " that were compared" * (files == 1)
+        one, other = pets().load(tmp_path).notes
+        assert one.startswith(f"WARNING: 1 of 3 validation images{compared} are also training images, byte for byte (as pets/")
+        assert other.startswith(f"WARNING: 2 of 9 test images{compared} are also validation images") and "chosen by test images" in other
+
+
+def test_copies_in_images_held_out_of_training_are_warned_of(tmp_path: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, rows)
+    copied(tmp_path, rows, {place: place + 1 for place in range(0, 30, 2)})
+    for files in (100_000, 1):
+        monkeypatch.setattr(_content, "CONTENT_FILES", files)
+        (note,) = pets(validation=0.5).load(tmp_path).notes
+        assert "validation images" in note and "the validation accuracy is not that of unseen images" in note
+        assert pets().load(tmp_path).notes == ()
+
+
+def test_copies_are_found_in_large_tables_under_any_name(tmp_path: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, rows)
+    monkeypatch.setattr(_content, "CONTENT_FILES", 1)
+    assert pets().load(tmp_path).notes == ()
+    copied(tmp_path, rows, {2: 35, 3: 36})
+    (note,) = pets().load(tmp_path).notes
+    assert note.startswith("WARNING: 2 of 9 test images that were compared are also training images, byte for byte (as pets/images/test/")
+    monkeypatch.setattr(_content, "ALIKE", 0)
+    assert pets().load(tmp_path).notes == ()
+
+
+def test_of_many_files_of_one_size_those_of_the_same_name_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split).mkdir(parents=True)
+    lines = ["path,label,split"]
+    for place in range(40):  # PPM: all files have one size
+        pixels = np.random.default_rng(place).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        for split in ("train", "test") if place >= 38 else ("train",):
+            Image.fromarray(pixels).save(tmp_path / f"pets/{split}/{place}.ppm")
+            lines.append(f"{split}/{place}.ppm,{place % 2},{split}")
+    (tmp_path / "pets/list.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(_content, "CONTENT_FILES", 1)
+    monkeypatch.setattr(_content, "ALIKE", 5)
+    assert "2 of 2 test images" in pets(classes=2).load(tmp_path).notes[0]
 
 
 def test_the_fingerprint_depends_on_pixels_labels_and_splits_and_not_on_the_table(tmp_path: Path, rows: list[Row]) -> None:

@@ -86,5 +86,8 @@ def test_a_metric_that_the_suite_lacks_is_refused_and_others_keep_what_they_mean
     assert suite.compared_by("top1_last") is suite
     assert (suite.compared_by("f").margin, suite.compared_by("nll").margin) == (0.002, None)
     assert [one.name for one in suite.compared_by("f").metrics] == ["f", "top1", "nll"]
+    assert suite.compared_by("macro_f1", predictions=True).primary.label == "macro-F1"
+    with pytest.raises(UsageError, match="has no metric 'macro_f1'"):
+        suite.compared_by("macro_f1")
     with pytest.raises(UsageError, match="has no metric 'top-1'.*did you mean 'top1'"):
         suite.compared_by("top-1")

@@ -1,14 +1,16 @@
-"""The content of image files: their fingerprint, and images that stand in both train and test. Not a dataset."""
+"""The content of image files: their fingerprint, and images that stand in two splits. Not a dataset."""
 
 from __future__ import annotations
 
 import filecmp
 import hashlib
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,17 @@ BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"
 """How images begin: a file with another beginning is opened, to see whether it is an image."""
 
 COMPARED = 100
+"""Files of a split that are compared with those of another one where the content is not read."""
+ALIKE = 50
+"""A file is compared with at most so many files of its size and name, and so many of its size."""
+
+NAMES = {"train": "training", "val": "validation", "test": "test"}
+SHARED = (
+    ("test", "train", "the test accuracy is not that of unseen images"),
+    ("val", "train", "the validation accuracy is not that of unseen images"),
+    ("test", "val", "what is chosen by validation images is chosen by test images"),
+)
+"""Two splits without images in common, and what it means if they have some."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,10 @@ class Content:
 
     digests: dict[str, list[bytes]]
     wrong: dict[str, dict[int, str]]
+
+    def digests_with(self, chosen: Mapping[str, np.ndarray]) -> dict[str, list[bytes]]:
+        """The digests, where some splits are these positions of the training images."""
+        return {**self.digests, **{split: [self.digests["train"][place] for place in index.tolist()] for split, index in chosen.items()}}
 
     def wrong_in(self, split: str, *chosen: np.ndarray | None) -> list[str]:
         """What is wrong with the chosen images of a split."""
@@ -86,27 +103,43 @@ def fingerprint_of_files(splits: Mapping[str, ImageFiles], content: Content | No
     return "-".join(one.hexdigest()[:16] for one in ([listing, pixels] if content else [listing]))
 
 
-def shared_images(train: ImageFiles, test: ImageFiles, content: Content | None) -> tuple[str, ...]:
-    """A sentence if test images are training images too. Without their content, some test images are compared with the training image
-    of the same class and name."""
-    if content:
-        known = set(content.digests["train"])
-        same = [place for place, digest in enumerate(content.digests["test"]) if digest in known]
-        among = f"{len(test)} test images"
-    else:
-        places = np.unique(np.linspace(0, len(test) - 1, COMPARED).astype(int)).tolist()
-        same = [place for place in places if _equal(_twin(train, test.path(place)), test.path(place))]
-        among = f"{len(places)} test images that were compared"
-    if not same:
-        return ()
-    what = f"WARNING: {len(same)} of {among} are also training images, byte for byte (as {shown(os.fsdecode(test.paths[same[0]]))})"
-    return (f"{what}: the test accuracy is not that of unseen images",)
+def shared_images(splits: Mapping[str, Any], digests: Mapping[str, Sequence[bytes]] | None) -> tuple[str, ...]:
+    """A sentence for each two splits that have images in common, byte for byte. Without digests (ImageFiles only), some files of one
+    split are compared with files of the same size of the other."""
+    notes = []
+    for one, other, so in SHARED:
+        if one not in splits or other not in splits:
+            continue
+        if digests:
+            places = np.arange(len(splits[one]))
+            known = set(digests[other])
+            same = [place for place, digest in enumerate(digests[one]) if digest in known]
+        else:
+            places = np.unique(np.linspace(0, len(splits[one]) - 1, COMPARED).astype(int))
+            same = _copies(splits[one], places, splits[other])
+        if same:
+            among = f"{len(places)} {NAMES[one]} images{'' if digests else ' that were compared'}"
+            what = f"WARNING: {len(same)} of {among} are also {NAMES[other]} images, byte for byte"
+            notes.append(f"{what} (as {shown(splits[one].name(same[0]))}): {so}")
+    return tuple(notes)
 
 
-def _twin(train: ImageFiles, path: Path) -> Path:
-    """Where a copy of a test image would lie if the test folder were a copy of the training folder."""
-    home = train.home
-    return home / "train" / Path(*path.relative_to(home).parts[1:])
+def _copies(files: ImageFiles, places: np.ndarray, others: ImageFiles) -> list[int]:
+    """Those of the places whose file has a copy among the other files of its size: of its name, or among the first ones."""
+    alike: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    sizes = others.sizes.tolist()
+    for other in np.flatnonzero(np.isin(others.sizes, files.sizes[places])).tolist():
+        for key in ((sizes[other], os.path.basename(others.paths[other])), (sizes[other], b"")):
+            if len(alike[key]) < ALIKE:
+                alike[key].append(other)
+
+    def has_copy(place: int) -> bool:
+        size = int(files.sizes[place])
+        found = [*alike.get((size, os.path.basename(files.paths[place])), ()), *alike.get((size, b""), ())]
+        return any(_equal(others.path(other), files.path(place)) for other in dict.fromkeys(found))
+
+    with ThreadPoolExecutor(LISTERS) as pool:
+        return [place for place, same in zip(places.tolist(), pool.map(has_copy, places.tolist()), strict=True) if same]
 
 
 def _equal(one: Path, other: Path) -> bool:

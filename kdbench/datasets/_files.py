@@ -47,6 +47,9 @@ class ImageFiles:
     def take(self, index: np.ndarray) -> ImageFiles:
         return ImageFiles(self.home, self.paths[index], self.labels[index], self.sizes[index])
 
+    def name(self, place: int) -> str:
+        return os.fsdecode(self.paths[place])
+
     def path(self, place: int) -> Path:
         return self.home / os.fsdecode(self.paths[place])
 

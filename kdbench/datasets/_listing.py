@@ -22,24 +22,23 @@ def paths_of(home: Path, tables: Mapping[str, TableRows], roles: Mapping[str, li
     """The path of each row relative to the data folder. Raises DataError for a path that is none, is not inside of the data folder, or
     stands in two rows."""
     found: list[str] = []
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, int]] = {}
     for role, table in tables.items():
         problems = []
         base = table.path.parent.relative_to(home).as_posix()
         for place, (given, split) in enumerate(zip((row[0] for row in table.rows), roles[role], strict=True)):
             plain = posixpath.normpath(posixpath.join(base, str(given).replace("\\", "/")))
-            here = f"{table.path.name}, {table.at(place)}"
-            earlier = seen.setdefault(composed(plain), (here, split))
+            first, row = seen.setdefault(composed(plain), (role, place))
             if not isinstance(given, str) or not given:
                 problems.append((table.at(place), f"the path is {given!r}"))
             elif PureWindowsPath(given).drive or given[0] in "/\\":
                 problems.append((table.at(place), f"the path {given!r} is absolute: write it relative to {table.path.parent.absolute()}"))
             elif plain.startswith("../"):
                 problems.append((table.at(place), f"the path {given!r} leads out of the data folder {home.absolute()}"))
-            elif earlier[0] != here and earlier[1] != split:
-                problems.append((table.at(place), f"{given!r} is an image of {split}, and also of {earlier[1]} ({earlier[0]})"))
-            elif earlier[0] != here:
-                problems.append((table.at(place), f"{given!r} is listed a second time (first in {earlier[0]})"))
+            elif (first, row) != (role, place):
+                other, there = roles[first][row], f"{tables[first].path.relative_to(home).as_posix()}, {tables[first].at(row)}"
+                again = f"is an image of {split}, and also of {other} (" if other != split else "is listed a second time (first in "
+                problems.append((table.at(place), f"{given!r} {again}{there})"))
             found.append(plain)
         refuse(table.path, problems)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,18 +70,19 @@ def _csv(path: Path, raw: bytes, wanted: Sequence[str]) -> TableRows:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = sum(1 for _ in io.StringIO(raw[: error.start].decode(encoding, "replace") + "?", newline=""))
         raise DataError(f"{path.absolute()}, line {line}: it is not {encoding.upper()}. Save the table as UTF-8") from None
-    first = text.split("\n", 1)[0]
+    # Lines may end in \n, \r\n or \r, and blank ones (of spaces and separators) may stand above the header.
+    first = next((line for line in io.StringIO(text, newline="") if line.strip("".join(SEPARATORS) + string.whitespace)), "")
 
     def fit(separator: str) -> tuple[int, int]:
         names = _names(next(csv.reader([first], delimiter=separator), []))
         return len({*wanted} & {*names}), len(names)
 
-    separator = max(SEPARATORS, key=fit)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     rows, lines, problems, places, line = [], [], [], None, 1
     try:
+        separator = max(SEPARATORS, key=fit)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
         for row in reader:
             start, line = line, reader.line_num + 1
             if not any(field.strip() for field in row):

@@ -82,12 +82,13 @@ class Folder(Streamed):
         self._check_counts(home, files, passed)
         content = content_of(files)
         fingerprint = fingerprint_of_files(files, content)
-        notes = (*notes_on(passed), *shared_images(files["train"], files["test"], content))
         pool = files["train"]
         chosen = self._choose(pool.keys(), pool, names)
         if content and (wrong := [*content.wrong_in("train", *chosen.values()), *content.wrong_in("test", np.arange(len(files["test"])))]):
             raise together(wrong)
-        return self._data({"test": files["test"], **{split: pool.take(index) for split, index in chosen.items()}}, fingerprint, notes)
+        parts = {"test": files["test"], **{split: pool.take(index) for split, index in chosen.items()}}
+        notes = (*notes_on(passed), *shared_images(parts, content and content.digests_with(chosen)))
+        return self._data(parts, fingerprint, notes)
 
     @property
     def splits(self) -> dict[str, str]:

@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 
 from kdbench.datasets._base import Subset
+from kdbench.datasets._content import shared_images
 from kdbench.datasets._files import checked_folder, on_disk
-from kdbench.datasets._huggingface import TableImages, opened
+from kdbench.datasets._huggingface import DIGEST_BYTES, TableImages, opened
 from kdbench.datasets._labels import labels_of
 from kdbench.datasets._memory import fingerprint_of
 from kdbench.datasets._streamed import Streamed, StreamedData
@@ -64,7 +65,7 @@ class Huggingface(Streamed):
         home = on_disk(Path(folder), self.folder)
         if not home.is_dir():
             raise DataError(f"{self.folder} is missing: there is no folder {home.absolute()}. {self.how_to_get_it()}")
-        tables = {split: opened(home, name, self.image, self.label) for split, name in self.splits.items()}
+        tables = {split: opened(home, name, self.splits.values(), self.image, self.label) for split, name in self.splits.items()}
         names = self._names(home, {split: table.names for split, table in tables.items()})
         rows = [TableRows(home, [], range(1, len(table) + 1), f"{self.splits[split]}, row") for split, table in tables.items()]
         values = [table.given for table in tables.values()]
@@ -80,7 +81,16 @@ class Huggingface(Streamed):
         self._check_count(files["train"], tables["train"].where)
         chosen = self._choose(keys["train"], files["train"], names)
         taken = {split: files["train"].take(index) for split, index in chosen.items()}
-        return self._data({**files, **taken}, fingerprint_of(**keys), _shared(keys))
+        digests = {split: [key[:DIGEST_BYTES] for key in mine] for split, mine in keys.items()}
+        digests |= {split: [digests["train"][place] for place in index.tolist()] for split, index in chosen.items()}
+        notes = (
+            *shared_images({**files, **taken}, digests),
+            *_columns({self.splits[split]: table.columns for split, table in tables.items()}),
+        )
+        # The same classes in another order give other labels, which the keys do not show.
+        labelled = ((split, zip(mine, files[split].labels.tolist(), strict=True)) for split, mine in keys.items())
+        fingerprint = fingerprint_of(**{split: [key + b"\0%d" % label for key, label in pairs] for split, pairs in labelled})
+        return self._data({**files, **taken}, fingerprint, notes)
 
     def _names(self, home: Path, found: dict[str, list[str] | None]) -> list[str] | None:
         """The names of a ClassLabel. Raises DataError if the splits have other classes, or not as many as were declared."""
@@ -100,8 +110,9 @@ class Huggingface(Streamed):
         )
 
 
-def _shared(keys: dict[str, list[bytes]]) -> tuple[str, ...]:
-    known = {*keys["train"]}
-    same = sum(key in known for key in keys["test"])
-    what = f"WARNING: {same} of {len(keys['test'])} test images are also training images, byte for byte"
-    return (f"{what}: the test accuracy is not that of unseen images",) if same else ()
+def _columns(found: dict[str, tuple[str, str]]) -> tuple[str, ...]:
+    """What the columns of images and labels are called in each split."""
+    return tuple(
+        f"split {', '.join(split for split in found if found[split] == names)}: column of images {names[0]!r}, of labels {names[1]!r}"
+        for names in dict.fromkeys(found.values())
+    )

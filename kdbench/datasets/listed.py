@@ -94,8 +94,8 @@ class Listed(Streamed):
         for split in files.keys() - chosen.keys():
             if content and (wrong := content.wrong_in(split, np.arange(len(files[split])))):
                 raise together(wrong)
-        notes = shared_images(files["train"], files["test"], content)
         taken = {split: files["train"].take(index) for split, index in chosen.items()}
+        notes = shared_images({**files, **taken}, content and content.digests_with(chosen))
         return self._data({**files, **taken}, fingerprint_of_files(files, content, names), notes)
 
     def _roles(self, role: str, table: TableRows) -> list[str]:

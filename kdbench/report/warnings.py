@@ -81,9 +81,15 @@ def _repeats(study: Study) -> Found:
     least = min((line["n_asked"] for line in every), default=LEAST_REPEATS)
     if least < LEAST_REPEATS:
         yield "few-repeats", f"{plural(least, 'repeat')}: a test needs at least three, and five or more to find most differences"
+    runs, labels = study.students, study.manifest.labels
+    lacking = runs[runs["value"].isna() & ~runs["mixed_data"]]
+    again = {*lacking.loc[lacking["state"] != "finished", "objective"]}
+    if old := {name: label for name, label in labels.items() if name in {*lacking["objective"]} - again}:
+        text = f"records of {some(old.values())} have no {metric.label} (they may be older than it), nor do their predictions give it"
+        yield "incomplete", f"{text}: compare another metric, leave out --no-images, or remove these records and run the suite again"
     for code, (words, holds) in SUMMARIES.items():
-        counts = Counter(line["objective"] for line in every if holds(line))
-        by_count = grouped((label, counts[name]) for name, label in study.manifest.labels.items() if counts[name])
+        counts = Counter(line["objective"] for line in every if holds(line) and (code != "incomplete" or line["objective"] not in old))
+        by_count = grouped((label, counts[name]) for name, label in labels.items() if counts[name])
         if by_count and (metric.percent or code != "ceiling"):
             where = "; ".join(f"{some(who)}{_in_pairs(study, count)}" for count, who in by_count.items())
             yield code, words.format(where, metric=metric.label)
@@ -94,10 +100,8 @@ def _unstable(study: Study) -> Found:
     for name, mine in study.collapsed.groupby("objective", sort=False):
         runs = mine.drop_duplicates(["dataset", "student", "repeat", "value"])
         repeats = [str(one) for one in sorted(runs["repeat"].dropna().unique())]
-        where = _in_pairs(study, len(mine.drop_duplicates(list(BLOCK)))) + (
-            f", repeat{'s' * (len(repeats) > 1)} {some(repeats)}" if repeats else ""
-        )
-        found.append(f"{study.manifest.labels[str(name)]} ({plural(len(runs), 'run')}{where})")
+        where, at = _in_pairs(study, len(mine.drop_duplicates(list(BLOCK)))), f", repeat{'s' * (len(repeats) > 1)} {some(repeats)}"
+        found.append(f"{study.manifest.labels[str(name)]} ({plural(len(runs), 'run')}{where}{at if repeats else ''})")
     if found:
         text = f"some runs are far from the others of their loss, or spread far more than other losses: {some(found)}; no verdict on these"
         yield "unstable", f"{text}; look at their curves (--figures), lower their weight or learning rate, and run them again"
@@ -106,10 +110,8 @@ def _unstable(study: Study) -> Found:
 def _tests(study: Study) -> Found:
     tests = [line for pair in study.pairs.values() for line in pair.tests.values() if line["test"] == "Welch t"]
     if names := some(study.manifest.labels[line["objective"]] for line in tests):
-        yield (
-            "unpaired",
-            f"{names}: no repeats in common with the baseline, so the test is Welch's, which is approximate: train them in the same",
-        )
+        text = f"{names}: no repeats in common with the baseline, so the test is Welch's, which is approximate"
+        yield "unpaired", f"{text}: train them in the same"
     if study.manifest.derived and len(study.comparisons):
         text = "the comparisons that are corrected together follow from the rows of this file, so removing rows changes every p"
         yield "derived-family", f"{text}: put manifest.json beside the file to fix them"
@@ -170,11 +172,8 @@ def _duplicated(study: Study) -> Found:
             yield "duplicated", f"these runs have exactly the same weights: {some(same)}; one may be a copy of the other"
     equal: Counter[tuple[str, str]] = Counter()
     for pair in study.pairs.values():
-        values = (
-            (study.manifest.labels[name], tuple((run["repeat"], run["value"]) for run in runs if run["value"] == run["value"]))
-            for name, runs in pair.runs.items()
-        )
-        for held, names in grouped(values).items():
+        values = {name: [(run["repeat"], run["value"]) for run in runs if run["value"] == run["value"]] for name, runs in pair.runs.items()}
+        for held, names in grouped((study.manifest.labels[name], tuple(found)) for name, found in values.items()).items():
             if len({repeat for repeat, _ in held}) >= LEAST_REPEATS:
                 equal.update((names[0], other) for other in names[1:])
     for (one, other), count in equal.items():
@@ -223,6 +222,5 @@ def _changed_sources(study: Study, now: Mapping[str, str | None]) -> Found:
 
 
 RULES: tuple[Callable[[Study], Found], ...] = (
-    *(_repeats, _unstable, _tests, _unequal_spread, _mixed, _losses, _duplicated),
-    *(_mixed_data, _teachers, _costs),
+    *(_repeats, _unstable, _tests, _unequal_spread, _mixed, _losses, _duplicated, _mixed_data, _teachers, _costs),
 )

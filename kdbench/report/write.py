@@ -97,7 +97,7 @@ def report(
     for suite in store.suites() if suites is None else suites:
         try:
             manifest = store.manifest(suite)
-            whole = from_store(store, manifest.compared_by(options.metric) if options.metric else manifest, options)
+            whole = from_store(store, manifest.compared_by(options.metric, options.images) if options.metric else manifest, options)
             if (whole.runs["state"] == "missing").all() and store.matching(f"suites/{suite}/report"):
                 raise KdbenchError(f"none of its runs is under {store.root}, and the report that is there is kept")
             document = compose(whole, options)

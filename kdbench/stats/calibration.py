@@ -54,6 +54,21 @@ def class_accuracy(correct: np.ndarray, target: np.ndarray, n_classes: int) -> n
     return np.divide(right, images, out=np.full(n_classes, np.nan), where=images > 0)
 
 
+def means_over_classes(correct: np.ndarray, predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Balanced accuracy (the mean recall) and macro-F1 over the classes that have images.
+
+    Args:
+        correct, predicted, target: [images]. An image whose class shares the highest output is predicted as its class and yet not correct:
+            then no class is predicted.
+    """
+    n_classes = int(target.max()) + 1
+    counted = (correct | (predicted != target)) & (predicted < n_classes)
+    images, right, said = (np.bincount(one, minlength=n_classes) for one in (target, target[correct], predicted[counted]))
+    there = images > 0
+    recall, f1 = right[there] / images[there], 2 * right[there] / (images + said)[there]
+    return {"balanced_accuracy": float(recall.mean()), "macro_f1": float(f1.mean())}
+
+
 def agreement(one: np.ndarray, other: np.ndarray) -> float:
     """The share of images to which two classifiers give the same class, right or wrong.
 

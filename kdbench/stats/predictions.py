@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdbench.stats.calibration import agreement, class_accuracy, expected_calibration_error
+from kdbench.stats.calibration import agreement, class_accuracy, expected_calibration_error, means_over_classes
 from kdbench.stats.per_image import mcnemar, repeat_values, seed_by_image
 from kdbench.stats.repeats import BLOCK, block_key
 
@@ -32,7 +32,7 @@ class Predictions:
     """The predictions of one run, as far as they are needed.
 
     digest: of the targets; correct: [images], bool; predicted: [images], int32; by_class: [classes], accuracies; images: [classes], how
-    many there are; nll (nats), ece and confidence: over all images.
+    many there are; nll (nats), ece and confidence: over all images; over_classes: metrics that are means over classes, by name.
     """
 
     digest: bytes
@@ -43,6 +43,7 @@ class Predictions:
     nll: float
     ece: float
     confidence: float
+    over_classes: Mapping[str, float]
 
     @classmethod
     def of(cls, columns: Mapping[str, np.ndarray]) -> Predictions:
@@ -52,7 +53,7 @@ class Predictions:
             raise ValueError("the columns do not have one number an image")
         if len(target) < 2:
             raise ValueError("they are of fewer than two images")
-        if not all(np.issubdtype(column.dtype, np.integer) for column in (target, predicted)) or target.min() < 0:
+        if not all(np.issubdtype(column.dtype, np.integer) for column in (target, predicted)) or min(target.min(), predicted.min()) < 0:
             raise ValueError("target and predicted are no classes")
         if correct.dtype != np.bool_ or not (np.isfinite(nll).all() and np.isfinite(confidence).all()):
             raise ValueError("correct is not true or false, or nll or confidence is not finite")
@@ -66,6 +67,7 @@ class Predictions:
             float(nll.mean(dtype=np.float64)),
             expected_calibration_error(confidence, correct),
             float(confidence.mean(dtype=np.float64)),
+            means_over_classes(correct, predicted, target),
         )
 
 
@@ -107,7 +109,7 @@ def image_statistics(
         None when no run has usable predictions, as with another kind of task.
     """
     asked, runs = comparisons.reset_index(drop=True), students.reset_index(drop=True)
-    rows = runs.assign(why=[_why(run, read) for run in runs[["id", "state", "value", "mixed_data"]].itertuples()])
+    rows = runs.assign(why=[_why(run, read) for run in runs[["id", "state", "mixed_data"]].itertuples()])
     if not (rows["why"] == "").any():
         return None
     by_dataset = rows.groupby("dataset", sort=False)
@@ -121,8 +123,8 @@ def _why(run: Any, read: Read) -> str:
     """Why the predictions of a student's run are not used; empty where they are."""
     if run.mixed_data:
         return "the run is on different data"
-    if run.state != "finished" or run.value != run.value:
-        return f"the run is {run.state}" if run.state != "finished" else "the run has no value"
+    if run.state != "finished":
+        return f"the run is {run.state}"
     one = read.get(run.id, "its predictions were not read")
     return one if isinstance(one, str) else ""
 

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from functools import lru_cache
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ def read_predictions(store: Store, manifest: Manifest, runs: pd.DataFrame) -> tu
         runs: as `frame.frame` makes it.
 
     Returns:
-        the runs, of which those that contradict their own predictions are damaged; and the predictions of each run, or why it has none,
-        by id (nothing for a task without a metric that is the share of images that are right).
+        the runs, of which those that contradict their own predictions are damaged, with the metrics that their records lack (they may be
+        older than the metric) and their predictions have; and the predictions of each run, or why it has none, by id (nothing for a task
+        without a metric that is the share of images that are right).
     """
     metric = next((one for one in manifest.metrics if one.per_image == "correct"), None)
     if metric is None:
@@ -56,7 +58,20 @@ def read_predictions(store: Store, manifest: Manifest, runs: pd.DataFrame) -> tu
         if isinstance(held := found[run["id"]], Predictions) and held.digest != usual[run["dataset"]]:
             found[run["id"]] = "its predictions are of other images than those of the other runs of this dataset"
     wrong = runs["id"].isin(damaged)
+    runs = runs.assign(**{name: runs[name].fillna(values) for name, values in _from_predictions(manifest, runs["id"], found).items()})
     return runs.assign(state=runs["state"].mask(wrong, "damaged"), why=runs["id"].map(damaged).where(wrong, runs["why"])), found
+
+
+def _from_predictions(manifest: Manifest, ids: pd.Series, found: Read) -> dict[str, pd.Series]:
+    """The columns of metrics at the last epoch that follow from predictions, with NaN for a run without them."""
+    known = [
+        {**one.over_classes, "correct": one.correct.mean(), "nll": one.nll} if isinstance(one := found[run], Predictions) else {}
+        for run in ids
+    ]
+    return {
+        f"{metric.name}_last": pd.Series([values.get(metric.per_image or metric.name, nan) for values in known], ids.index, dtype="float64")
+        for metric in manifest.metrics
+    }
 
 
 def _contradiction(one: Predictions, n_test: Any, value: float, column: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -88,6 +88,41 @@ def test_the_accuracy_of_each_class_is_in_a_file_and_a_table_for_teacher_and_los
     first = next(line for line in rows if line.split()[:1] == ["0"])
     assert f"{100 * table.loc['teacher', 0]['mean']:.2f}" in first and f"{100 * table.loc['cka', 0]['mean']:.2f} ±" in first
     assert "Accuracy of each class" in (suite.store.suite_folder("quickstart") / "report" / "report.tex").read_text()
+
+
+def test_runs_from_before_a_metric_are_compared_by_it_with_their_predictions(suite):
+    reported(suite, "quickstart", "--metric", "macro_f1", "--full")
+    names = ("frame", "comparisons", "images_per_class", "images_predictions")
+    whole = {name: read(suite, name) for name in names}
+    older = suite.cells(role="teacher") + suite.cells(objective="kd") + suite.cells(objective="ce", repeat=0)
+    for cell in older:
+        record = suite.store.record(cell["id"])
+        kept = {name: value for name, value in record.result["metrics"].items() if name in ("top1_last", "top5_last", "nll_last")}
+        suite.store.put_record(replace(record, result={**record.result, "metrics": kept}))
+    for metrics in (suite.manifest["metrics"], suite.manifest["metrics"][:3]):  # a manifest may be as old
+        suite.manifest["metrics"] = metrics
+        suite.write()
+        text = reported(suite, "quickstart", "--metric", "macro_f1", "--full")
+        assert "macro-F1 compared with ce" in text and "incomplete" not in text
+        for name in names:
+            lacking = ["balanced_accuracy_last"] if name == "frame" and len(metrics) == 3 else []
+            one, other = (table.drop(columns=lacking) for table in (read(suite, name), whole[name]))
+            pd.testing.assert_frame_equal(one, other, check_like=True)
+    for metric in ("balanced_accuracy", "top1", "nll"):
+        assert "without a value" not in reported(suite, "quickstart", "--metric", metric, "--full")
+
+
+def test_runs_whose_predictions_do_not_give_the_metric_are_no_reason_to_run_the_suite_again(suite):
+    for cell in suite.manifest["cells"]:
+        record = suite.store.record(cell["id"])
+        kept = {name: value for name, value in record.result["metrics"].items() if name != "top5_last"}
+        suite.store.put_record(replace(record, result={**record.result, "metrics": kept}))
+    reported(suite, "quickstart", "--metric", "top5")
+    text = (suite.store.suite_folder("quickstart") / "report" / "report.md").read_text()
+    assert "records of ce, kd, cc (taylor), cka have no top-5 (they may be older than it)" in text
+    assert "remove these records and run the suite again" in text and "complete for" not in text
+    # Calibration and the accuracy of each class do not depend on the metric.
+    assert "Accuracy of each class" in text and "ECE" in text and read(suite, "images_predictions")["nll"].notna().all()
 
 
 def test_many_classes_are_only_in_the_file(suite, monkeypatch):

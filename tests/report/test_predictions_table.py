@@ -208,7 +208,6 @@ def but(columns, **changed):
             "target and predicted are no classes",
         ),
         (lambda suite, cell_id, path: suite.finish(cell_id, None, outcome="diverged"), "the run is diverged"),
-        (lambda suite, cell_id, path: suite.finish(cell_id, None, n_test=N), "the run has no value"),
     ],
 )
 def test_a_run_whose_predictions_cannot_be_trusted_counts_as_one_without_and_says_why(made, spoil, told):
