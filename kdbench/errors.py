@@ -109,6 +109,13 @@ def closest(asked: str, names: Iterable[str]) -> str | None:
     """The one of `names` that is nearest to `asked`, whatever is written in capitals; None if none is near."""
     known = {name.lower(): name for name in sorted(set(names), reverse=True)}
     near = difflib.get_close_matches(asked.lower(), known, n=len(known) or 1, cutoff=0.6)
+    alike = difflib.SequenceMatcher(b=asked.lower())
+
+    def distance(name: str) -> tuple[float, bool]:
+        alike.set_seq1(name)
+        return -alike.ratio(), sorted(name) != sorted(asked.lower())  # letters that changed places before another letter
+
+    near.sort(key=distance)
     begun = [name for name in known if len(asked) >= SHORTENED and name.startswith(asked.lower())]
     return next((known[name] for name in [*(begun if len(begun) == 1 else ()), *near]), None)
 

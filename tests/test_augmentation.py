@@ -130,7 +130,7 @@ def test_erasing_is_independent_of_the_crop() -> None:
 def test_every_text_that_a_recipe_accepts_works_for_any_image() -> None:
     """Also where timm asks Pillow for 0 bits, which newer releases refuse."""
     sections = ("rand", "rand-m0", "rand-m10-n9-p1-mstd101-inc1", "rand-m100-n9-p1-mmax1000", "rand-m100-n9-p1-mmax1000-inc1")
-    for text in (*sections, "rand-m9-n9-p1-mstd3-inc1", "rand-m10-n9-p1-mstd0.5-tweights", "rand-t3a-n9-p1", "rand-n9-p1-mmax0"):
+    for text in (*sections, "rand-m9-n9-p1-mstd3-inc1", "rand-m10-n9-p1-mstd0.5-tweights", "rand-t3a-n9-p1", "rand-n9-p1-mmax1"):
         change = RandAugment(Short(rand_augment=text).rand_augment or "", 12, (0.4, 0.5, 0.6))
         for channels in (1, 3):
             for view, one in enumerate(pixels(12, channels)):

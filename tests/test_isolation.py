@@ -137,10 +137,13 @@ class Net(Model):
 EVERY_LOSS = {
     "dataset": "{name: digits, per_class: 4}",
     "teachers": "{big: {model: cifar_resnet, depth: 8, widths: [8, 8, 8, 16], min_top1: 0.0}}",
-    "students": "{small: {model: cifar_resnet, depth: 8, widths: [4, 4, 8, 8]}}",
+    "students": "{small: {model: cifar_resnet, depth: 8, widths: [8, 8, 8, 16]}}",
     "recipe": "{name: short, epochs: 2, batch_size: 16, lr: 0.02, milestones: [1]}",
     "repeats": "1",
 }
+"""The channels of both nets are equal, as some losses need it."""
+OPTIONS = {"pcka": "patch: 1"}
+"""What a loss needs for maps of 2 x 2."""
 
 
 def objectives(*more: str) -> str:
@@ -148,7 +151,8 @@ def objectives(*more: str) -> str:
     lines = ["ce:"]
     for name in parts.names("loss"):
         preset = next(iter(parts.load("loss", name).make.presets.values()))
-        lines.append(f"{name}:" if preset.weight is not None else f"{name}: {{weight: 1, weight_from: assumed}}")
+        given = [*([] if preset.weight is not None else ["weight: 1, weight_from: assumed"]), *([OPTIONS[name]] if name in OPTIONS else [])]
+        lines.append(f"{name}: {{{', '.join(given)}}}")
     return "\n".join([*more, *lines])
 
 

@@ -14,6 +14,8 @@ import pytest
 import kdbench
 from kdbench import parts
 from kdbench.errors import KdbenchError
+from kdbench.plan.objectives import _schedule
+from kdbench.plan.schema import ObjectiveFields
 from kdbench.published import NONE, OTHER, SELECTIONS, UNKNOWN, as_runs, counterparts, table, tables, variant_of, variants
 from kdbench.report.comparison import student_runs
 from kdbench.report.from_file import of_rows
@@ -92,8 +94,10 @@ def test_the_stored_variants_are_the_presets_of_the_losses():
     for name in parts.names("loss"):
         part = parts.load("loss", name)
         for key, preset in part.make.presets.items():
-            terms = [(name, preset.weight, part.options(dict(preset.options)))]
-            terms += [(other, weight, parts.load("loss", other).options(dict(options))) for other, weight, options in preset.terms]
+            dot = {} if preset.dot is None else {"dot": preset.dot}
+            terms = [(name, preset.weight, part.options(dict(preset.options)) | _schedule(ObjectiveFields(), preset) | dot)]
+            for other, weight, options, *schedule in preset.terms:
+                terms.append((other, weight, parts.load("loss", other).options(dict(options)) | dict(*schedule) | dot))
             expected += [(f"{name}:{key}", preset.task, *term) for term in terms]
     stored = variants()
     found = [

@@ -48,8 +48,8 @@ def histories(store: Store, manifest: Manifest) -> pd.DataFrame:
 
 
 def terms(store: Store, manifest: Manifest) -> pd.DataFrame:
-    """One row a term of each objective: label, task (the weight of the task's loss), loss, weight, options (JSON), pairing, and
-    weight_from: whose the weights are."""
+    """One row a term of each objective: label, task (the weight of the task's loss), loss, weight, options (JSON, with `warm_up`,
+    `decay`, `of_epochs` and `dot` where there are any), pairing, and weight_from: whose the weights are."""
     first = {cell.objective: cell.id for cell in reversed(manifest.cells) if cell.role == "student"}
     rows = []
     for one in manifest.objectives:
@@ -61,7 +61,9 @@ def terms(store: Store, manifest: Manifest) -> pd.DataFrame:
             config = {"task": None, "terms": [{"loss": f"unknown: {error}"}]}
         shared = {"objective": one.name, "label": one.label, "task": config["task"], "weight_from": one.weight_from}
         for term in config["terms"] or [{}]:
-            options = json.dumps(term["options"], sort_keys=True) if "options" in term else None
+            words = {key: term[key] for key in ("warm_up", "decay", "of_epochs") if key in term}
+            words |= {"dot": config["dot"]} if "dot" in config else {}
+            options = json.dumps({**term["options"], **words}, sort_keys=True) if "options" in term else None
             weights = {key: json.dumps(term[key]) if isinstance(term.get(key), list) else term.get(key) for key in ("weight", "pairing")}
             rows.append({**shared, "loss": term.get("loss"), "version": term.get("version"), "options": options, **weights})
     return pd.DataFrame(rows, columns=list(TERMS))

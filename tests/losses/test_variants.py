@@ -101,7 +101,7 @@ WEIGHTS: dict[tuple[str, str], tuple[float, float, list[tuple[str, float]]]] = {
 
 def test_presets_have_the_weights_of_their_sources_and_others_none() -> None:
     presets = {(name, preset): parts.load("loss", name).make.presets[preset] for name, preset in PRESETS}
-    cited = {key: (one.task, one.weight, [(loss, weight) for loss, weight, _ in one.terms]) for key, one in presets.items() if one.weight}
+    cited = {key: (one.task, one.weight, [(loss, weight) for loss, weight, *_ in one.terms]) for key, one in presets.items() if one.weight}
     assert cited == WEIGHTS
 
 
