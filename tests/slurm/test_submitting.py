@@ -100,7 +100,7 @@ def test_costs_are_measured_in_a_job_of_their_own_and_stand_in_the_report(lab: L
     assert lab.submissions()[-1].ended[0].kind == "done"
 
     assert {one.objective for one in lab.store.manifest("disturbed").profiles} == {"slow", "ce"}
-    assert "peak: the most memory that a step held" in lab.kdbench("report", "disturbed")
+    assert "peak: the largest memory of a step" in lab.kdbench("report", "disturbed", "--full")
 
 
 def test_a_job_that_measures_costs_can_be_cancelled_and_status_says_that_there_are_none(lab: Lab) -> None:
