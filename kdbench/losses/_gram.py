@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdbench.losses._base import Pair, Taps
+from kdbench.losses._base import Taps
 
 Estimator = Literal["biased", "unbiased", "uncentred"]
 GramNorm = Literal["none", "row_half", "cosine"]
@@ -28,12 +29,14 @@ def matrices(taps: Taps, tap: str, pool: str | int = "flatten") -> tuple[Float[T
 def _pooled(x: Float[Tensor, "n c h w"], pool: str | int) -> Float[Tensor, "n _"]:
     if isinstance(pool, str):
         return x.mean((2, 3))
-    return averaged(x, pool, pool).flatten(1)
+    return averaged(x, (pool, pool)).flatten(1)
 
 
-def averaged(x: Float[Tensor, "n c h w"], height: int, width: int) -> Float[Tensor, "n c {height} {width}"]:
-    """Adaptive average pooling, as products of matrices: PyTorch's has no deterministic gradient on a GPU."""
-    down, across = (fields(size, side).to(x) for size, side in zip(x.shape[2:], (height, width), strict=True))
+def averaged(x: Float[Tensor, "n c _ _"], size: Sequence[int]) -> Float[Tensor, "n c _ _"]:
+    """Adaptive average pooling to (height, breadth), as products of matrices: PyTorch's has no deterministic gradient on a GPU."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    down, across = (fields(before, after).to(x) for before, after in zip(x.shape[2:], size, strict=True))
     return down @ x @ across.T
 
 
@@ -42,13 +45,6 @@ def fields(size: int, fields: int) -> Float[Tensor, "fields size"]:
     at, field = torch.arange(size), torch.arange(fields)[:, None]
     within = (at >= field * size // fields) & (at < -(-(field + 1) * size // fields))
     return within.double() / within.sum(1, keepdim=True)
-
-
-def unmatched(pair: Pair, tap: str) -> str | None:
-    """Why the stages of the two models cannot be taken pair by pair, if they cannot."""
-    if tap == "stages" and len(pair.student.stages) != len(pair.teacher.stages):
-        return f"it compares stage by stage: the student has {len(pair.student.stages)}, the teacher {len(pair.teacher.stages)}"
-    return None
 
 
 def nothing(x: Tensor) -> Float[Tensor, ""]:

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdbench.losses._gram import averaged
 from kdbench.losses._projection import BatchNorm
-from kdbench.losses._stagewise import averaged
 
 Map = Float[Tensor, "n _ _ _"]
 

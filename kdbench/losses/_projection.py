@@ -1,4 +1,4 @@
-"""Maps of a student made comparable with those of its teacher: projectors, a batch norm for any batch, averages to a smaller size. Not a
+"""Maps of a student made comparable with those of its teacher: projectors, a batch norm for any batch. Not a
 loss."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdbench.losses._base import Pair
-from kdbench.losses._gram import fields
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -28,15 +27,6 @@ def convolution(inputs: int, outputs: int, size: int = 1) -> list[nn.Module]:
 def bottleneck(inputs: int, inner: int, outputs: int) -> list[nn.Module]:
     """1x1 to `inner` channels, 3x3, 1x1 to `outputs`."""
     return [*convolution(inputs, inner), *convolution(inner, inner, 3), *convolution(inner, outputs)]
-
-
-def at_most(x: Float[Tensor, "n c _ _"], size: torch.Size) -> Float[Tensor, "n c h w"]:
-    """Averaged to so many positions where it has more, as adaptive pooling does; a side that is smaller stays."""
-    height, breadth = (min(own, other) for own, other in zip(x.shape[2:], size, strict=True))
-    if (height, breadth) == tuple(x.shape[2:]):
-        return x
-    # As products of matrices: PyTorch's adaptive pooling has no deterministic gradient on a GPU.
-    return fields(x.shape[2], height).to(x) @ x @ fields(x.shape[3], breadth).to(x).T
 
 
 def unlike_head(pair: Pair) -> str | None:

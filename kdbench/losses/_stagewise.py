@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdbench.losses._base import Pair
-from kdbench.losses._gram import fields
+from kdbench.losses._base import Pair, Taps
+from kdbench.losses._gram import averaged
 
 Map = Float[Tensor, "n _ _ _"]
 
 
 def unmatched(pair: Pair, tap: str, first: int = 0, fewest: int = 1) -> str | None:
     """Why the stages of the two models from place `first` on cannot be compared one by one, if they cannot."""
-    counts = [len(getattr(side, tap)) for side in (pair.student, pair.teacher)]
+    sides = [getattr(side, tap) for side in (pair.student, pair.teacher)]
+    if not isinstance(sides[0], tuple):
+        return None  # one map
+    counts = [*map(len, sides)]
     if counts[0] != counts[1]:
         return f"it compares stage by stage: the student has {counts[0]}, the teacher {counts[1]}"
     if counts[0] - first < fewest:
@@ -32,15 +35,12 @@ def unequal(pair: Pair, tap: str, first: int = 0, axis: int = 1, what: str = "ch
     return None
 
 
-def averaged(x: Map, size: tuple[int, ...]) -> Map:
-    """Adaptive average pooling to (height, breadth), as products of matrices: PyTorch's has no deterministic gradient on a GPU."""
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    down, across = (fields(before, after).to(x) for before, after in zip(x.shape[2:], size, strict=True))
-    return down @ x @ across.T
+def at_most(x: Float[Tensor, "n c _ _"], size: Sequence[int]) -> Float[Tensor, "n c h w"]:
+    """Averaged to so many positions where it has more, as adaptive pooling does; a side that is smaller stays."""
+    return averaged(x, [min(own, other) for own, other in zip(x.shape[2:], size, strict=True)])
 
 
-def largest(x: Map, size: tuple[int, ...]) -> Map:
+def largest(x: Map, size: Sequence[int]) -> Map:
     """Adaptive max pooling to (height, breadth), along one side after the other: PyTorch's has no deterministic gradient on a GPU."""
     for axis, (before, after) in enumerate(zip(x.shape[2:], size, strict=True), 2):
         if before != after:
@@ -52,8 +52,15 @@ def largest(x: Map, size: tuple[int, ...]) -> Map:
     return x
 
 
-def smaller(x: Map, y: Map, pool: Callable[[Map, tuple[int, ...]], Map] = averaged) -> tuple[Map, Map]:
+def smaller(x: Map, y: Map, pool: Callable[[Map, Sequence[int]], Map] = averaged) -> tuple[Map, Map]:
     """Both with the size of the one of smaller height, as the released code decides it: the other one pooled."""
     if x.shape[2] > y.shape[2]:
         return pool(x, y.shape[2:]), y
     return x, pool(y, x.shape[2:])
+
+
+def one_size(student: Taps, teacher: Taps, tap: str) -> Iterator[tuple[Float[Tensor, "n c_s h w"], Float[Tensor, "n c_t h w"]]]:
+    """The maps of a tap, student's and teacher's, each averaged to the smaller height and the smaller width of the two."""
+    sides = (value if isinstance(value, tuple) else (value,) for value in (getattr(student, tap), getattr(teacher, tap)))
+    for x, y in zip(*sides, strict=True):
+        yield at_most(x, y.shape[2:]), at_most(y, x.shape[2:])

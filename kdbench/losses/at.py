@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import unmatched
-from kdbench.losses._maps import one_size
+from kdbench.losses._stagewise import one_size, unmatched
 
 
 class AT(Loss):

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import cka, matrices, unmatched
+from kdbench.losses._gram import cka, matrices
+from kdbench.losses._stagewise import unmatched
 
 
 class CKA(Loss):

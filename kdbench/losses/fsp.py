@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._stagewise import averaged, largest, smaller, unequal, unmatched
+from kdbench.losses._gram import averaged
+from kdbench.losses._stagewise import largest, smaller, unequal, unmatched
 
 
 class FSP(Loss):

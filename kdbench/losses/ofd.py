@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from kdbench.errors import RefusedError
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
+from kdbench.losses._gram import averaged
 from kdbench.losses._norms import margin, norms_before
 from kdbench.losses._projection import BatchNorm
-from kdbench.losses._stagewise import averaged, unmatched
+from kdbench.losses._stagewise import unmatched
 
 
 class OFD(Loss):

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from kdbench.errors import RefusedError
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._projection import at_most, convolution
+from kdbench.losses._projection import convolution
+from kdbench.losses._stagewise import at_most
 
 
 class SemCKD(Loss):

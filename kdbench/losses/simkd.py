@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._projection import at_most, bottleneck, unlike_head
+from kdbench.losses._projection import bottleneck, unlike_head
+from kdbench.losses._stagewise import at_most
 
 
 class SimKD(Loss):

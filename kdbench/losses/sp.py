@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import matrices, nothing, unmatched
+from kdbench.losses._gram import matrices, nothing
+from kdbench.losses._stagewise import unmatched
 
 
 class SP(Loss):

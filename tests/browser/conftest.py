@@ -16,7 +16,8 @@ from kdbench.failure import Failure
 from kdbench.report.document import Document, Figure, ReportWarning
 from kdbench.report.page.page import page
 from kdbench.report.page.runs import Curve, RunDetails
-from kdbench.report.table import BEST, TIED, Column, Entry, Group, Table
+from kdbench.report.table import BEST, TIED, Entry, Group, Table
+from tests.report.columns import VERSUS_KD
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 LOSSES = {"ce": 0.70, "kd": 0.72, "cc (taylor)": 0.71, "<img src=x onerror=alert(1)>": 0.69}
@@ -130,20 +131,13 @@ def crowded() -> str:
 def suite_page(students: Sequence[str]) -> str:
     """A page whose main table begins with the mean over all pairs: four losses and two repeats for each student."""
     runs = [_run(student, label, repeat) for student in students for label in LOSSES for repeat in range(2)]
-    columns = (
-        Column("loss", numeric=False),
-        Column("top-1, %", essential=False),
-        Column("Δ to kd, points [95 % CI]"),
-        Column("p (Holm)", essential=False),
-        Column("verdict", numeric=False),
-    )
     everything = _group(f"all pairs ({len(students)} students x 1 teacher)", runs)
     groups = (everything, *(_group(f"digits: big → {student}", [one for one in runs if one.student == student]) for student in students))
     caption = (
         "top-1 at the last epoch; ± is the standard deviation over 2 repeats.",
         "Δ is paired by repeat, -0.5 means half a point less.",
     )
-    table = Table("top-1 compared with kd", columns, groups, caption, ("A note.",), "vs_kd")
+    table = Table("top-1 compared with kd", VERSUS_KD, groups, caption, ("A note.",), "vs_kd")
     warnings = (
         ReportWarning("one-teacher", "digits: The claims are for this teacher."),
         ReportWarning("test-set", "Intervals do not include test-set sampling error."),

@@ -20,6 +20,7 @@ from kdbench.report.latex import arranged
 from kdbench.report.latex_text import escaped, number
 from kdbench.report.table import BEST, EMPTY, TIED, Column, Entry, Group, Table
 from kdbench.report.text import shortened
+from tests.report.columns import VERSUS_KD
 
 HOSTILE = r"a_b%c&d#e é ~f ^g {h} \i $j <k> |l| 中 *m* [n] -- `o' " + "\"p\" `` '' ,, Δ ≤ ²⁻ ż x̂ \x1b[31m \u202e Кир"
 NUMBER = {"format": ".2f", "scale": 100.0}
@@ -77,13 +78,6 @@ def paper(kind, *fragments):
 
 def versus(losses=LOSSES, students=2, teachers=4):
     """The main table of one baseline."""
-    columns = (
-        Column("loss", numeric=False),
-        Column("top-1, %", essential=False),
-        Column("Δ to kd, points [95 % CI]"),
-        Column("p (Holm)", essential=False),
-        Column("verdict", numeric=False),
-    )
 
     def rows(mark):
         delta = Entry(-0.5068, interval=(-0.9437, 0.0005), format="+z.2f", scale=100, runs=("b1",))
@@ -104,7 +98,7 @@ def versus(losses=LOSSES, students=2, teachers=4):
         for student in range(students)
         for teacher in range(teachers)
     ]
-    return Table("top-1 compared with kd", columns, tuple(groups), CAPTION, ("A note.",), "vs_kd")
+    return Table("top-1 compared with kd", VERSUS_KD, tuple(groups), CAPTION, ("A note.",), "vs_kd")
 
 
 def comparisons(rows=56):

@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 from kdbench.report.document import Document, Figure, ReportWarning
 from kdbench.report.table import BEST, EMPTY, TIED, Column, Entry, Group, Table
 from kdbench.report.text import emphasis, markdown, terminal
+from tests.report.columns import VERSUS_KD
 
 NUMBER = {"format": ".2f", "scale": 100.0}
 
@@ -27,20 +28,13 @@ VERDICTS = ("", "= equal", "▼ worse", "▽ worse, below the margin", "▲ bett
 
 def compared(losses=LOSSES, groups=("all pairs (2 students x 4 teachers)", "digits · student s · teacher t")):
     """A table as wide as that of one baseline."""
-    columns = (
-        Column("loss", numeric=False),
-        Column("top-1, %", essential=False),
-        Column("Δ to kd, points [95 % CI]"),
-        Column("p (Holm)", essential=False),
-        Column("verdict", numeric=False),
-    )
     delta = Entry(-0.5312, interval=(-1.0523, 0.0977), format="+z.2f", scale=100)
     p = Entry(0.0004, format=".3f", least=0.001)
     rows = [
         (Entry(name), Entry(0.9312, spread=0.124, **NUMBER), delta, p, Entry(VERDICTS[place % len(VERDICTS)]))
         for place, name in enumerate(losses)
     ]
-    return Table("top-1 compared with kd", columns, tuple(Group(title, tuple(rows)) for title in groups))
+    return Table("top-1 compared with kd", VERSUS_KD, tuple(Group(title, tuple(rows)) for title in groups))
 
 
 def rendered(document, width=None, live=False):
