@@ -101,11 +101,39 @@ def test_a_suite_says_schedules_and_dot_and_what_it_cannot_mean_is_refused(write
         "{kd: {warm_up: -1}}": "objectives.kd.warm_up",
         "{kd: {dot: 1.5}}": "objectives.kd.dot",
         "{mine: {terms: [{loss: kd, dot: 0.1}]}}": "'dot' belongs to the objective",
+        "{mine: {terms: [{loss: kd, preset: dot, weight: 1}]}}": "this preset is trained with DOT: write `dot: 0.075` next to `terms`",
+        "{mine: {terms: [{loss: kd}]}}": "this preset weights the loss of the task by 0.1: write `task: 0.1` next to `terms`",
+        "{mine: {weight: 2, terms: [{loss: kd, weight: 1}]}}": "'weight' has no effect here, since the objective is made of `terms`",
+        "{mine: {pairing: shuffled, terms: [{loss: kd, weight: 1}]}}": "'pairing' has no effect here",
+        "{ce: {dot: 0.1}}": "'dot' has no effect here, since the objective has no distillation term",
+        "{ce: {warm_up: 3}}": "'warm_up' has no effect here",
     }
     for objectives, message in wrong.items():
         with pytest.raises(SuiteError) as caught:
             read(write_suite(objectives=objectives, baselines="[]"))
         assert message in str(caught.value), (objectives, str(caught.value))
+
+
+def test_what_a_suite_says_of_a_weight_is_instead_of_the_presets_schedule(write_suite: Callable[..., Path]) -> None:
+    suite = read(write_suite(objectives="{dkd: , a: {loss: dkd, warm_up: 2}, b: {loss: dkd, weight: {0: 0, 2: 1}}}", baselines="[dkd]"))
+    (preset,), (own,), (schedule,) = ([*suite.objectives[name].config["terms"]] for name in ("dkd", "a", "b"))
+    assert (preset["warm_up"], preset["of_epochs"]) == (20.0, 240)
+    assert own["warm_up"] == 2.0 and "of_epochs" not in own
+    assert "warm_up" not in schedule and schedule["weight"] == [[0, 0.0], [2, 1.0]]
+
+
+def test_a_weight_is_published_for_what_its_source_says_alone(write_suite: Callable[..., Path]) -> None:
+    objectives = "{kd: , hot: {loss: kd, temperature: 20}, own: {loss: kd, task: 1}, dkd: , warm: {loss: dkd, warm_up: 2}, same: {loss: kd, temperature: 4}}"
+    suite = read(write_suite(objectives=objectives.replace("same: {loss: kd, ", "same: {loss: kd, preset: crd, "), baselines="[kd]"))
+    whose = {name: one.weight_from for name, one in suite.objectives.items()}
+    assert whose == {
+        "kd": "published",
+        "hot": "the suite",
+        "own": "the suite",
+        "dkd": "published",
+        "warm": "the suite",
+        "same": "published",
+    }
 
 
 def test_dot_is_refused_with_another_optimiser(plan_of: Callable[..., Plan]) -> None:
@@ -115,3 +143,5 @@ def test_dot_is_refused_with_another_optimiser(plan_of: Callable[..., Plan]) -> 
     ):
         with pytest.raises(SuiteError, match="`dot` is a form of `optimizer: sgd` without `clip_grad`"):
             probe.probe(plan_of(**DOT, recipe=recipe))
+    with pytest.raises(SuiteError, match="`dot` and the recipe's momentum 0.95 must be less than 1 in all"):
+        probe.probe(plan_of(**DOT, recipe="{name: short, momentum: 0.95, epochs: 3, milestones: [2]}"))

@@ -249,7 +249,10 @@ def test_one_net_of_every_family_gives_what_the_table_says(timm_table: ModuleTyp
         if "refused" not in found:
             own = timm.get_pretrained_cfg(name)
             options = {"architecture": name}
-            probe.probe_model({"name": "timm", "options": options}, Imagenet(size=own.input_size[1] if own else 224), 7, {})
+            version = parts.load("model", "timm").version_with(options)
+            probe.probe_model(
+                {"name": "timm", "version": version, "options": options}, Imagenet(size=own.input_size[1] if own else 224), 7, {}
+            )
         served += "refused" not in found
         assert timm.__version__ != timm_table.version_of_page() or timm_table.line(found) == words
     assert served >= 0.95 * len(rows) or timm.__version__ != timm_table.version_of_page()

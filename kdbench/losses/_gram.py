@@ -36,15 +36,15 @@ def averaged(x: Float[Tensor, "n c _ _"], size: Sequence[int]) -> Float[Tensor, 
     """Adaptive average pooling to (height, breadth), as products of matrices: PyTorch's has no deterministic gradient on a GPU."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    down, across = (fields(before, after).to(x) for before, after in zip(x.shape[2:], size, strict=True))
+    down, across = (fields(before, after, x) for before, after in zip(x.shape[2:], size, strict=True))
     return down @ x @ across.T
 
 
-def fields(size: int, fields: int) -> Float[Tensor, "fields size"]:
+def fields(size: int, fields: int, like: Tensor) -> Float[Tensor, "fields size"]:
     """The average over each of so many fields, which cover all positions and overlap where their number does not divide the size."""
-    at, field = torch.arange(size), torch.arange(fields)[:, None]
+    at, field = torch.arange(size, device=like.device), torch.arange(fields, device=like.device)[:, None]
     within = (at >= field * size // fields) & (at < -(-(field + 1) * size // fields))
-    return within.double() / within.sum(1, keepdim=True)
+    return (within.double() / within.sum(1, keepdim=True)).to(like.dtype)
 
 
 def nothing(x: Tensor) -> Float[Tensor, ""]:

@@ -62,6 +62,11 @@ def _kl(x: Float[Tensor, "n m"], y: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
     return functional.kl_div(x, y, reduction="batchmean", log_target=True)
 
 
+def divergences(x: Float[Tensor, "n m"], y: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+    """Of each sample KL( exp y || exp x )."""
+    return functional.kl_div(x, y, reduction="none", log_target=True).sum(1)
+
+
 def of_target(values: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> Float[Tensor, "n 1"]:
     return values.gather(1, target.to(values.device)[:, None])
 
@@ -79,5 +84,4 @@ def one_hot(labels: Int[Tensor, " m"], classes: int, like: Tensor) -> Shaped[Ten
 
 def one_class(pair: Pair) -> str | None:
     """Why there are no classes beside the target, if there are none."""
-    assert pair.student.logits is not None
-    return "it compares the classes other than the target, and there is only one class" if pair.student.logits.shape[1] < 2 else None
+    return "it compares the classes other than the target, and there is only one class" if pair.n_classes < 2 else None

@@ -27,6 +27,12 @@ def unmatched(pair: Pair, tap: str, first: int = 0, fewest: int = 1) -> str | No
     return None
 
 
+def check_place(first_stage: int) -> None:
+    """Raises ValueError for what is no place of a stage."""
+    if first_stage < 0:
+        raise ValueError(f"first_stage is the place of a stage, counted from 0, not {first_stage}")
+
+
 def unequal(pair: Pair, tap: str, first: int = 0, axis: int = 1, what: str = "channels") -> str | None:
     """Why stages cannot be compared without a learned map: the first one whose size along `axis` differs."""
     for place, (one, other) in enumerate(zip(getattr(pair.student, tap), getattr(pair.teacher, tap), strict=True)):
@@ -59,8 +65,9 @@ def smaller(x: Map, y: Map, pool: Callable[[Map, Sequence[int]], Map] = averaged
     return x, pool(y, x.shape[2:])
 
 
-def one_size(student: Taps, teacher: Taps, tap: str) -> Iterator[tuple[Float[Tensor, "n c_s h w"], Float[Tensor, "n c_t h w"]]]:
-    """The maps of a tap, student's and teacher's, each averaged to the smaller height and the smaller width of the two."""
-    sides = (value if isinstance(value, tuple) else (value,) for value in (getattr(student, tap), getattr(teacher, tap)))
+def one_size(student: Taps, teacher: Taps, tap: str, first: int = 0) -> Iterator[tuple[Map, Map]]:
+    """The maps of a tap, student's and teacher's, each averaged to the smaller height and the smaller width of the two; stages from place
+    `first` on."""
+    sides = (value[first:] if isinstance(value, tuple) else (value,) for value in (getattr(student, tap), getattr(teacher, tap)))
     for x, y in zip(*sides, strict=True):
         yield at_most(x, y.shape[2:]), at_most(y, x.shape[2:])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._projection import BatchNorm
 from kdbench.losses._regressor import by_sizes, unserved
-from kdbench.losses._stagewise import unequal, unmatched
+from kdbench.losses._stagewise import check_place, unequal, unmatched
 
 
 class AB(Loss):
@@ -37,7 +37,7 @@ class AB(Loss):
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset(
-            "github.com/HobbitLong/RepDistiller, scripts: -b 1 times 3/1000 (there AB is a first stage of its own)", weight=0.003
+            "github.com/HobbitLong/RepDistiller, scripts: -b 1 times 3/1000, in a first stage, which is missing here", weight=None
         ),
         "torchdistill": Preset("github.com/yoshitomo-matsubara/torchdistill, ImageNet sample: 1, without 3/1000", weight=1.0),
         "zoo": Preset(
@@ -54,8 +54,7 @@ class AB(Loss):
         super().__init__()
         if margin < 0:
             raise ValueError(f"margin must be at least 0, not {margin}")
-        if first_stage < 0:
-            raise ValueError(f"first_stage is the place of a stage, counted from 0, not {first_stage}")
+        check_place(first_stage)
         self.margin = margin
         self.reduction = reduction
         self.connect = connect

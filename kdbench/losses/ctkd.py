@@ -29,13 +29,13 @@ class CTKD(Loss):
     Departs: the paper's temperature for each sample is left out; this is its global one. As in the released code, theta starts at 1
         (T = 15.62), the gradient by theta flows through T^2 and through the teacher's predictions, and the recipe's weight decay
         applies to theta. With dkd, the released code can give theta a NaN gradient (0 log 0, where it masks the target); here the
-        target is left out.
+        target is left out. `reversal_epochs` does not scale with the length of the training.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar100": Preset(f"{SOURCE}, scripts for CIFAR-100: 0.1 CE + 0.9 KD, 10 epochs", weight=0.9, task=0.1),
         "imagenet": Preset(f"{SOURCE}, scripts for ImageNet: CE + KD, 5 epochs", weight=1.0, options={"reversal_epochs": 5}),
-        "dkd": Preset(f"{SOURCE}, distiller_zoo/DKD.py: we know no weights", weight=None, options={"inside": "dkd"}),
+        "dkd": Preset(f"{SOURCE}, train_student.py: alpha 1, beta 2; no weight", weight=None, options={"inside": "dkd", "beta": 2.0}),
     }
 
     couples = "sample"

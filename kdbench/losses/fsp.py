@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._gram import averaged
-from kdbench.losses._stagewise import largest, smaller, unequal, unmatched
+from kdbench.losses._stagewise import check_place, largest, smaller, unequal, unmatched
 
 
 class FSP(Loss):
@@ -32,7 +32,7 @@ class FSP(Loss):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 50 (there FSP is a first stage of its own)", weight=50.0),
+        "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 50, in a first stage, which is missing here", weight=None),
         "torchdistill": Preset(
             "github.com/yoshitomo-matsubara/torchdistill, losses/mid_level.py FSPLoss: no weight is known here",
             weight=None,
@@ -53,8 +53,7 @@ class FSP(Loss):
         first_stage: int = 0,
     ):
         super().__init__()
-        if first_stage < 0:
-            raise ValueError(f"first_stage is the place of a stage, counted from 0, not {first_stage}")
+        check_place(first_stage)
         self.pool = pool
         self.distance = distance
         self.first_stage = first_stage

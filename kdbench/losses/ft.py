@@ -38,10 +38,12 @@ class FT(Loss):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 200, after 30 epochs of the paraphraser", weight=200.0),
+        "crd": Preset(
+            "github.com/HobbitLong/RepDistiller, scripts: -b 200, after 30 epochs of the paraphraser (missing here)", weight=None
+        ),
         "official": Preset(
             "github.com/Jangho-Kim/Factor-Transfer-pytorch, CIFAR-10: 500, after 5 epochs of the paraphraser",
-            weight=500.0,
+            weight=None,
             options={"form": "official"},
         ),
         "joint": Preset(

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._projection import BatchNorm
-from kdbench.losses._soft import one_hot
 
 SOURCE = "github.com/WangYZ1608/Knowledge-Distillation-via-ND"
 
@@ -76,8 +75,9 @@ class KDPP(Loss):
         assert pair.student.pooled is not None and pair.teacher.pooled is not None and pair.labels is not None
         features = pair.teacher_features
         assert isinstance(features, Tensor)
-        chosen = one_hot(pair.labels, pair.n_classes, features)
-        means = chosen.T @ features / chosen.sum(0)[:, None].clamp(min=1)
+        labels = pair.labels.to(features.device).long()
+        sums = features.new_zeros(pair.n_classes, features.shape[1]).index_add(0, labels, features)
+        means = sums / features.new_zeros(pair.n_classes, 1).index_add(0, labels, torch.ones_like(features[:, :1])).clamp(min=1)
         self.register_buffer("class_means", means)
         if self.projector:
             widths = pair.student.pooled.shape[1], pair.teacher.pooled.shape[1]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._gram import nothing
-from kdbench.losses._stagewise import unequal, unmatched
+from kdbench.losses._stagewise import check_place, unequal, unmatched
 from kdbench.losses._svd import right_vectors
 
 Vectors = Float[Tensor, "n _ _"]
@@ -53,8 +53,7 @@ class KDSVD(Loss):
         super().__init__()
         if k < 1:
             raise ValueError(f"k must be at least 1 singular vector, not {k}")
-        if first_stage < 0:
-            raise ValueError(f"first_stage is the place of a stage, counted from 0, not {first_stage}")
+        check_place(first_stage)
         self.matrix = matrix
         self.k = k
         self.first_stage = first_stage

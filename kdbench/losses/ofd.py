@@ -12,7 +12,7 @@ from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._gram import averaged
 from kdbench.losses._norms import margin, norms_before
 from kdbench.losses._projection import BatchNorm
-from kdbench.losses._stagewise import unmatched
+from kdbench.losses._stagewise import check_place, unmatched
 
 
 class OFD(Loss):
@@ -51,8 +51,7 @@ class OFD(Loss):
 
     def __init__(self, *, form: Literal["released", "zoo"] = "released", first_stage: int = 1):
         super().__init__()
-        if first_stage < 0:
-            raise ValueError(f"first_stage is the place of a stage, counted from 0, not {first_stage}")
+        check_place(first_stage)
         self.form = form
         self.first_stage = first_stage
 

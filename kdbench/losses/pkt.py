@@ -25,8 +25,8 @@ class PKT(Loss):
         github.com/passalis/probabilistic_kt.
     Defaults: pooled features, weight 30000, as in github.com/HobbitLong/RepDistiller.
     Departs: the mean over all n^2 entries, as in all public code: the paper sums. With it, the loss decreases about as 1/n for larger
-        batches, and a weight is valid for one batch size. A sample of zeros has the similarity 1/2 to all, and gets a finite but very
-        large gradient (NaN in the released code). Computed in float64, since the logarithms of a row nearly cancel.
+        batches, and a weight is valid for one batch size. A sample of zeros has the similarity 1/2 to all, and no gradient (NaN in the
+        released code). Computed in float64, since the logarithms of a row nearly cancel.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -54,6 +54,7 @@ class PKT(Loss):
 def _similarities(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     """In float64, rows with the sum 1."""
     x = x.double()
-    x = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPS)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    x = (x / (norm + EPS)).masked_fill(norm == 0, 0.0)
     similar = (x @ x.T + 1) / 2
     return similar / similar.sum(1, keepdim=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._hcl import Fusion, hcl
-from kdbench.losses._stagewise import unmatched
+from kdbench.losses._stagewise import check_place, unmatched
 
 Maps = list[Float[Tensor, "n _ _ _"]]
 
@@ -20,7 +20,7 @@ class ReviewKD(Loss):
     sum over the levels l of HCL( F_l, T_l ), the levels the stages from `first_stage` on and, as a map of 1x1, the pooled features.
     From the deepest level on, F_l = BN(conv 3x3 (R_l)), R_l the fusion X_l A_1 + R_(l+1) A_2 resized to the size of T_l, with
     X_l = BN(conv 1x1 (S_l)) and (A_1, A_2) = sigmoid(conv 1x1 (X_l, R_(l+1))); at the deepest level R = X. R_(l+1) is resized to the size
-    of S_l. Both resize by the nearest neighbour. R has as many channels as the student's last stage, at most `middle`.
+    of S_l. Both resize by the nearest neighbour. R has as many channels as the student's pooled features, at most `middle`.
     HCL is the weighted mean of the mean squared differences of the maps, and of both averaged to 4x4, 2x2 and 1x1, with weights of 1, 1/2,
     1/4 and 1/8 in order of use; sizes that are not smaller than the height are left out, so that of maps of 1x1 the first alone is used.
 
@@ -45,7 +45,7 @@ class ReviewKD(Loss):
         for name, weight, pairs in (
             ("mdistiller", 1.0, "resnet110 to resnet32"),
             ("mdistiller_res20", 0.6, "resnet56 to resnet20"),
-            ("mdistiller_wrn", 5.0, "the wide ResNets, resnet32x4 to resnet8x4 and to ShuffleNetV1"),
+            ("mdistiller_wrn", 5.0, "wide ResNets (kdbench's have no `preact`), resnet32x4 to resnet8x4 and to ShuffleNetV1"),
             ("mdistiller_shufflev2", 8.0, "resnet32x4 to ShuffleNetV2"),
         )
     } | {
@@ -57,8 +57,7 @@ class ReviewKD(Loss):
 
     def __init__(self, *, maps: Literal["released", "preact", "stages"] = "released", first_stage: int = 1, middle: int = 512):
         super().__init__()
-        if first_stage < 0:
-            raise ValueError(f"first_stage is the place of a stage, counted from 0, not {first_stage}")
+        check_place(first_stage)
         if middle < 1:
             raise ValueError(f"middle must be at least 1 channel, not {middle}")
         self.maps = maps
@@ -83,7 +82,7 @@ class ReviewKD(Loss):
 
     def bind(self, pair: Pair) -> None:
         widths = [[one.shape[1] for one in self._levels(taps)] for taps in (pair.student, pair.teacher)]
-        middle = min(self.middle, widths[0][-2])
+        middle = min(self.middle, widths[0][-1])
         deepest = len(widths[0]) - 1
         self.fusions = nn.ModuleList(
             Fusion(into, middle, out, place == deepest) for place, (into, out) in enumerate(zip(*widths, strict=True))

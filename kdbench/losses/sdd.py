@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._soft import cross_entropy, divided, of_target, positive
+from kdbench.losses._gram import averaged
+from kdbench.losses._soft import cross_entropy, divergences, divided, of_target, one_class, positive
 
 LEVELS = (1, 2, 4)
 SOURCE = "github.com/shicaiwei123/SDD-CVPR2024"
@@ -37,6 +38,13 @@ class SDD(Loss):
         "kd": Preset(f"{SOURCE}, CIFAR-100 and ImageNet with KD: 0.1 and 0.9, T 4", weight=0.9, task=0.1),
         "kd_two_scales": Preset(f"{SOURCE}, CIFAR-100 with KD: M [1, 2] for some pairs", weight=0.9, task=0.1, options={"finest": 2}),
         "dkd": Preset(f"{SOURCE}, CIFAR-100 with DKD: alpha 1, beta 8, T 4", weight=1.0, options={"base": "dkd"}, warm_up=20.0, epochs=240),
+        "nkd_cifar100": Preset(
+            f"{SOURCE}, CIFAR-100 with NKD: gamma as DKD's beta of the pair, T 4",
+            weight=1.0,
+            options={"base": "nkd", "gamma": 8.0},
+            warm_up=20.0,
+            epochs=240,
+        ),
         "nkd": Preset(
             f"{SOURCE}, ImageNet with NKD: gamma 0.5, T 1 (ResNet34 to ResNet18)",
             weight=1.0,
@@ -78,13 +86,13 @@ class SDD(Loss):
             assert taps.last is not None
             if taps.last.shape[1] != taps.classifier[0].shape[1]:
                 return f"the {side}'s classifier does not take vectors of the {taps.last.shape[1]} channels of its last map"
-        return "it compares the classes other than the target, and there is only one class" if pair.n_classes < 2 else None
+        return one_class(pair)
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         (x, whole), (y, whole_y) = (self._cells(side) for side in (student, teacher))
         target = batch.target.to(x.device)
-        right = (y.argmax(2) == target[:, None]) != (whole_y.argmax(1) == target)[:, None]
-        weights = torch.where(right, self.apart, 1.0).to(x)
+        differ = (y.argmax(2) == target[:, None]) != (whole_y.argmax(1) == target)[:, None]
+        weights = torch.where(differ, self.apart, 1.0).to(x)
         rows = self._rows(x.flatten(0, 1), y.flatten(0, 1), target.repeat_interleave(x.shape[1]))
         return (rows * weights.flatten()).mean()
 
@@ -92,27 +100,18 @@ class SDD(Loss):
         """The logits of every cell, and those of the whole image."""
         assert side.last is not None
         weight, bias = (one.to(side.last) for one in side.classifier)
-        grid = _pooled(side.last, LEVELS[-1])
-        cells = torch.cat([_pooled(grid, level).flatten(2) for level in LEVELS if level <= self.finest], 2).transpose(1, 2)
+        grid = averaged(side.last, (LEVELS[-1], LEVELS[-1]))
+        cells = torch.cat([averaged(grid, (level, level)).flatten(2) for level in LEVELS if level <= self.finest], 2).transpose(1, 2)
         return cells @ weight.T + bias, grid.mean((2, 3)) @ weight.T + bias
 
     def _rows(self, x: Float[Tensor, "m classes"], y: Float[Tensor, "m classes"], target: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         square = self.temperature**2
         soft = [functional.log_softmax(z / self.temperature, 1) for z in (x, y)]
         if self.base == "kd":
-            return square * _kl(*soft)
+            return square * divergences(*soft)
         if self.base == "dkd":
             (two_x, rest_x), (two_y, rest_y) = (divided(z, target) for z in soft)
-            return square * (self.alpha * _kl(two_x, two_y) + self.beta * _kl(rest_x, rest_y))
+            return square * (self.alpha * divergences(two_x, two_y) + self.beta * divergences(rest_x, rest_y))
         confidence = of_target(functional.softmax(y, 1), target)
         of_class = -(confidence * of_target(functional.log_softmax(x, 1), target))[:, 0]
         return of_class + self.gamma * square * cross_entropy(x, y, self.temperature)
-
-
-def _kl(x: Float[Tensor, "m k"], y: Float[Tensor, "m k"]) -> Float[Tensor, " m"]:
-    return functional.kl_div(x, y, reduction="none", log_target=True).sum(1)
-
-
-def _pooled(x: Float[Tensor, "n c _ _"], side: int) -> Float[Tensor, "n c side side"]:
-    """Averages in `side` x `side` windows, as adaptive pooling makes them; a smaller map is repeated."""
-    return functional.adaptive_avg_pool2d(x, side)

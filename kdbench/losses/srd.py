@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._gram import centred, nothing, unit_rows
+from kdbench.losses._soft import divergence
 
 LEAST = 1e-30
 
@@ -82,8 +82,7 @@ class SRD(Loss):
         parts = {"feature": _correlation(x, y) if self.form == "correlation" else _power(x, y)}
         if self._with_logits:
             assert student.logits is not None and teacher.logits is not None
-            soft = [functional.log_softmax(taps.logits, 1) for taps in (student, teacher)]
-            parts["logits"] = self.kl * functional.kl_div(*soft, reduction="batchmean", log_target=True)
+            parts["logits"] = self.kl * divergence(student.logits, teacher.logits, 1.0)
         return parts
 
 

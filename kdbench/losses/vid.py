@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._stagewise import smaller, unmatched
+from kdbench.losses._stagewise import check_place, smaller, unmatched
 
 EPS = 1e-5
 
@@ -43,8 +43,7 @@ class VID(Loss):
 
     def __init__(self, *, first_stage: int = 1, variance: float = 5.0):
         super().__init__()
-        if first_stage < 0:
-            raise ValueError(f"first_stage is the place of a stage, counted from 0, not {first_stage}")
+        check_place(first_stage)
         if variance <= EPS:
             raise ValueError(f"variance, the one at the start, must be above {EPS:g}, not {variance}")
         self.first_stage = first_stage

@@ -103,7 +103,7 @@ class WKDF(Loss):
     def _moments(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n c _ _"], Float[Tensor, "n c _ _"]]:
         """Means and standard deviations of the fields."""
         x = x.double()
-        down, across = (fields(size, self.grid).to(x) for size in x.shape[2:])
+        down, across = (fields(size, self.grid, x) for size in x.shape[2:])
         about = x.mean((2, 3), keepdim=True)
         x = x - about
         mean = down @ x @ across.T

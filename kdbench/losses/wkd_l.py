@@ -13,6 +13,7 @@ from kdbench.losses._soft import one_class, one_hot, positive
 
 SOURCE = "github.com/JiamingLv/WKD"
 FLOOR = 1e-8
+ROWS = 16
 
 
 def _preset(where: str, weight: float, temperature: float, sharpen: float, start: float, epochs: int) -> Preset:
@@ -88,7 +89,7 @@ class WKDL(Loss):
 def _by_class(features: Float[Tensor, "images width"], labels: Tensor, classes: int) -> Float[Tensor, "classes each width"]:
     """As many features of each class, in the order of the images; no shape depends on the labels."""
     each = max(len(features) // classes, 1)
-    counts = one_hot(labels, classes, labels).sum(0)
+    counts = labels.new_zeros(classes).index_add(0, labels, torch.ones_like(labels))
     starts = counts.cumsum(0) - counts
     place = starts[:, None] + torch.arange(each, device=labels.device) % counts.clamp(min=1)[:, None]
     return features[labels.argsort(stable=True)[place.clamp(max=len(features) - 1)]]
@@ -97,6 +98,9 @@ def _by_class(features: Float[Tensor, "images width"], labels: Tensor, classes: 
 def _distances(features: Float[Tensor, "classes each width"]) -> Float[Tensor, "classes classes"]:
     """1 - linear centred CKA of each two classes; 0 of a class with itself, also where its features are all equal."""
     centred = features - features.mean(1, keepdim=True)
-    grams = (centred @ centred.transpose(1, 2)).flatten(1)
-    grams = functional.normalize(grams, dim=1)
-    return (1 - grams @ grams.T) * (1 - torch.eye(len(grams), dtype=grams.dtype, device=grams.device))
+    alike = features.new_zeros(len(features), len(features))
+    for rows in torch.arange(features.shape[1], device=features.device).split(ROWS):  # some rows of all Gram matrices at a time
+        part = (centred[:, rows] @ centred.transpose(1, 2)).flatten(1)
+        alike = alike + part @ part.T
+    norms = alike.diagonal().clamp(min=torch.finfo(alike.dtype).tiny).sqrt()
+    return (1 - alike / (norms[:, None] * norms)) * (1 - torch.eye(len(alike), dtype=alike.dtype, device=alike.device))

@@ -15,6 +15,10 @@ RESERVED = {field.alias or key for key, field in ObjectiveFields.model_fields.it
 """The keys of an objective that are not options of its loss."""
 
 
+WORDS = tuple(RESERVED - {"terms"})
+"""Those of an objective with one loss."""
+
+
 class ObjectiveReader:
     """Resolves the objectives of one file; errors are noted in `reader`."""
 
@@ -78,6 +82,14 @@ class ObjectiveReader:
         options = {key: value for key, value in given.items() if key not in RESERVED}
         if fields is None:
             return None, None
+        used = set(WORDS)
+        if name == alone and fields.loss is None and fields.terms is None:
+            used = {"task", "+kd"}
+        elif fields.terms is not None:
+            used = {"task", "+kd", "terms", "dot", "weight_from"}
+        for key in [key for key in given if key in RESERVED and key not in used]:
+            what = "has no distillation term" if fields.terms is None else "is made of `terms`: write it in one of them"
+            self.reader.error((*where, key), f"'{key}' has no effect here, since the objective {what}")
         if name == alone and fields.loss is None and fields.terms is None:
             for key in options:
                 self.reader.error((*where, key), f"'{alone}' is the task loss, which has no options")
@@ -116,7 +128,9 @@ class ObjectiveReader:
         task = fields.task if fields.task is not None else preset.task if preset else 1.0
         variant = part.build(resolved).variant
         label = name if variant is None or variant in name else f"{name} ({variant})"
-        default = "published" if fields.weight is None else "the suite"
+        own = any(getattr(fields, word) is not None for word in ("weight", "task", "warm_up", "decay", "dot"))
+        changed = own or resolved != part.options(dict(preset.options) if preset else {})
+        default = "the suite" if changed else "published"
         dot = fields.dot if fields.dot is not None else preset.dot if preset else None
         config = {"task": float(task), "terms": terms} | ({} if dot is None else {"dot": dot})
         label = label if dot is None or "dot" in label.lower() else f"{label}, DOT"
@@ -136,6 +150,7 @@ class ObjectiveReader:
                 continue
             of_the_term = {key: value for key, value in given.items() if key not in NOT_OF_A_TERM}
             singles.append(self._objective(at, given["loss"], of_the_term, alone="")[0])
+            self._check_preset(at, given, singles[-1], fields)
         found = [single for single in singles if single]
         if len(found) < len(fields.terms or []):
             return None
@@ -149,6 +164,17 @@ class ObjectiveReader:
         config = {"task": task, "terms": terms} | ({} if fields.dot is None else {"dot": fields.dot})
         label = label if fields.dot is None or "dot" in label.lower() else f"{label}, DOT"
         return ObjectiveSpec(name, label, config, fields.weight_from or weakest, where)
+
+    def _check_preset(self, at: Where, given: Json, single: ObjectiveSpec | None, fields: ObjectiveFields) -> None:
+        """Note what a term's preset says of the whole objective and the objective does not repeat."""
+        config = single.config if single else {}
+        if "dot" in config and fields.dot is None:
+            self.reader.error(
+                at, f"this preset is trained with DOT: write `dot: {config['dot']:g}` next to `terms`, or take another preset"
+            )
+        if "weight" not in given and config.get("task", 1.0) != 1.0 and fields.task is None:
+            problem = f"this preset weights the loss of the task by {config['task']:g}"
+            self.reader.error(at, f"{problem}: write `task: {config['task']:g}` next to `terms`, or give the term's `weight`")
 
     def _with_kd(self, where: Where, objective: ObjectiveSpec, given: bool | Json) -> ObjectiveSpec | None:
         kd = parts.load("loss", "kd")
@@ -165,9 +191,10 @@ class ObjectiveReader:
 
 
 def _schedule(fields: ObjectiveFields, preset: Any) -> Json:
-    """How a term's weight changes: as the suite says, in epochs, else as the preset, which scales with the training."""
+    """How a term's weight changes: as the suite says, in epochs, else as the preset, which scales with the training. What the suite says,
+    by one of the words or by a weight for each epoch, is instead of all that the preset says."""
     own = {"warm_up": fields.warm_up, "decay": fields.decay}
-    if all(value is None for value in own.values()):
+    if all(value is None for value in own.values()) and not isinstance(fields.weight, dict):
         found = {"warm_up": preset.warm_up, "decay": preset.decay and list(preset.decay)} if preset else {}
         scaled = {"of_epochs": preset.epochs} if any(found.values()) and preset.epochs else {}
         return {key: value for key, value in found.items() if value} | scaled

@@ -26,6 +26,9 @@ def unmet(plan: Plan, dataset: Any) -> list[str]:
         if "dot" in objective.config and (recipe["optimizer"] != "sgd" or recipe["clip_grad"] is not None):
             problem = "`dot` is a form of `optimizer: sgd` without `clip_grad`, and the recipe has another: change it, or leave out `dot`"
             found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student}: {problem}")
+        elif "dot" in objective.config and recipe["momentum"] + objective.config["dot"] >= 1:
+            problem = f"`dot` and the recipe's momentum {recipe['momentum']:g} must be less than 1 in all: write a smaller `dot`"
+            found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student}: {problem}")
         for term in objective.config["terms"]:
             for problem in _of_loss(term, recipe, suite.sources):
                 if (name, problem) not in seen:

@@ -81,7 +81,8 @@ def variant_of(objective: str, terms: pd.DataFrame | None = None) -> tuple[str, 
         return ("ce" if mine[0]["task"] == 1 else OTHER), "ce"
     if any(line["options"] is None for line in mine):
         return UNKNOWN, ""
-    presets = dict.fromkeys(line["variant"] for line in known)
+    # Those with a weight first: one without has any.
+    presets = dict.fromkeys(line["variant"] for line in sorted(known, key=lambda line: line["weight"] is None))
     same = (name for name in presets if _same_terms(mine, [line for line in known if line["variant"] == name]))
     return next(same, OTHER), str(mine[0]["loss"])
 

@@ -9,7 +9,7 @@ from kdbench.record import same_images
 from kdbench.report.frame import block_frame
 from kdbench.stats.compare import compare
 from kdbench.stats.paired import family
-from kdbench.stats.repeats import BLOCK, spread_over_blocks
+from kdbench.stats.repeats import block_keys, spread_over_blocks
 
 KEPT = ("dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id", "state", "why", "n_train", "n_test")
 CARRIED = ("device", "torch", "timm", "torchvision", "pillow", "code_version", "least_gradient", "selection")
@@ -62,8 +62,8 @@ def asked(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
         runs: as `student_runs` makes it.
     """
     every = family(block_frame(manifest), [objective.name for objective in manifest.objectives], manifest.baselines)
-    planned = set(runs[[*BLOCK, "objective"]].itertuples(index=False, name=None))
-    sides = [every[[*BLOCK, side]].itertuples(index=False, name=None) for side in ("objective", "baseline")]
+    planned = set(block_keys(runs, "objective"))
+    sides = [block_keys(every, side) for side in ("objective", "baseline")]
     return every.iloc[[place for place, (one, other) in enumerate(zip(*sides, strict=True)) if one in planned and other in planned]]
 
 

@@ -118,13 +118,13 @@ def table(given: Table, label: str) -> str:
         heads.append(escaped(column.title) if share else r"\\".join(map(escaped, lines)).join((r"\kdhead{", "}")))
     values = {"given": given, "label": _plain(label), "layout": layout, "spec": " ".join(columns), "head": " & ".join(heads)}
     floats = divided(given, layout, tall if inside else 0.0)
-    return _render("table.tex.j2", **values, floats=floats, below=below, inside=inside, column=COLUMN, page=PAGE)
+    return _render("table.tex.j2", "", **values, floats=floats, below=below, inside=inside, column=COLUMN, page=PAGE)
 
 
-def _render(template: str, **values: object) -> str:
+def _render(template: str, written: str = "", **values: object) -> str:
     texts = environment(escaped)
     texts.filters |= {"code": Markup, "runs": _runs, "cells": _cells, "sentence": lambda text: text if text[-1:] in ".?!" else f"{text}."}
-    return texts.get_template(template).render(**values, letters=OTHER.search(repr(values)) is not None)
+    return texts.get_template(template).render(**values, letters=OTHER.search(written or repr(values)) is not None)
 
 
 def _runs(row: Sequence[Entry], columns: Sequence[Column], group: Group) -> Iterator[Markup]:
@@ -165,4 +165,4 @@ def document(given: Document, suite: str, fragments: Sequence[str]) -> str:
 
     Its figures are the files `figures/<name>.pdf`; where one is not there, its caption stands alone.
     """
-    return _render("report.tex.j2", document=given, suite=_plain(suite), tables=fragments)
+    return _render("report.tex.j2", f"{replace(given, tables=())}{fragments}", document=given, suite=_plain(suite), tables=fragments)

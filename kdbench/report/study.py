@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from pandas.api.extensions import ExtensionDtype
 
 from kdbench.manifest import Block, Manifest
 from kdbench.report.comparison import asked, comparisons, student_runs
@@ -236,8 +237,10 @@ def mirrored(line: Line | None) -> Line | None:
 
 
 def lines(table: pd.DataFrame) -> list[Line]:
-    """The rows of a frame as dictionaries, pandas' missing value as None."""
-    return [{str(name): None if value is pd.NA else value for name, value in line.items()} for line in table.to_dict(orient="records")]
+    """The rows of a frame as dictionaries, pandas' missing value as None. For its own kinds of columns pandas needs ten times as long."""
+    own = {name for name, kind in table.dtypes.items() if isinstance(kind, ExtensionDtype)}
+    columns = [(table[name].to_numpy(object, na_value=None) if name in own else table[name]).tolist() for name in table]  # type: ignore[call-overload]
+    return [dict(zip(map(str, table), line, strict=True)) for line in zip(*columns, strict=True)]
 
 
 def _by_pair(table: pd.DataFrame) -> dict[tuple[str, ...], list[Line]]:

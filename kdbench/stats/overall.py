@@ -15,7 +15,7 @@ import pandas as pd
 from kdbench.stats.compare import judge
 from kdbench.stats.new_pairs import NewPairs, new_pairs
 from kdbench.stats.paired import LEAST, paired_differences
-from kdbench.stats.repeats import BLOCK, block_key, repeat_means, run_counts, summarise
+from kdbench.stats.repeats import BLOCK, block_key, block_keys, repeat_means, run_counts, summarise
 
 Key = tuple[str, ...]
 Value = tuple[Any, float]
@@ -114,8 +114,8 @@ def _places(blocks: pd.DataFrame) -> list[Key]:
 def _values(means: pd.DataFrame) -> Mapping[Key, list[Value]]:
     """The repeats of each pair and objective with their values (NaN: incomplete)."""
     found: dict[Key, list[Value]] = {}
-    for *block, objective, repeat, value in zip(*(means[name] for name in (*BLOCK, "objective", "repeat", "value")), strict=True):
-        found.setdefault(block_key(block, objective), []).append((repeat, value))
+    for key, repeat, value in zip(block_keys(means, "objective"), means["repeat"], means["value"], strict=True):
+        found.setdefault(key, []).append((repeat, value))
     return found
 
 

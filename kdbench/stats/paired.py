@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from kdbench.stats.repeats import BLOCK, block_key, repeat_means
+from kdbench.stats.repeats import BLOCK, block_keys, repeat_means
 
 ROUNDING = 1e-12
 """Differences that vary by less than this share of the values themselves vary by the rounding of floating point only."""
@@ -67,11 +67,7 @@ def paired_differences(runs: pd.DataFrame, comparisons: pd.DataFrame, alpha: flo
     """
     values = _values_by_repeat(repeat_means(runs))
     found = comparisons.reset_index(drop=True)
-    keys = list(zip(*(found[name] for name in BLOCK), strict=True))
-    one, other = (
-        [values.places.get(block_key(key, name), -1) for key, name in zip(keys, found[role], strict=True)]
-        for role in ("objective", "baseline")
-    )
+    one, other = ([values.places.get(key, -1) for key in block_keys(found, role)] for role in ("objective", "baseline"))
     alone = [values.alone[rows] for rows in (one, other)]
     tested = _tested((values.wide[one], values.wide[other]), alone, alpha)
     unpaired = tested.pop("unpaired")
@@ -102,7 +98,7 @@ class Values(NamedTuple):
 
 
 def _values_by_repeat(means: pd.DataFrame) -> Values:
-    keys = [block_key(key, name) for *key, name in zip(*(means[name] for name in (*BLOCK, "objective")), strict=True)]
+    keys = block_keys(means, "objective")
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
     rows, value = np.array([places[key] for key in keys], dtype=int), means["value"].to_numpy()
     named = means["repeat"].notna().to_numpy()

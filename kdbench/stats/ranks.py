@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kdbench.stats.repeats import block_key
+from kdbench.stats.repeats import block_keys
 
 DIGITS = 11
 """Values are ranked after rounding to so many digits, so that the rounding of floating point breaks no tie."""
@@ -30,7 +30,7 @@ def mean_ranks(values: pd.DataFrame, higher_is_better: bool = True) -> pd.DataFr
     Returns:
         objective, mean_rank (NaN without a block), n_blocks; the best first, then by name.
     """
-    keys = [block_key(block, "") for block in zip(values["dataset"], values["teacher"], values["student"], strict=True)]
+    keys = [key[:-1] for key in block_keys(values, "objective")]
     # A column an objective and nothing besides: an objective may have any name.
     means = values["value"].groupby([pd.Index(keys, tupleize_cols=False), values["objective"]]).mean().unstack()
     table = means.dropna().to_numpy(dtype=float)

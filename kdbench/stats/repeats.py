@@ -19,6 +19,12 @@ def block_key(block: Sequence[Any], objective: str) -> tuple[str, ...]:
     return (*(name if isinstance(name, str) else "" for name in block), objective)
 
 
+def block_keys(table: pd.DataFrame, last: str) -> list[tuple[str, ...]]:
+    """`block_key` of each row, with the column `last` as its objective."""
+    blocks = [[name if isinstance(name, str) else "" for name in table[column].to_numpy(object)] for column in BLOCK]
+    return list(zip(*blocks, table[last].to_numpy(object), strict=True))
+
+
 def spread_over_blocks(runs: pd.DataFrame, blocks: pd.DataFrame) -> pd.DataFrame:
     """Give each row without a teacher to every block of its dataset and student.
 
@@ -107,8 +113,7 @@ def run_counts(runs: pd.DataFrame, comparisons: pd.DataFrame, role: str) -> tupl
         lost = runs["state"].isin(FAILED) | (runs["state"] == "finished") & ~np.isfinite(runs["value"].astype(float))
     counts = runs.assign(lost=lost).groupby([*BLOCK, "objective"], dropna=False)["lost"].agg(["sum", "size"]).reset_index()
     failed, every = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
-    for *block, objective, some, whole in counts.itertuples(index=False, name=None):
-        key = block_key(block, objective)
+    for key, some, whole in zip(block_keys(counts, "objective"), counts["sum"], counts["size"], strict=True):
         failed[key], every[key] = int(some), int(whole)
-    keys = [block_key(block, name) for *block, name in zip(*(comparisons[name] for name in (*BLOCK, role)), strict=True)]
+    keys = block_keys(comparisons, role)
     return np.array([failed[key] for key in keys], dtype=int), np.array([every[key] for key in keys], dtype=int)

@@ -24,10 +24,11 @@ def test_a_batch_larger_than_its_batch_size_is_refused_and_a_smaller_one_is_fill
             one[0].weight.data[4:], one[0].bias.data[4:] = 0, 0
             one[2].weight.data[:2, :4], one[2].bias.data[:2] = other[2].weight.data, other[2].bias.data
             one[2].weight.data[2:], one[2].bias.data[2:] = 0, 0
-    assert torch.allclose(larger._shares(pair.student, pair.teacher), loss._shares(pair.student, pair.teacher), rtol=1e-12)
+    stages = pair.student.stages[1:], pair.teacher.stages[1:]
+    assert torch.allclose(larger._shares(*stages), loss._shares(*stages), rtol=1e-12)
 
 
 def test_the_shares_of_an_image_sum_to_one_for_each_stage_of_the_student() -> None:
     loss, pair = toys.bound("semckd", "semckd")
-    shares = loss._shares(pair.student, pair.teacher)
-    assert shares.shape == (6, 3, 3) and torch.allclose(shares.sum(2), torch.ones(6, 3, dtype=torch.float64))
+    shares = loss._shares(pair.student.stages[1:], pair.teacher.stages[1:])
+    assert shares.shape == (6, 2, 2) and torch.allclose(shares.sum(2), torch.ones(6, 2, dtype=torch.float64))

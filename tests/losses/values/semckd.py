@@ -12,7 +12,7 @@ STATE = {
 GOLDEN = [
     Stored(
         "semckd",
-        {"batch_size": size},
+        {"batch_size": size, "first_stage": 0},
         student={"stages": ("semckd_student_stage1", "semckd_student_stage2")},
         teacher={"stages": ("semckd_teacher_stage1", "semckd_teacher_stage2", "semckd_teacher_stage3")},
         state=STATE,
