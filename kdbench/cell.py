@@ -20,7 +20,7 @@ ID_LENGTH = 12
 
 class _Config(TypedDict):
     schema: Schema1
-    role: Literal["teacher", "student"]
+    role: Literal["teacher", "student", "trial"]
     task: dict[str, Any]
     dataset: dict[str, Any]
     student: dict[str, Any]
@@ -52,6 +52,11 @@ def identify(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(config).encode()).hexdigest()[:ID_LENGTH]
 
 
+def depended(role: str) -> str:
+    """What a reader calls a cell that another one depends on in this role: `teacher`, or `trial`."""
+    return "trial" if role.startswith("choose") else role
+
+
 def is_id(text: str) -> bool:
     return len(text) == ID_LENGTH and set(text) <= set("0123456789abcdef")
 
@@ -74,7 +79,7 @@ class Cell:
 
     @property
     def depends(self) -> Mapping[str, str]:
-        """Ids of the cells that must be finished first, by role (`teacher`)."""
+        """Ids of the cells that must be finished first, by role: `teacher`, and `choose.<number>` of the trials that choose its weights."""
         return self.config["depends"]
 
     @property

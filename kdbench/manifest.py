@@ -83,7 +83,8 @@ class Block(Strict):
 
 @dataclass(frozen=True)
 class ManifestCell(Strict):
-    """A cell under the names that the suite gives it. `depends` holds the ids of other cells, by role; a teacher has no objective."""
+    """A cell under the names that the suite gives it. `depends` holds the ids of other cells, by role; a teacher has no objective. A trial
+    of a search has its number in the search; its teacher, which does not see the images held out, is a trial without objective."""
 
     id: str
     role: str
@@ -94,11 +95,14 @@ class ManifestCell(Strict):
     repeat: int | None
     teacher_seed: int | None
     depends: Mapping[str, str]
+    trial: Count | None = None
 
     @property
     def title(self) -> str:
-        if self.role == "teacher":
-            return f"teacher {self.student}, seed {self.repeat}"
+        if self.objective is None:
+            return f"{'tuning ' * (self.role == 'trial')}teacher {self.student}, seed {self.repeat}"
+        if self.role == "trial":
+            return f"{self.student} <- {self.teacher}, {self.objective}, trial {self.trial}, repeat {self.repeat}"
         seed = f", teacher seed {self.teacher_seed}" if self.teacher_seed else ""
         beside = f" <- {self.teacher}" if self.teacher else ""
         return f"{self.student}{beside}, {self.objective}, repeat {self.repeat}{seed}"
@@ -108,7 +112,7 @@ class _PlannedCell(TypedDict):
     """What holds for a cell besides, where it is none of a frame."""
 
     id: CellId
-    role: Literal["student", "teacher"]
+    role: Literal["student", "teacher", "trial"]
     repeat: Count | None
     teacher_seed: Count | None
 
@@ -121,6 +125,26 @@ class TeacherRequirement(Strict):
     metric: str
     min: Finite | None
     declared: tuple[Finite, AtLeastZero] | None = None
+
+
+@dataclass(frozen=True)
+class Tuning(Strict):
+    """The searches of a suite: each tuned objective is tried at `trials` points on `repeats` repeats, then at `further` more, and the best
+    `again` once more on `more_repeats` others, with the share `validation` of the training images held out. `pair` (student, teacher):
+    the one pair that is tuned for all; None: each for itself."""
+
+    trials: Positive
+    repeats: Positive
+    further: Count
+    again: Count
+    more_repeats: Count
+    validation: Finite
+    pair: tuple[str, str] | None = None
+
+    @property
+    def trainings(self) -> int:
+        """Of one search."""
+        return (self.trials + self.further) * self.repeats + self.again * self.more_repeats
 
 
 @dataclass(frozen=True)
@@ -138,7 +162,8 @@ class ProfileRef(Strict):
 class Manifest(Strict):
     """`metrics[0]` is the primary one; `margin` is its least difference that matters, as stored; `teacher_requirements` are by cell id;
     `averaged` holds the decay of each student whose evaluated weights are an exponential moving average (`ema` of its recipe);
-    `derived`: made from the rows of a frame, so that ids have any form and nobody fixed the family of comparisons beforehand."""
+    `tuning`: how weights are searched for; `derived`: made from the rows of a frame, so that ids have any form and nobody fixed the
+    family of comparisons beforehand."""
 
     suite: str
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
@@ -156,6 +181,7 @@ class Manifest(Strict):
     teacher_requirements: Mapping[str, TeacherRequirement] = field(default_factory=dict)
     profiles: tuple[ProfileRef, ...] = ()
     averaged: Mapping[str, Finite] = field(default_factory=dict)
+    tuning: Tuning | None = None
     schema: Schema1 = 1
 
     @property
@@ -182,6 +208,10 @@ class Manifest(Strict):
     def labels(self) -> dict[str, str]:
         """The printed label of each objective, in the order of the suite."""
         return {objective.name: objective.label for objective in self.objectives}
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        return {cell.id: cell.role for cell in self.cells}
 
     @cached_property
     def ids(self) -> frozenset[str]:

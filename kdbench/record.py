@@ -31,6 +31,7 @@ class _Result(TypedDict):
     data_fingerprint: NotRequired[Text]
     weights_digest: NotRequired[Text]
     predictions_digest: NotRequired[Text]
+    tuned: NotRequired[dict[str, Finite]]
 
 
 class _Job(TypedDict, total=False):
@@ -95,8 +96,8 @@ def same_images(one: str, other: str) -> bool:
 class Record(_Stored):
     """`result` is the same for any two honest runs of the cell; `circumstance` may differ between them (times, host, restarts). `result`
     holds: `metrics` (`<metric>_last`, `<primary>_best_val`, `<primary>_best_test`), `history` (one entry an epoch), `n_train`, `n_test`,
-    `data_fingerprint`, `weights_digest`, `predictions_digest`, `diverged_at_step`. With `ema` in the recipe, metrics, weights and
-    predictions are those of the average."""
+    `data_fingerprint`, `weights_digest`, `predictions_digest`, `diverged_at_step`, and `tuned` (the point of its search,
+    `kdbench/choice.py`). With `ema` in the recipe, metrics, weights and predictions are those of the average."""
 
     id: str
     config: Mapping[str, Any]

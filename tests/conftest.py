@@ -86,12 +86,11 @@ def train(store: Store, tmp_path: Path) -> Callable[..., int]:
 
         local.prepare(plan, store)
         wanted = list(plan.cells) if ids is None else ids
-        roles = {cell_id: plan.cells[cell_id].role for cell_id in wanted}
+        levels = {cell_id: len(plan.cells[cell_id].depends) for cell_id in wanted}
         status = 0
-        for role in ("teacher", "student"):
-            chosen = [cell_id for cell_id in wanted if roles[cell_id] == role]
-            if chosen:
-                status |= work(store, chosen, tmp_path, "cpu", **options)  # type: ignore[arg-type]
+        for level in sorted(set(levels.values())):  # what others depend on comes first
+            chosen = [cell_id for cell_id in wanted if levels[cell_id] == level]
+            status |= work(store, chosen, tmp_path, "cpu", **options)  # type: ignore[arg-type]
         return status
 
     return train

@@ -21,7 +21,7 @@ PACKAGE = Path(kdbench.__file__).parent
 
 FLOORS: list[tuple[str, str]] = [
     ("errors", "errors version validation process process_log"),
-    ("nouns", "cell record manifest failure"),
+    ("nouns", "cell record manifest failure choice"),
     ("parts", "isolation local_imports parts"),
     (
         "statistics",
@@ -40,7 +40,7 @@ FLOORS: list[tuple[str, str]] = [
     (
         "plan",
         "plan.bundle plan.matrix plan.nets plan.new_suite plan.objectives plan.probe plan.reading plan.recipe_limits plan.schema plan.shipped "
-        "plan.suite plan.summary plan.yaml",
+        "plan.suite plan.summary plan.tuning plan.yaml",
     ),
     (
         "training",

@@ -30,8 +30,11 @@ class Bundle:
 def key(cell: Cell, position: Any = 0) -> str:
     """Cells with the same key can be trained side by side. `position` is where a cell's next step lies (its checkpoint)."""
     config, recipe = cell.config, Recipe.complete(cell.config["recipe"])
-    names = ("task", "dataset", "numerics", "seed", "repeat", "role", "depends")
-    return json.dumps([{name: config[name] for name in names}, {name: recipe[name] for name in Recipe.shared}, position], sort_keys=True)
+    names = ("task", "dataset", "numerics", "seed", "repeat", "role")
+    # Of what a cell depends on, its teacher is shared; the number tells the rounds of a search, which follow each other.
+    depends = cell.depends.get("teacher"), len(cell.depends)
+    shared = {name: config[name] for name in names}, {name: recipe[name] for name in Recipe.shared}
+    return json.dumps([*shared, depends, position], sort_keys=True)
 
 
 def bundles(cells: Iterable[Cell], positions: Mapping[str, Any] | None = None, side_by_side: int = SIDE_BY_SIDE) -> list[Bundle]:

@@ -10,18 +10,22 @@ from typing import Any
 
 from kdbench import parts
 from kdbench.cell import SCHEMA, Cell
+from kdbench.choice import WORD
 from kdbench.errors import SuiteError
 from kdbench.manifest import Block, Manifest, ManifestCell, ManifestObjective, Metric, TeacherRequirement
+from kdbench.plan import tuning
 from kdbench.plan.schema import PLACES, Net, ObjectiveSpec, Suite
 
 ALPHA = 0.05
+NAMES = ("role", "student", "teacher", "objective", "repeat", "teacher_seed", "trial")
 Box = tuple[str, str | None, ObjectiveSpec]
 """A student with a teacher, or alone, and an objective."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of a suite under the names that the suite gives it. A student trained alone has no teacher, a teacher no objective."""
+    """One cell of a suite under the names that the suite gives it. A student trained alone has no teacher, a teacher no objective, and a
+    trial (role `trial`) its number in the search of its objective; the teacher of trials is one without objective."""
 
     cell: Cell
     role: str
@@ -30,6 +34,7 @@ class Row:
     objective: str | None
     repeat: int
     teacher_seed: int | None
+    trial: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,7 @@ class Plan:
             objectives=tuple(ManifestObjective(one.name, one.label, one.weight_from) for one in suite.objectives.values()),
             blocks=tuple(dict.fromkeys(Block(dataset, teacher, student) for student, teacher, _ in self.compared)),
             cells=tuple(
-                ManifestCell(
-                    row.cell.id, row.role, dataset, row.student, row.teacher, row.objective, row.repeat, row.teacher_seed, row.cell.depends
-                )
+                ManifestCell(dataset=dataset, depends=row.cell.depends, id=row.cell.id, **{name: getattr(row, name) for name in NAMES})
                 for row in self.rows
             ),
             description=suite.description,
@@ -108,6 +111,7 @@ class Plan:
                 for net in [suite.teachers[row.student]]
                 if net.min_teacher_metric is not None or net.declared is not None
             },
+            tuning=suite.tuning,
             averaged={name: net.recipe["ema"] for name, net in suite.students.items() if "ema" in net.recipe},
         )
 
@@ -152,13 +156,91 @@ def _rows(suite: Suite, kept: list[Box]) -> Iterator[Row]:
             cell = Cell(_config(suite, net, "teacher", alone, seed, {}), sources=suite.sources)
             depends[name, seed] = {"teacher": cell.id}
             yield Row(cell, "teacher", name, None, None, seed, seed)
+    searches = _Searches(suite)
+    yield from searches.rows([(student, teacher, one) for student, teacher, one in kept if teacher and one.search])
     for student, teacher, objective in kept:
         asked = suite.teachers[teacher] if teacher else None
         for repeat, among in itertools.product(range(suite.repeats), range(suite.teacher_seeds) if asked else (None,)):
-            config = _config(suite, suite.students[student], "student", objective.config, repeat, depends.get((teacher, among), {}))
+            final, chosen = searches.final(student, teacher, objective)
+            config = _config(suite, suite.students[student], "student", final, repeat, {**depends.get((teacher, among), {}), **chosen})
             least, declared = (asked.min_teacher_metric, asked.declared) if asked else (None, None)
             cell = Cell(config, least, suite.sources, declared)
             yield Row(cell, "student", student, teacher, objective.name, repeat, among)
+
+
+class _Searches:
+    """The trials of a suite, each a cell of its own, and what the trainings that follow them depend on. All is known before the first of
+    them is trained: a later cell names the trials among which it chooses, never what they choose."""
+
+    def __init__(self, suite: Suite):
+        self.suite, self.how = suite, suite.tuning
+        options = {**suite.dataset["options"], **({"validation": self.how.validation} if self.how else {})}
+        self.dataset = {**suite.dataset, "options": options}
+        metric = suite.metric_of_trials
+        self.words = {"metric": metric.name, "higher_is_better": metric.higher_is_better} if metric else {}
+        self.chosen: dict[tuple[str, str, str], dict[str, str]] = {}
+
+    def rows(self, boxes: list[tuple[str, str, ObjectiveSpec]]) -> Iterator[Row]:
+        """All trials, the rounds of all objectives in turn after their teachers."""
+        if self.how is None:
+            return
+        places = dict.fromkeys((*self._pair(student, teacher), objective.name) for student, teacher, objective in boxes)
+        teachers: dict[str, dict[str, str]] = {}
+        for _, teacher, _ in places:
+            if teacher not in teachers:
+                alone = {"task": 1.0, "terms": []}
+                cell = Cell(self._config(self.suite.teachers[teacher], "teacher", alone, 0, {}), sources=self.suite.sources)
+                teachers[teacher] = {"teacher": cell.id}
+                yield Row(cell, "trial", teacher, None, None, 0, 0)
+        for student, teacher, name in places:
+            yield from self._search(student, teacher, self.suite.objectives[name], teachers[teacher])
+
+    def _search(self, student: str, teacher: str, objective: ObjectiveSpec, taught: dict[str, str]) -> Iterator[Row]:
+        assert self.how is not None and objective.search is not None
+        how, tried = self.how, list[str]()
+
+        def row(place: int, what: dict[str, Any], repeat: int, chosen: list[str]) -> Row:
+            net, depends = self.suite.students[student], {**taught, **_roles(chosen)}
+            config = self._config(net, "trial", self._objective(objective, what), repeat, depends)
+            cell = Cell(config, self.suite.teachers[teacher].min_teacher_metric, self.suite.sources)
+            tried.append(cell.id)
+            return Row(cell, "trial", student, teacher, objective.name, repeat, 0, place)
+
+        firsts = tuning.points(objective.search)
+        for place, point in enumerate(firsts, start=1):
+            first = row(place, {"point": point}, 0, [])
+            yield first
+            for repeat in range(1, how.repeats):
+                # A weight that the first repeat found from its gradient is the same in the others.
+                yield row(place, {"pick": 0} if "gradient" in point else {"point": point}, repeat, [first.cell.id] * ("gradient" in point))
+        for more in range(how.further):
+            before = list(tried)
+            yield from [row(len(firsts) + more + 1, {"pick": "further"}, repeat, before) for repeat in range(how.repeats)]
+        before = list(tried)
+        for place in range(how.again):
+            for repeat in range(how.repeats, how.repeats + how.more_repeats):
+                yield row(len(firsts) + how.further + place + 1, {"pick": place}, repeat, before)
+        self.chosen[student, teacher, objective.name] = _roles(tried)
+
+    def final(self, student: str, teacher: str | None, objective: ObjectiveSpec) -> tuple[dict[str, Any], dict[str, str]]:
+        """The objective of a final training, and the trials that it depends on."""
+        if teacher is None or objective.search is None:
+            return objective.config, {}
+        return self._objective(objective, {"pick": "best"}), self.chosen[(*self._pair(student, teacher), objective.name)]
+
+    def _pair(self, student: str, teacher: str) -> tuple[str, str]:
+        return self.how.pair if self.how and self.how.pair else (student, teacher)
+
+    def _objective(self, objective: ObjectiveSpec, what: dict[str, Any]) -> dict[str, Any]:
+        assert objective.search is not None
+        return {**objective.config, "tuned": {**what, **({} if "point" in what else self.words), "terms": objective.search.terms}}
+
+    def _config(self, net: Net, role: str, objective: dict[str, Any], repeat: int, depends: dict[str, str]) -> dict[str, Any]:
+        return {**_config(self.suite, net, role, objective, repeat, depends), "dataset": self.dataset}
+
+
+def _roles(ids: list[str]) -> dict[str, str]:
+    return {f"{WORD}{place:03}": cell_id for place, cell_id in enumerate(ids)}
 
 
 def _config(suite: Suite, net: Net, role: str, objective: dict[str, Any], repeat: int, depends: dict[str, str]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from kdbench import parts
 from kdbench.errors import nearest, shown
+from kdbench.plan import tuning
 from kdbench.plan.reading import FileReader
 from kdbench.plan.schema import KD_BESIDE, MAX_NAMES, NOT_OF_A_TERM, Json, ObjectiveFields, ObjectiveSpec, Weight
 from kdbench.plan.yaml import Where
@@ -15,6 +17,8 @@ RESERVED = {field.alias or key for key, field in ObjectiveFields.model_fields.it
 """The keys of an objective that are not options of its loss."""
 
 
+NO_WEIGHT = ""
+"""Whose the weight is where only tuning will tell it."""
 WORDS = tuple(RESERVED - {"terms"})
 """Those of an objective with one loss."""
 
@@ -22,8 +26,8 @@ WORDS = tuple(RESERVED - {"terms"})
 class ObjectiveReader:
     """Resolves the objectives of one file; errors are noted in `reader`."""
 
-    def __init__(self, reader: FileReader):
-        self.reader = reader
+    def __init__(self, reader: FileReader, tune: tuning.Tune | None = None):
+        self.reader, self.tune = reader, tune
 
     def read(self, given: Any, beside_kd: bool | Json | None, task: parts.Part | None) -> dict[str, ObjectiveSpec]:
         """Every objective by name, each followed by the one with KD beside it."""
@@ -40,10 +44,12 @@ class ObjectiveReader:
         found: dict[str, ObjectiveSpec] = {}
         alone = task.make.alone if task else "ce"
         for name, (where, options) in listed.items():
-            objective, beside = self._objective(where, name, options, alone)
+            tuned = options.get("tune") if isinstance(options, dict) else None
+            objective, beside = self._objective(where, name, options, alone, searched=self.tune is not None and tuned is not False)
             if objective is None:
                 continue
-            found[name] = objective
+            weighted, terms = objective.weight_from != NO_WEIGHT, len(objective.config["terms"])
+            objective = found[name] = self._tuned(objective, tuned, terms, weighted)
             added = beside_kd if beside is None else beside
             if added and objective.needs_teacher and not any(term["loss"] == "kd" for term in objective.config["terms"]):
                 both = self._with_kd(where, objective, added)
@@ -51,13 +57,20 @@ class ObjectiveReader:
                     instead = f"rename '{both.name}', or write `+kd: false` for '{name}'"
                     self.reader.error(where, f"`+kd` adds an objective '{both.name}', and the suite has one of that name: {instead}")
                 elif both:
-                    found[both.name] = both
+                    found[both.name] = self._tuned(both, tuned, terms, weighted)
         names: dict[str, str] = {}
         for name, objective in found.items():  # two rows of a table must not look alike
             other = names.setdefault(objective.label, name)
             if other != name:
                 self.reader.error(objective.where, f"'{name}' and '{other}' have the same label in tables, '{objective.label}': rename one")
         return found
+
+    def _tuned(self, objective: ObjectiveSpec, given: Any, terms: int, weighted: bool) -> ObjectiveSpec:
+        """The objective with its search, if it is tuned."""
+        if not objective.needs_teacher:
+            return objective
+        found = tuning.search(self.reader, self.tune, objective, given, terms, weighted)
+        return replace(objective, search=found, weight_from="tuned") if found else objective
 
     def _entries(self, given: Any) -> Iterator[tuple[str | int, tuple[str, Json | None]]]:
         """(key or place, (name, options)) of objectives that are listed or mapped."""
@@ -74,7 +87,10 @@ class ObjectiveReader:
                 problem = f"expected one name with its options, not {keys}: indent the options below the name"
                 self.reader.error(("objectives", place), problem)
 
-    def _objective(self, where: Where, name: str, given: Json, alone: str) -> tuple[ObjectiveSpec | None, bool | Json | None]:
+    def _objective(
+        self, where: Where, name: str, given: Json, alone: str, searched: bool = False
+    ) -> tuple[ObjectiveSpec | None, bool | Json | None]:
+        """An objective, and what it says of KD beside it. `searched`: a weight that nobody published is found by tuning."""
         if not isinstance(given, dict):
             self.reader.error(where, f"expected a mapping of options, not {shown(str(given))}")
             return None, None
@@ -86,7 +102,7 @@ class ObjectiveReader:
         if name == alone and fields.loss is None and fields.terms is None:
             used = {"task", "+kd"}
         elif fields.terms is not None:
-            used = {"task", "+kd", "terms", "dot", "weight_from"}
+            used = {"task", "+kd", "terms", "dot", "weight_from", "tune"}
         for key in [key for key in given if key in RESERVED and key not in used]:
             what = "has no distillation term" if fields.terms is None else "is made of `terms`: write it in one of them"
             self.reader.error((*where, key), f"'{key}' has no effect here, since the objective {what}")
@@ -96,9 +112,9 @@ class ObjectiveReader:
             return ObjectiveSpec(name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": []}, "published", where), False
         if fields.terms is not None:
             return self._combined(where, name, fields, options), fields.beside_kd
-        return self._single(where, name, fields, options), fields.beside_kd
+        return self._single(where, name, fields, options, searched), fields.beside_kd
 
-    def _single(self, where: Where, name: str, fields: ObjectiveFields, options: Json) -> ObjectiveSpec | None:
+    def _single(self, where: Where, name: str, fields: ObjectiveFields, options: Json, searched: bool) -> ObjectiveSpec | None:
         """One loss, by its preset: `rkd`, `rkd:official_cls`, or a name of one's own with `loss:`."""
         asked = fields.loss or name
         loss_name, preset_name = asked, fields.preset
@@ -115,7 +131,10 @@ class ObjectiveReader:
         preset = presets[preset_name] if preset_name else next(iter(presets.values()), None)
         resolved = self.reader.resolved(where, part, {**(preset.options if preset else {}), **options}, RESERVED)
         weight = fields.weight if fields.weight is not None else preset.weight if preset else None
-        if weight is None and preset is None:
+        unknown = weight is None and searched
+        if searched:
+            weight = 1.0 if weight is None else weight
+        elif weight is None and preset is None:
             self.reader.error(where, f"the loss '{asked}' has no presets: give its `weight:`")
         elif weight is None or preset and preset.weight is None and fields.weight_from is None:
             self.reader.error(where, f"'{asked}' has no published weight: give `weight:` and `weight_from:` (released, tuned or assumed)")
@@ -134,7 +153,7 @@ class ObjectiveReader:
         dot = fields.dot if fields.dot is not None else preset.dot if preset else None
         config = {"task": float(task), "terms": terms} | ({} if dot is None else {"dot": dot})
         label = label if dot is None or "dot" in label.lower() else f"{label}, DOT"
-        return ObjectiveSpec(name, label, config, fields.weight_from or default, where)
+        return ObjectiveSpec(name, label, config, NO_WEIGHT if unknown else fields.weight_from or default, where)
 
     def _combined(self, where: Where, name: str, fields: ObjectiveFields, options: Json) -> ObjectiveSpec | None:
         """Several terms: each `{loss: ..., weight: ..., option: ...}`."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from kdbench.manifest import Metric, Tuning
 from kdbench.plan.yaml import Where, YamlFile, checked_suite_name
 
 Json = dict[str, Any]
@@ -36,6 +37,14 @@ class Net:
 
 
 @dataclass(frozen=True)
+class Search:
+    """The values of each dimension of the search for an objective's weights, and how many of its terms are tuned (KD beside is not)."""
+
+    dimensions: dict[str, list[float]]
+    terms: int
+
+
+@dataclass(frozen=True)
 class ObjectiveSpec:
     """`config` is hashed; `label` is what tables print; `weight_from` says whose the weight is; `where` is its place in the file."""
 
@@ -44,6 +53,7 @@ class ObjectiveSpec:
     config: Json
     weight_from: str
     where: Where = ()
+    search: Search | None = None
 
     @property
     def needs_teacher(self) -> bool:
@@ -54,7 +64,8 @@ class ObjectiveSpec:
 class Suite:
     """A matrix of trainings, resolved. `pairs` are (student, teacher) names; `sources` are the folders of users' own parts; `margin` is the
     least difference that matters of the compared metric, as the metric is stored (None: the suite gives none); `metric` is the name of the
-    metric that reports compare (None: the task's primary one)."""
+    metric that reports compare (None: the task's primary one); `tuning` is how the weights of its tuned objectives are searched for,
+    by `metric_of_trials`."""
 
     name: str
     file: YamlFile
@@ -74,6 +85,8 @@ class Suite:
     seed: int
     margin: float | None = None
     metric: str | None = None
+    tuning: Tuning | None = None
+    metric_of_trials: Metric | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     def folder(self, part: str) -> Path | None:
@@ -103,7 +116,7 @@ WeightFrom = Literal["published", "released", "tuned", "assumed"]
 Names = str | list[str]
 Nets = list[str] | dict[str, Json | None]
 PLACES = ("student", "teacher", "objective")
-NOT_OF_A_TERM = {"task", "+kd", "terms", "dot"}
+NOT_OF_A_TERM = {"task", "+kd", "terms", "dot", "tune"}
 """Keys of an objective that a single term of it cannot have."""
 MAX_NAMES = 1_000
 MAX_EXCLUDES = 200
@@ -130,6 +143,7 @@ class ObjectiveFields(BaseModel, strict=True, extra="forbid"):
     task: float | None = None
     terms: list[Json] | None = None
     pairing: Literal["matched", "shuffled"] = "matched"
+    tune: Literal[False] | Json | None = None
     beside_kd: bool | Json | None = Field(default=None, alias="+kd")
 
 
@@ -154,5 +168,6 @@ SECTIONS: dict[str, tuple[Any, Any]] = {
     "teacher_seeds": (_Positive, 1),
     "seed": (Annotated[int, Field(ge=0)], 0),
     "+kd": (bool | Json, False),
+    "tune": (Json | None, None),
 }
 """Every key of a suite: its type and its default (`...`: it is required). `min_<primary metric>` is a key, too."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from kdbench import parts
 from kdbench.errors import PartError, SuiteError, closest, nearest
-from kdbench.manifest import Metric
-from kdbench.plan import schema
+from kdbench.manifest import Metric, Tuning
+from kdbench.plan import schema, tuning
 from kdbench.plan.nets import NetReader, metric_value
 from kdbench.plan.objectives import ObjectiveReader
 from kdbench.plan.reading import FileReader
@@ -36,13 +36,15 @@ class _SuiteReader(FileReader):
         dataset = self.part_with_options(("dataset",), "dataset", given["dataset"])
         least = metric_value(self, (min_key,), task.make.primary(), data[min_key]) if task and min_key in data else None
         students, teachers = self._nets(given, task, least)
-        objectives = ObjectiveReader(self).read(given["objectives"], given["+kd"], task)
+        tune = tuning.read(self, given["tune"], dataset, students, teachers)
+        objectives = ObjectiveReader(self, tune).read(given["objectives"], given["+kd"], task)
+        self._check_tuned(tune, objectives)
         pairs = self._pairs(given["pairs"], students, teachers)
         exclude = self._excludes(given["exclude"], students, teachers, objectives)
         baselines = self._baselines(given["baselines"], objectives)
         metric = self._metric(given["metric"], task)
         if not self.errors:
-            self._check_size(pairs, objectives, given["repeats"], given["teacher_seeds"])
+            self._check_size(pairs, objectives, given["repeats"], given["teacher_seeds"], tune.how if tune else None)
         if self.errors:
             raise SuiteError(sorted(self.errors, key=lambda one: int(one.removeprefix(f"{self.file.path}:").partition(":")[0])))
         assert task and dataset and metric
@@ -68,6 +70,8 @@ class _SuiteReader(FileReader):
             seed=given["seed"],
             margin=margin,
             metric=given["metric"],
+            tuning=tune.how if tune else None,
+            metric_of_trials=metric if tune else None,
             sources=self.sources,
         )
 
@@ -80,6 +84,15 @@ class _SuiteReader(FileReader):
                 name = "classification"  # the dataset's own error is reported elsewhere
         part = self.load(("task",), "task", name)
         return part, f"min_{part.make.primary().name}" if part else None
+
+    def _check_tuned(self, tune: tuning.Tune | None, objectives: Mapping[str, ObjectiveSpec]) -> None:
+        """Note a `tune` that is of nothing, wholly or in one of its dimensions."""
+        if tune and not self.errors:
+            if not any(objective.search for objective in objectives.values()):
+                self.error(("tune",), "no objective is tuned: none has a distillation term, or each says `tune: false`")
+            for name in set(tune.dimensions) - tune.used:
+                options = {option for one in objectives.values() for term in one.config["terms"] for option in term["options"]}
+                self.error(("tune", name), f"no loss that is tuned has an option '{name}' that is a number above 0{nearest(name, options)}")
 
     def _metric(self, name: str | None, task: parts.Part | None) -> Metric | None:
         """The metric that reports compare."""
@@ -101,11 +114,15 @@ class _SuiteReader(FileReader):
                 self.error(("teacher_seeds",), f"the teacher '{teacher}' is not trained, so it has only one seed")
         return students, teachers
 
-    def _check_size(self, pairs: list[tuple[str, str]], objectives: Mapping[str, ObjectiveSpec], repeats: int, seeds: int) -> None:
+    def _check_size(
+        self, pairs: list[tuple[str, str]], objectives: Mapping[str, ObjectiveSpec], repeats: int, seeds: int, tune: Tuning | None
+    ) -> None:
         """Refuse a matrix that is too large to be planned, before it is expanded."""
         taught = sum(objective.needs_teacher for objective in objectives.values())
         alone = len({student for student, _ in pairs}) * (len(objectives) - taught) * repeats
         cells = alone + (len(pairs) * taught * repeats + len({teacher for _, teacher in pairs})) * seeds
+        searches = sum(objective.search is not None for objective in objectives.values()) * (1 if tune and tune.pair else len(pairs))
+        cells += searches * tune.trainings if tune else 0
         if cells > schema.MAX_CELLS:
             made_of = f"{len(pairs)} pairs, {len(objectives)} objectives, {repeats} repeats, {seeds} of each teacher"
             limit = f"the limit is {schema.MAX_CELLS:,}: split it into several suites"

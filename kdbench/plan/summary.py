@@ -60,7 +60,7 @@ def as_json(suite: Path, results: Path) -> str:
     plan = outlook.plan
 
     def row(one: matrix.Row) -> dict[str, Any]:
-        names = {key: getattr(one, key) for key in ("role", "student", "teacher", "objective", "repeat", "teacher_seed")}
+        names = {key: getattr(one, key) for key in matrix.NAMES}
         cell = one.cell
         return {"id": cell.id, **names, "state": outlook.states[cell.id], "depends": dict(cell.depends), "config": cell.config}
 
@@ -79,12 +79,14 @@ def as_text(suite: Path, results: Path) -> str:
     outlook = PlanSummary.of(suite, results)
     plan, asked, left = outlook.plan, outlook.plan.suite, outlook.left()
     counts = Counter(outlook.states.values())
-    students = len(plan.rows) - len(plan.teachers)
+    trials = sum(row.role == "trial" for row in plan.rows)
+    students = len(plan.rows) - len(plan.teachers) - trials
     trained = sum(bool(row.cell.config["recipe"]["epochs"]) for row in plan.teachers)
     others = f" ({len(plan.teachers) - trained} more are not trained)" if trained < len(plan.teachers) else ""
     lines = [
         f"{asked.name}: {len(plan.cells)} cells ({', '.join(f'{count} {name}' for name, count in sorted(counts.items()))})",
-        f"  trainings: {trained} teacher{'s' * (trained != 1)}{others}, {students} student{'s' * (students != 1)} "
+        f"  trainings: {trained} teacher{'s' * (trained != 1)}{others}, {students} student{'s' * (students != 1)}"
+        f"{f', {trials} trials of tuning and their teachers' if trials else ''} "
         f"(objectives: {len(asked.objectives)}, pairs: {len(asked.pairs)}, repeats: {asked.repeats}, teacher seeds: {asked.teacher_seeds})",
         f"  bundles (students that are trained together in one process): {len(outlook.bundles)}, {len(left)} of them not finished",
         _work(outlook, left),
@@ -102,7 +104,8 @@ def learning_rate_lines(outlook: PlanSummary) -> list[str]:
     """The learning rates of each recipe by epoch, from the schedule that training uses, and the nets that have it."""
     from kdbench.timm_adapter import learning_rates
 
-    nets = {f"teacher {row.student}" if row.role == "teacher" else row.student: row.cell.config["recipe"] for row in outlook.plan.rows}
+    rows = [row for row in outlook.plan.rows if row.role != "trial"]
+    nets = {f"teacher {row.student}" if row.role == "teacher" else row.student: row.cell.config["recipe"] for row in rows}
     named: dict[str, list[str]] = {}
     for name, given in nets.items():
         if given["epochs"]:

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdbench import failure
-from kdbench.cell import Cell
+from kdbench.cell import Cell, depended
 from kdbench.errors import KdbenchError
 from kdbench.failure import STOPPED
 from kdbench.manifest import Manifest, ProfileRef
@@ -106,7 +106,8 @@ def train(plan: Plan, store: Store, machine: Machine, progress: ProgressBar) -> 
 
 @dataclass
 class _Run:
-    """`alone` are cells that get a try by themselves, `repeated` teachers that were found damaged while their students were trained."""
+    """`alone` are cells that get a try by themselves, `repeated` teachers that were found damaged while their students were trained,
+    `chosen_from` trials that are done, which are not looked at again: there may be thousands."""
 
     plan: Plan
     store: Store
@@ -117,6 +118,7 @@ class _Run:
     running: list[_Running] = field(default_factory=list)
     alone: set[str] = field(default_factory=set)
     repeated: set[str] = field(default_factory=set)
+    chosen_from: set[str] = field(default_factory=set)
 
     def until_done(self) -> None:
         machine = self.machine
@@ -145,18 +147,22 @@ class _Run:
         unable: dict[str, str | None] = {}
         there: dict[str, bool] = {}
         for cell in self.pending:
-            # The teacher first, once: ten thousand cells may wait for it, and the disk may be far away.
-            teacher = cell.depends.get("teacher")
-            if teacher is not None and teacher not in unable:
-                # Whether it is done is asked first: one that ends between the two questions is then judged, never taken as it is.
-                there[teacher] = self.store.is_done(teacher)
-                unable[teacher] = why_unable(self.store, manifest, teacher, teacher in under_way)
-            if teacher is not None and not unable[teacher] and not there[teacher]:
+            # What it depends on first, once: ten thousand cells may wait for a teacher, and the disk may be far away.
+            for role, other in cell.depends.items():
+                if other not in unable and other not in self.chosen_from:
+                    # Whether it is done is asked first: one that ends between the two questions is then judged, never taken as it is.
+                    there[other] = self.store.is_done(other)
+                    awaited = other in under_way and not there[other]
+                    unable[other] = None if awaited else why_unable(self.store, manifest, other, other in under_way)
+                    if there[other] and not unable[other] and role != "teacher":
+                        self.chosen_from.add(other)
+            why = hindered(cell, unable)
+            if not why and not all(there.get(other, True) for other in cell.depends.values()):
                 waiting.append(cell)
             elif self.store.is_done(cell.id):
                 continue
-            elif teacher is not None and unable[teacher]:
-                failure.put(self.store, cell.id, failure.blocked(f"blocked by teacher {teacher}: {unable[teacher]}"))
+            elif why:
+                failure.put(self.store, cell.id, failure.blocked(why))
             elif self.store.is_alive(cell.id):
                 waiting.append(cell)
             else:
@@ -215,12 +221,20 @@ class _Run:
         self.pending.append(cell)
 
 
-def why_unable(store: Store, manifest: Manifest, teacher: str, pending: bool) -> str | None:
-    """Why a teacher cannot be used; None while it may be, or when it can. `pending`: it will be trained."""
-    now = cell_state.of(store, teacher)
+def hindered(cell: Cell, unable: Mapping[str, str | None]) -> str:
+    """`blocked by teacher 1f…: it failed`, by the first cell that it depends on and that cannot be used; empty without one."""
+    found = ((role, other) for role, other in cell.depends.items() if unable.get(other))
+    return next((f"blocked by {depended(role)} {other}: {unable[other]}" for role, other in found), "")
+
+
+def why_unable(store: Store, manifest: Manifest, needed: str, pending: bool) -> str | None:
+    """Why a teacher or a trial cannot be used; None while it may be, or when it can. `pending`: it will be trained."""
+    now = cell_state.of(store, needed)
     if now.name == "finished":
-        return cell_state.shortfall(store, manifest, teacher) or None
-    finished_meanwhile = now.name == "waiting" and store.is_done(teacher)
+        return cell_state.shortfall(store, manifest, needed) or None
+    if now.name == "diverged" and manifest.roles.get(needed) == "trial":
+        return None  # it is the worst of its search
+    finished_meanwhile = now.name == "waiting" and store.is_done(needed)
     return None if pending or now.name == "running" or finished_meanwhile else str(now)
 
 

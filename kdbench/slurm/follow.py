@@ -108,9 +108,9 @@ class Follower:
 
     def _wanted(self, now: QueueState) -> list[Cell]:
         """The first look reads every record; after that, only those of cells that were not done are read again."""
-        teachers = {cell.depends.get("teacher") for cell in self.left} - {cell.id for cell in self.left}
-        # A teacher that was done and was found damaged is trained again.
-        self.left = [*(cell for cell in self.cells if cell.id in teachers and not self.store.is_done(cell.id)), *self.left]
+        needed = {other for cell in self.left for other in cell.depends.values()} - {cell.id for cell in self.left}
+        # A teacher or a trial that was done and was found damaged is trained again.
+        self.left = [*(cell for cell in self.cells if cell.id in needed and not self.store.is_done(cell.id)), *self.left]
         found = [cell for cell in local.wanted(self.store, self.left) if cell.id not in now.alive]
         self.left = [cell for cell in self.left if not self.store.is_done(cell.id)]
         return found
@@ -125,7 +125,7 @@ class Follower:
         """Of the cells that are wanted, those that may be tried again by the rules of `retry`."""
         failed = launch.oom_requests(now.submissions, self.cluster)
         chosen: dict[str, Cell] = {}
-        for cell in sorted(wanted, key=lambda cell: cell.role != "teacher"):
+        for cell in sorted(wanted, key=lambda cell: len(cell.depends)):  # what others depend on comes first
             if self._may(cell, chosen, now, failed):
                 chosen[cell.id] = cell
         return list(chosen.values())
@@ -141,10 +141,9 @@ class Follower:
                 self._advise(cell, failed[cell.id])
             return not spent
         if kind in ("", "blocked"):
-            teacher = cell.depends.get("teacher")
-            if teacher is not None and not self.store.is_done(teacher):
-                # The teacher's own tries are counted; its students follow it.
-                return teacher in chosen or teacher in now.alive or self.store.is_alive(teacher)
+            if undone := [other for other in cell.depends.values() if not self.store.is_done(other)]:
+                # Their own tries are counted; what depends on them follows.
+                return all(other in chosen or other in now.alive or self.store.is_alive(other) for other in undone)
             return self.tries[cell.id, kind] < TRIES
         return self.tries[cell.id, kind] < self.cluster.retry.get(kind, 0)
 
@@ -186,19 +185,18 @@ class Follower:
         return launched
 
     def _jobs(self, wanted: list[Cell], now: QueueState, dry: bool = False) -> list[JobRequest]:
-        """Jobs for these cells, without those whose teacher failed or is not good enough: these get a failure."""
+        """Jobs for these cells, without those whose teacher failed or is not good enough, or whose trials failed: these get a failure."""
         mine = {cell.id for cell in wanted}
         unable: dict[str, str | None] = {}
         able = []
         for cell in wanted:
-            teacher = cell.depends.get("teacher")
-            if teacher is not None and teacher not in unable:
-                unable[teacher] = local.why_unable(self.store, self.manifest, teacher, teacher in mine or teacher in now.alive)
-            if teacher is not None and (why := unable[teacher]):
-                if not dry:
-                    failure.put(self.store, cell.id, failure.blocked(f"blocked by teacher {teacher}: {why}"))
-            else:
+            for other in cell.depends.values():
+                if other not in unable:
+                    unable[other] = local.why_unable(self.store, self.manifest, other, other in mine or other in now.alive)
+            if not (why := local.hindered(cell, unable)):
                 able.append(cell)
+            elif not dry:
+                failure.put(self.store, cell.id, failure.blocked(why))
         return launch.jobs(able, self.rows, self.cluster, self.work, launch.oom_requests(now.submissions, self.cluster))
 
     def _line(self, now: QueueState) -> str:

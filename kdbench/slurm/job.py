@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import failure
+from kdbench.cell import depended
 from kdbench.errors import KdbenchError
 from kdbench.failure import STOPPED
 from kdbench.process_log import last_lines, log
@@ -91,42 +92,44 @@ class ElementRun:
         return work(self.store, ids, *options) if ids else 0
 
     def _ready(self, ids: Sequence[str]) -> list[str]:
-        """Those of the cells that can be trained now. Others are submitted again behind their teacher, or blocked if it will not finish."""
+        """Those of the cells that can be trained now. Others are submitted again behind what they depend on (their teacher, or a trial), or
+        blocked if it will not finish."""
         ready: list[str] = []
-        waiting: dict[str, list[str]] = {}
+        waiting: dict[tuple[str, str], list[str]] = {}
         for cell_id in ids:
             try:
-                teacher = self.store.cell(cell_id).depends.get("teacher")
+                depends = self.store.cell(cell_id).depends.items()
             except KdbenchError:  # the worker reports it
-                teacher = None
-            if teacher is None or self.store.is_done(teacher):
+                depends = {}.items()
+            first = next(((depended(role), other) for role, other in depends if not self.store.is_done(other)), None)
+            if first is None:
                 ready.append(cell_id)
             else:
-                waiting.setdefault(teacher, []).append(cell_id)
-        for teacher, cells in waiting.items():
-            self._behind(teacher, cells)
+                waiting.setdefault(first, []).append(cell_id)
+        for (role, other), cells in waiting.items():
+            self._behind(role, other, cells)
         return ready
 
-    def _behind(self, teacher: str, cells: Sequence[str]) -> None:
-        now = cell_state.of(self.store, teacher)
+    def _behind(self, role: str, other: str, cells: Sequence[str]) -> None:
+        now = cell_state.of(self.store, other)
         queue = queue_state(self.store, self.scheduler, self.submission.slurm, write=False)
-        job = queue.alive.get(teacher)
+        job = queue.alive.get(other)
         if job is None and now.name != "running":
             unasked = "" if queue.answered else f", and SLURM cannot be asked for its job ({queue.why})"
-            self._block(teacher, cells, f"{now}{unasked}")
+            self._block(role, other, cells, f"{now}{unasked}")
             return
         try:
-            # A teacher that is trained outside SLURM has no job to wait behind.
+            # One that is trained outside SLURM has no job to wait behind.
             after = [job.id] if job is not None and job.is_live else []
             moved = submit.again(self.store, self.submission, self.index, cells, after=after, later=not after)
-            self.add("moved", to=moved.job, cells=list(cells), why=f"its teacher {teacher} is still being trained")
+            self.add("moved", to=moved.job, cells=list(cells), why=f"its {role} {other} is still being trained")
         except KdbenchError as error:
-            self._block(teacher, cells, f"{now}, and no job could be submitted to wait for it: {error}")
+            self._block(role, other, cells, f"{now}, and no job could be submitted to wait for it: {error}")
 
-    def _block(self, teacher: str, cells: Sequence[str], why: str) -> None:
-        log(f"blocked by teacher {teacher}: {why}")
+    def _block(self, role: str, other: str, cells: Sequence[str], why: str) -> None:
+        log(f"blocked by {role} {other}: {why}")
         for cell_id in cells:
-            failure.put(self.store, cell_id, failure.blocked(f"blocked by teacher {teacher}: {why}"))
+            failure.put(self.store, cell_id, failure.blocked(f"blocked by {role} {other}: {why}"))
 
     def _put_back(self) -> int:
         """Put the job back into the queue after it has saved, unless SLURM ends it itself or another try would not get further."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdbench import failure
-from kdbench.cell import Cell
+from kdbench.cell import Cell, depended
 from kdbench.errors import OwnLimitError, QueueFullError, RequestError
 from kdbench.failure import CROWDED, Failure
 from kdbench.manifest import ManifestCell
@@ -41,6 +41,11 @@ class JobRequest:
     @property
     def ids(self) -> list[str]:
         return [cell_id for bundle in self.bundles for cell_id in bundle.ids]
+
+    @property
+    def level(self) -> int:
+        """What a cell depends on has a lower one: a teacher, a trial, a later trial, a final training depend on ever more cells."""
+        return max(len(cell.depends) for bundle in self.bundles for cell in bundle.cells)
 
 
 @dataclass
@@ -92,9 +97,10 @@ def jobs(
         for bundle in bundles(some, side_by_side=cluster.students_side_by_side)
     ]
     made.sort(key=lambda one: -one[3])
-    packed: dict[tuple[str, str, str, str | None], list[tuple[Bundle, float]]] = {}
+    packed: dict[tuple[str, str, str, str | None, int], list[tuple[Bundle, float]]] = {}
     for asked, alone, bundle, size in made:
-        packed.setdefault((asked, alone, bundle.cells[0].role, bundle.teacher), []).append((bundle, size))
+        first = bundle.cells[0]  # the rounds of a search follow each other, so each has jobs of its own
+        packed.setdefault((asked, alone, first.role, bundle.teacher, len(first.depends)), []).append((bundle, size))
     longest = made[0][3] if made else 0.0
     found = [
         JobRequest(tuple(some), json.loads(asked), size)
@@ -126,8 +132,8 @@ class Launcher:
     now: QueueState
 
     def launch(self, wanted: Sequence[JobRequest]) -> Launched:
-        """Submit teachers first; a student's job waits for its teacher's, however that ends. What SLURM refuses becomes a failure of its
-        cells, and the rest is submitted. Raises ClusterError: SLURM does not answer any more. What was submitted before stays."""
+        """Submit what others depend on first; a job waits for those of its teacher and trials, however they end. What SLURM refuses becomes
+        a failure of its cells, and the rest is submitted. Raises ClusterError: SLURM does not answer any more; what was submitted stays."""
         self.done = Launched()
         folder, exports = self.store.root / "code", [submit.THREADS]
         self.code: dict[str, str | None] = {"version": code_version(), "changes": _changes(self.store, folder)}
@@ -137,21 +143,21 @@ class Launcher:
             exports.append(f"export PYTHONPATH={shlex.quote(os.pathsep.join(paths))}")
         self.job_ids = {cell_id: job.id for cell_id, job in self.now.alive.items() if job.is_live}
         self.room = max(0, self.limits.jobs - self.now.queued) if self.limits.jobs is not None else None
-        for role in ("teacher", "student"):
-            groups: dict[tuple[str, str], list[JobRequest]] = {}
-            for job in wanted:
-                if job.bundles[0].cells[0].role != role:
-                    continue
-                teacher = job.bundles[0].teacher
-                if teacher in self.done.deferred:
+        for level in sorted({job.level for job in wanted}):
+            groups: dict[tuple[str, tuple[str, ...]], list[JobRequest]] = {}
+            for job in (one for one in wanted if one.level == level):
+                needed = {other: depended(role) for bundle in job.bundles for cell in bundle.cells for role, other in cell.depends.items()}
+                refused = next((other for other in needed if other in self.done.refused), None)
+                if refused is not None:
+                    self._fail([job], failure.blocked(f"blocked by {needed[refused]} {refused}: SLURM refuses its request"))
+                elif not needed.keys().isdisjoint(self.done.deferred):
                     self.done.deferred += job.ids
-                elif teacher in self.done.refused:
-                    self._fail([job], failure.blocked(f"blocked by teacher {teacher}: SLURM refuses its request"))
                 else:
-                    after = "" if teacher is None or self.store.is_done(teacher) else self.job_ids.get(teacher, "")
+                    undone = (self.job_ids.get(other, "") for other in needed if not self.store.is_done(other))
+                    after = tuple(dict.fromkeys(filter(None, undone)))
                     groups.setdefault((json.dumps(job.request, sort_keys=True), after), []).append(job)
             for (request, after), some in groups.items():
-                self._arrays(some, json.loads(request), [after] if after else [], exports)
+                self._arrays(some, json.loads(request), list(after), exports)
         return self.done
 
     def _arrays(self, some: list[JobRequest], request: Json, after: list[str], exports: list[str]) -> None:

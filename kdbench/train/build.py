@@ -14,7 +14,9 @@ from torch import nn
 
 from kdbench import parts
 from kdbench.cell import Cell
+from kdbench.choice import WORD, Point, applied, picked
 from kdbench.datasets._base import Data, Dataset
+from kdbench.errors import DataError
 from kdbench.isolation import isolated
 from kdbench.losses._base import Pair
 from kdbench.models._base import Model
@@ -65,10 +67,11 @@ class Setup:
             start_from(model, cell.config["student"], cell, self.data.input_shape[0])
         return laid_out(model, cell.config["numerics"], self.device)
 
-    def objective(self, cell: Cell) -> Objective:
-        """The objective, its losses bound to the pair with draws from the stream `loss`."""
+    def objective(self, cell: Cell, point: Point | None = None) -> Objective:
+        """The objective, its losses bound to the pair with draws from the stream `loss`; at a point of its search, if it has one."""
         config, seed = cell.config, Streams.of(cell.config).loss
-        objective = Objective(config["objective"], cell.sources, seed, Recipe.complete(config["recipe"])["epochs"])
+        given = config["objective"] if point is None else applied(config["objective"], point)
+        objective = Objective(given, cell.sources, seed, Recipe.complete(config["recipe"])["epochs"])
         if objective.terms:
             assert self.teacher is not None, "an objective with terms is trained with a teacher"
             outputs = self.task.outputs(self.dataset)
@@ -79,9 +82,21 @@ class Setup:
             objective.bind(Pair(student_taps, teacher_taps, labels, getattr(teacher, "head", None), teacher, features))
         return objective.to(self.device)
 
-    def member(self, cell: Cell) -> Member:
+    def member(self, cell: Cell, point: Point | None = None) -> Member:
         """The student of a cell, ready to train. Raises PartError (missing), RefusedError (a loss), or DataError (initial weights)."""
-        return Member(cell, self.student(cell), self.objective(cell), make_task(cell), BatchPlan.of(cell.config, self.data).steps)
+        objective, steps = self.objective(cell, point), BatchPlan.of(cell.config, self.data).steps
+        return Member(cell, self.student(cell), objective, make_task(cell), steps, point)
+
+
+def point_of(store: Store, cell: Cell) -> Point | None:
+    """The point that a tuned cell is trained at; None for others. Raises DataError: its trials do not tell."""
+    tuned = cell.config["objective"].get("tuned")
+    if tuned is None:
+        return None
+    trials = [store.record(other) for role, other in sorted(cell.depends.items()) if role.startswith(WORD)]
+    if None in trials:
+        raise DataError("not all of the trials that choose its weights are finished")
+    return picked(tuned, filter(None, trials))
 
 
 def make_task(cell: Cell) -> Task:

@@ -99,6 +99,7 @@ class Saver:
             "n_test": self.data.size("test"),
             "data_fingerprint": self.data.fingerprint,
             "diverged_at_step": None if step == NEVER else step,
+            **({} if member.point is None else {"tuned": member.point}),
         }
         begun = self.store.epochs_seen(member.cell.id)
         circumstance = {**self.circumstance, "train_s": round(self._trained_s(member), 3), "epochs_begun": len(begun)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.cell import Cell
+from kdbench.choice import Point, rounded
+from kdbench.errors import LossError
 from kdbench.isolation import isolated, private
 from kdbench.losses._base import Batch, Taps
 from kdbench.recipes._base import Recipe
@@ -31,7 +35,9 @@ Part = tuple[float, int, Any, Any, Batch, Taps | None]
 class Member:
     """A student in training. It shares no state with other students."""
 
-    def __init__(self, cell: Cell, student: nn.Module, objective: Objective, task: Task, steps_per_epoch: int):
+    def __init__(self, cell: Cell, student: nn.Module, objective: Objective, task: Task, steps_per_epoch: int, point: Point | None = None):
+        """`point` is that of a tuned objective, which `objective` is at."""
+        self.point = point
         self.cell, self.student, self.objective, self.task = cell, student, objective, task
         self.recipe, self.numerics = Recipe.complete(cell.config["recipe"]), cell.config["numerics"]
         self.streams = Streams.of(cell.config)
@@ -57,6 +63,8 @@ class Member:
     def step(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None, first: bool = False) -> None:
         """One batch: forward, objective, backward, update. `first` also measures the gradient sizes of the terms (once an epoch)."""
         gradients: dict[str, dict[int, Tensor]] = {}
+        if self.point and "gradient" in self.point:
+            self._find_weight(self.point, inputs, targets, batch, teacher)
         with isolated(seed_of(self.streams.dropout, batch.step)):
             self.trained.train()
             for place, (share, seed, *part) in enumerate(self.parts(inputs, targets, batch, teacher)):
@@ -87,6 +95,25 @@ class Member:
         found = torch.autograd.grad(terms, weights, retain_graph=True, allow_unused=True)
         self.optimizer.add({weight: gradient for weight, gradient in zip(weights, found, strict=True) if gradient is not None})
         (share * values["task"][1]).backward()
+
+    def _find_weight(self, point: Point, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> None:
+        """Turn the size of the distillation gradient that a trial asks for into the factor of its weights, before the first step, which
+        then finds everything as it was. Raises LossError: there is no gradient."""
+        before, found = copy.deepcopy(self.trained.state_dict()), dict[str, dict[int, Tensor]]()
+        with isolated(seed_of(self.streams.dropout, batch.step)):
+            self.trained.train()
+            for share, seed, *part in self.parts(inputs, targets, batch, teacher):
+                values = self._values(seed, *part)
+                terms = torch.stack([weighted for name, (_, weighted) in values.items() if name != "task"]).sum()
+                self._add_gradients(found, {"task": values["task"], "terms": (terms, terms)}, share)
+        self.trained.load_state_dict(before)
+        size = _relative_sizes(found).get("terms", 0.0)
+        if not 0 < size < math.inf:
+            raise LossError(
+                f"the distillation gradient is {size:g} times the task's at the first step, so no weight follows: give a `weight`"
+            )
+        self.point = {"weight": rounded(point["gradient"] / size)} | {name: value for name, value in point.items() if name != "gradient"}
+        self.objective.scale(self.point["weight"], self.cell.config["objective"]["tuned"]["terms"])
 
     def parts(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> Iterator[Part]:
         """The batch in parts of nearly equal size, none larger than the recipe's batch divided by `accumulate`."""
@@ -154,12 +181,16 @@ class Member:
         """Everything that is needed to resume; bit for bit on the CPU with numerics `exact`."""
         own = {name: getattr(self, name) for name in ("history", "sums", "seen", "gradients", "lr", "bad_step")}
         own |= {"average": self.average.module.state_dict()} if self.average else {}
+        own |= {"point": self.point} if self.point else {}
         return {"trained": self.trained.state_dict(), "optimizer": self.optimizer.state_dict(), **own}
 
     def restore(self, state: dict[str, Any], steps_done: int) -> None:
         self.trained.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.step_update(steps_done)
+        if self.point and "gradient" in self.point and "weight" in state["point"]:
+            self.point = state["point"]
+            self.objective.scale(self.point["weight"], self.cell.config["objective"]["tuned"]["terms"])
         if self.average:
             self.average.module.load_state_dict(state["average"])
         self.history, self.seen = state["history"], state["seen"]

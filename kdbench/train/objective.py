@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import parts
+from kdbench.choice import applied
 from kdbench.errors import RefusedError
 from kdbench.isolation import isolated
 from kdbench.losses._base import Batch, Loss, Pair, Taps
@@ -54,6 +55,11 @@ class Objective(nn.Module):
             for part, value in named.items():
                 values[f"{name}.{part}" if part else name] = (value, weight * value)
         return values
+
+    def scale(self, factor: float, terms: int) -> None:
+        """Multiply the weights of the first terms."""
+        scaled = applied({"terms": self.terms, "tuned": {"terms": terms}}, {"weight": factor})
+        self.terms = scaled["terms"]
 
     def deployed(self, student: nn.Module) -> nn.Module:
         """The model that is evaluated and kept."""

@@ -140,7 +140,7 @@ def _train_bundle(
     """Train one bundle. Returns whether no cell failed, and the cells that must restart because their checkpoint does not fit."""
     import torch
 
-    from kdbench.train.build import Setup
+    from kdbench.train.build import Setup, point_of
     from kdbench.train.checkpoint import CHECKPOINT_EVERY_S, Saver
     from kdbench.train.circumstance import choose_device, circumstance
     from kdbench.train.loop import train
@@ -162,7 +162,7 @@ def _train_bundle(
     afresh: list[Cell] = []
     for cell in bundle.cells:
         try:
-            member = setup.member(cell)
+            member = setup.member(cell, point_of(store, cell))
             saver.sources[cell.id] = parts.sources_of(cell.config)
             if _resumed(store, member, start, plan.steps, saver):
                 members.append(member)
