@@ -53,9 +53,9 @@ FLOORS: list[tuple[str, str]] = [
         "report",
         "report.across_table report.beside report.class_table report.comparison report.comparison_table report.cost_table "
         "report.document report.entries report.figures.differences report.figures.draw report.figures.epochs "
-        "report.figures.figure_data report.figures.panels report.figures.values report.sentences "
+        "report.figures.figure_data report.figures.panels report.figures.tuning report.figures.values report.sentences "
         "report.frame report.from_file report.latex report.latex_text report.main_table report.notes report.page.page "
-        "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text "
+        "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.trials "
         "report.warnings report.write tensorboard_adapter",
     ),
     ("run", "run.local run.progress run.status run.verbs"),

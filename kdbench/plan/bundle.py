@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,11 +39,18 @@ def key(cell: Cell, position: Any = 0) -> str:
 
 
 def bundles(cells: Iterable[Cell], positions: Mapping[str, Any] | None = None, side_by_side: int = SIDE_BY_SIDE) -> list[Bundle]:
-    """Group cells, in their order, at most `side_by_side` to a bundle."""
+    """Group cells, in their order, at most `side_by_side` to a bundle, and bundles of a group of nearly equal size."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(key(cell, (positions or {}).get(cell.id, 0)), []).append(cell)
-    return [Bundle(tuple(group[start : start + side_by_side])) for group in groups.values() for start in range(0, len(group), side_by_side)]
+    found = []
+    for group in groups.values():
+        size, larger = divmod(len(group), -(-len(group) // side_by_side))
+        rest = iter(group)
+        while some := tuple(itertools.islice(rest, size + (larger > 0))):
+            found.append(Bundle(some))
+            larger -= 1
+    return found
 
 
 def model_key(model: Mapping[str, Any]) -> str:

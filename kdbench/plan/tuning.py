@@ -132,8 +132,8 @@ def search(reader: FileReader, tune: Tune | None, objective: ObjectiveSpec, give
 
 
 def points(search: Search) -> list[dict[str, float]]:
-    """The first trials: the first dimension's values in order and, where there are others, quasi-random values of these (a Hammersley
-    set, so that each value of the first dimension is tried once, and the others are spread evenly)."""
+    """The first trials: the first dimension's values in order and, where there are others, their values in the order of a quasi-random
+    sequence (as in a Hammersley set), each equally often or nearly so."""
     (first, values), *others = search.dimensions.items()
     if not others:
         return [{first: value} for value in values]
@@ -141,7 +141,8 @@ def points(search: Search) -> list[dict[str, float]]:
 
     sampler = qmc.Halton(len(others), scramble=False)
     sampler.fast_forward(1)  # the first point is a corner
+    ranks = sampler.random(len(values)).argsort(axis=0).argsort(axis=0).tolist()
     return [
-        {first: value} | {name: given[int(place * len(given))] for (name, given), place in zip(others, draw, strict=True)}
-        for value, draw in zip(values, sampler.random(len(values)).tolist(), strict=True)
+        {first: value} | {name: given[rank * len(given) // len(values)] for (name, given), rank in zip(others, mine, strict=True)}
+        for value, mine in zip(values, ranks, strict=True)
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.cell import depended
 from kdbench.errors import DamagedError
 from kdbench.manifest import Manifest, ManifestCell
 from kdbench.record import COSTS, Record
@@ -35,7 +36,7 @@ Key = tuple[str, str, str, str]
 
 
 def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
-    """One row for each cell of the manifest, students and teachers, in the manifest's order.
+    """One row for each student and teacher of the manifest, in its order; the trials of tuning are in `trials.trials`.
 
     Returns:
         suite, role, dataset, teacher, student, objective, label, repeat, teacher_seed, id, state; one column for each metric that
@@ -57,6 +58,7 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     rows = [
         {"suite": manifest.suite, "label": labels.get(cell.objective, cell.objective), **vars(cell), **observed[cell.id]}
         for cell in manifest.cells
+        if cell.role != "trial"
     ]
     table = pd.DataFrame(rows, columns=[*IDENTITY, *metrics, *CIRCUMSTANCE])
     return table.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys((*metrics, "train_s", "least_gradient"), "float64")})
@@ -125,7 +127,7 @@ def _judge(cell: ManifestCell, by_id: Mapping[str, ManifestCell], observed: dict
             continue
         _judge(by_id[other], by_id, observed, manifest)
         if observed[other]["state"] in SPOILED or observed[other]["shortfall"]:
-            mine.update(state="blocked", why=f"its {role} (run {other}): {observed[other]['why'] or observed[other]['state']}")
+            mine.update(state="blocked", why=f"its {depended(role)} (run {other}): {observed[other]['why'] or observed[other]['state']}")
 
 
 def costs(store: Store, manifest: Manifest) -> pd.DataFrame:

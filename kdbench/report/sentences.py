@@ -210,7 +210,9 @@ def table_notes(study: Study) -> tuple[str, ...]:
     notes = [f"Images: {counts[0] or 'unknown'} for training, {counts[1] or 'unknown'} for testing."] if any(counts) else []
     for source, words in WEIGHTS.items():
         named = [objective.label for objective in manifest.objectives if objective.weight_from == source]
-        notes += [f"Weights {words}: {', '.join(named)}."] if named else []
+        how = manifest.tuning if source == "tuned" else None
+        budget = f", each by {how.trainings} trainings on held-out images (table Tuning)" if how else ""
+        notes += [f"Weights {words}{budget}: {', '.join(named)}."] if named else []
     notes += [f"Assumed: {line.rstrip('.')}." for line in manifest.assumed]
     if any(place.tested for place in study.places):
         notes.append(

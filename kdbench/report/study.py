@@ -81,7 +81,8 @@ class Study:
     a comparison in one pair (the second family), `overall`: a row a baseline and objective over all pairs (the primary family).
     `overall_summaries`: a row an objective (of the mean over its pairs: n_pairs, n_pairs_asked, n, n_asked, mean, sd, among_best).
     `collapsed`: the runs that collapse. `ranks`: mean ranks; None with one pair. `costs`, `histories`, `terms`, `images`: as
-    `frame.costs`, `histories.histories`, `histories.terms` and `stats.predictions.image_statistics` make them; None: not read or not there.
+    `frame.costs`, `histories.histories`, `histories.terms` and `stats.predictions.image_statistics` make them, `trials` as `trials.trials`;
+    None: not read or not there.
     """
 
     manifest: Manifest
@@ -97,6 +98,7 @@ class Study:
     histories: pd.DataFrame | None = None
     terms: pd.DataFrame | None = None
     images: ImageStatistics | None = None
+    trials: pd.DataFrame | None = None
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str, str], Place]:

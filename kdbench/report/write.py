@@ -29,6 +29,7 @@ from kdbench.report.sentences import findings
 from kdbench.report.study import Study, study
 from kdbench.report.table import Group, Table
 from kdbench.report.text import markdown, terminal
+from kdbench.report.trials import trials, tuning_table
 from kdbench.report.warnings import warnings
 from kdbench.stats.predictions import image_statistics
 from kdbench.store.histories import histories, terms
@@ -161,6 +162,7 @@ def from_store(store: Store, manifest: Manifest, options: ReportOptions) -> Stud
         images=image_statistics(whole.students, by_image, read, whole.teacher_ids, manifest.alpha) if read else None,
         histories=histories(store, manifest) if epochs else None,
         terms=terms(store, manifest) if epochs or options.beside else None,
+        trials=trials(store, manifest),
     )
 
 
@@ -172,6 +174,7 @@ def compose(whole: Study, options: ReportOptions) -> Document:
         from kdbench.report.figures.draw import FigureData, figures
 
         data = FigureData(manifest, whole.students, whole.summaries, whole.comparisons, whole.costs, whole.histories, whole.overall)
+        data = replace(data, trials=whole.trials)
         drawn = tuple(figures(data, every_page=options.figures))
     facts = (*findings(whole), *((manifest.description,) if manifest.description else ()))
     return Document(manifest.suite, facts, tuple(report_tables(whole, options)), warnings(whole, _sources_now(whole.runs)), drawn)
@@ -188,6 +191,7 @@ def report_tables(whole: Study, options: ReportOptions | None = None) -> list[Ta
         comparison_table(whole),
         predictions_table(whole.images, whole.manifest, whole.unstable) if whole.images is not None else None,
         class_table(whole),
+        tuning_table(whole),
         cost_table(whole.costs, whole.manifest),
     ]
     return [table for table in found if table is not None]
@@ -255,7 +259,7 @@ def write(whole: Study, document: Document, store: Store, folder: Path, options:
 
 def frames(whole: Study, options: ReportOptions) -> Iterator[tuple[str, pd.DataFrame]]:
     """The tables behind the tables, by file name."""
-    names = ("summaries", "comparisons", "overall", "costs", *(("terms", "histories") if options.histories else ()))
+    names = ("summaries", "comparisons", "overall", "costs", "trials", *(("terms", "histories") if options.histories else ()))
     held = [(name, getattr(whole, name)) for name in names]
     held += [(f"images_{name}", getattr(whole.images, name)) for name in from_file.IMAGE_FRAMES] if whole.images is not None else []
     return ((name, table) for name, table in held if table is not None and len(table))

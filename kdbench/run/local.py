@@ -27,7 +27,8 @@ from kdbench.store import Store, cell_state
 
 POLL_S = 0.2
 LEAST_SHARE = 4
-"""So many students at least are worth a process of their own while others are still at work: starting one takes seconds."""
+"""So many students at least are worth a process of their own while others are still at work, or still to come: starting one takes
+seconds."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,11 @@ class _Run:
             while self.pending or self.waiting or self.running:
                 self.waiting += bundles(self._ready(manifest), side_by_side=machine.side_by_side)
                 free = [slot for slot in range(machine.jobs) if slot not in {job.slot for job in self.running}]
+                if free:
+                    more = len(free) if self.pending else machine.jobs
+                    self.waiting = _shared_out(self.waiting, more, LEAST_SHARE)
                 if free and not self.pending:
-                    self.waiting = _shared_out(_shared_out(self.waiting, machine.jobs, LEAST_SHARE), len(free))
+                    self.waiting = _shared_out(self.waiting, len(free))
                 for slot in free[: len(self.waiting)]:
                     job = _start(self.waiting.pop(0), self.store, self.plan.suite.name, machine, slot)
                     self.running.append(job)

@@ -45,7 +45,7 @@ class JobRequest:
     @property
     def level(self) -> int:
         """What a cell depends on has a lower one: a teacher, a trial, a later trial, a final training depend on ever more cells."""
-        return max(len(cell.depends) for bundle in self.bundles for cell in bundle.cells)
+        return max((cell.role != "teacher") + len(cell.depends) for bundle in self.bundles for cell in bundle.cells)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdbench.choice import applied
 from kdbench.errors import DamagedError, KdbenchError
 from kdbench.manifest import Manifest
 from kdbench.store import Store
@@ -29,6 +30,8 @@ def histories(store: Store, manifest: Manifest) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []
     runs, lengths, evaluated = [], [], []
     for cell in manifest.cells:
+        if cell.role == "trial":
+            continue
         with suppress(DamagedError, ValueError):  # the frame reports it
             record, before = store.record(cell.id), len(rows)
             for entry in record.epochs() if record is not None else ():
@@ -47,6 +50,13 @@ def histories(store: Store, manifest: Manifest) -> pd.DataFrame:
     return pd.concat([named, epochs], axis=1)
 
 
+def _chosen(store: Store, cell_id: str) -> dict[str, Any]:
+    """The objective of a cell; of a tuned one, with what was chosen for it, as soon as that is known."""
+    objective: dict[str, Any] = store.cell(cell_id).config["objective"]
+    record = store.record(cell_id) if "tuned" in objective else None
+    return applied(objective, record.result["tuned"]) if record and "tuned" in record.result else objective
+
+
 def terms(store: Store, manifest: Manifest) -> pd.DataFrame:
     """One row a term of each objective: label, task (the weight of the task's loss), loss, weight, options (JSON, with `warm_up`,
     `decay`, `of_epochs` and `dot` where there are any), pairing, and weight_from: whose the weights are."""
@@ -56,7 +66,7 @@ def terms(store: Store, manifest: Manifest) -> pd.DataFrame:
         if one.name not in first:
             continue
         try:
-            config = store.cell(first[one.name]).config["objective"]
+            config = _chosen(store, first[one.name])
         except KdbenchError as error:
             config = {"task": None, "terms": [{"loss": f"unknown: {error}"}]}
         shared = {"objective": one.name, "label": one.label, "task": config["task"], "weight_from": one.weight_from}

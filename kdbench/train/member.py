@@ -109,9 +109,7 @@ class Member:
         self.trained.load_state_dict(before)
         size = _relative_sizes(found).get("terms", 0.0)
         if not 0 < size < math.inf:
-            raise LossError(
-                f"the distillation gradient is {size:g} times the task's at the first step, so no weight follows: give a `weight`"
-            )
+            raise LossError(f"the distillation gradient is {size:g} times the task's at the first step: give a `weight` to search around")
         self.point = {"weight": rounded(point["gradient"] / size)} | {name: value for name, value in point.items() if name != "gradient"}
         self.objective.scale(self.point["weight"], self.cell.config["objective"]["tuned"]["terms"])
 

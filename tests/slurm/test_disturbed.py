@@ -183,3 +183,19 @@ def test_a_limit_that_brings_no_new_epoch_is_a_clear_failure_and_not_an_endless_
 
     assert "no epoch was completed within the limit of 1 min: increase timeout_min" in output
     assert len(lab.submissions()) == 2
+
+
+def test_a_search_of_which_a_job_is_killed_chooses_the_same_as_alone(lab: Lab) -> None:
+    lab.write(suite=SUITE.replace("per_class: 4", "per_class: 8").replace("weight: 0.1}", "weight: 0.1}\ntune: {trials: 3}"), pause_s=0.1)
+    lab.submit()
+    lab.in_training(20)
+    trials = lab.cells("trial")
+    (holder, *_) = [holder for cell_id in trials if (holder := lab.store.claim_holder(cell_id)) is not None]
+    os.kill(holder.pid, signal.SIGKILL)
+    lab.until_quiet(300)
+    lab.submit("--wait")
+    lab.equals_undisturbed()
+    (final,) = lab.cells("student")
+    record = lab.store.record(final)
+    assert record is not None and len(trials) == 1 + 3 + 1 + 3 * 2
+    assert record.result["tuned"] in [lab.store.record(trial).result.get("tuned") for trial in trials]  # type: ignore[union-attr]

@@ -137,6 +137,36 @@ def test_teachers_go_first_and_each_students_array_waits_for_its_own(
     assert all(not plan.cells[cell_id].depends for payloads in alone for _, ids, _, _ in payloads for cell_id in ids)
 
 
+def test_the_rounds_of_a_search_are_jobs_that_wait_for_each_other(
+    plan_of: Callable[..., Plan], launched: Callable[..., Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = Sbatch(monkeypatch)
+    plan = plan_of(dataset="{name: digits, per_class: 8}", objectives="[ce, kd, sp]", tune="{trials: 3}", repeats="1")
+    done = launched(plan)
+    assert sorted(done.cells) == sorted(plan.cells) and len(sbatch.calls) == len(done.submissions)
+    job_of = {cell_id: one.job_of(index) for one in done.submissions for index in range(len(one.elements)) for cell_id in one.cells(index)}
+    after = {cell_id: one.after for one in done.submissions for index in range(len(one.elements)) for cell_id in one.cells(index)}
+    for cell in plan.cells.values():
+        assert sorted(after[cell.id]) == sorted({job_of[other] for other in cell.depends.values()} | set(after[cell.id]))
+        assert job_of[cell.id] not in after[cell.id]
+    rounds = {
+        frozenset(row.trial for row in plan.rows if row.cell.id in ids)
+        for job in {*job_of.values()}
+        for ids in [[c for c, j in job_of.items() if j == job]]
+    }
+    assert {frozenset({1, 2, 3}), frozenset({4}), frozenset({5, 6, 7})} <= rounds
+
+    # A teacher of trials that SLURM refuses blocks all that follows from it.
+    refused = next(row.cell.id for row in plan.rows if row.role == "trial" and row.objective is None)
+    for cell_id in plan.cells:
+        store.clear_failure(cell_id)
+    cells = [cell for cell in plan.cells.values() if refused in (cell.id, cell.depends.get("teacher"))]
+    monkeypatch.setattr(submitit_adapter, "submit", Sbatch(monkeypatch, 0, RequestError("no such partition")))
+    done = launched(plan, cells=cells)
+    blocked = {cell.id: store.failure(cell.id) for cell in cells if cell.id != refused}
+    assert not done.submissions and all(one is not None and one.kind == "blocked" for one in blocked.values())
+
+
 def test_a_job_is_given_the_results_folder_and_ids_and_little_else(
     plan_of: Callable[..., Plan], launched: Callable[..., Any], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

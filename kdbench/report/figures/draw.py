@@ -17,7 +17,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 from kdbench.report import document
-from kdbench.report.figures import differences, epochs, values
+from kdbench.report.figures import differences, epochs, tuning, values
 from kdbench.report.figures.figure_data import Content, FigureData
 from kdbench.report.figures.panels import GREY, SMALL
 
@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[FigureData], Content | None]] = {
     "cost": values.costs,
     "curves": epochs.curves,
     "gradients": epochs.gradients,
+    "tuning": tuning.tuning,
 }
 """By the name of its files: what a figure shows; None where its data are not there."""
 

@@ -52,7 +52,8 @@ class FigureData:
 
     `students`: runs as `comparison.student_runs` gives them. `summaries`: as `stats.repeats.summarise`. `comparisons`: dataset, teacher,
     student, baseline, objective, n, difference, low, high, low_all, high_all, verdict. `costs`: as `frame.costs`. `histories`: as
-    `histories.histories`. `overall`: the columns of `comparisons` without dataset, teacher and student: means over all pairs.
+    `histories.histories`. `overall`: the columns of `comparisons` without dataset, teacher and student: means over all pairs. `trials`:
+    as `trials.trials`.
     """
 
     manifest: Manifest
@@ -62,6 +63,7 @@ class FigureData:
     costs: pd.DataFrame | None = None
     histories: pd.DataFrame | None = None
     overall: pd.DataFrame | None = None
+    trials: pd.DataFrame | None = None
 
     @property
     def scale(self) -> float:
