@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import parts
-from kdbench.errors import DataError, PartError, nearest
+from kdbench.errors import DataError, KdbenchError, PartError, nearest
 from kdbench.store import Store, cell_state
 
 DEPARTS = "Differences from the source"
 """What readers see for the label `Departs` of a docstring."""
+
+STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"
 
 WEIGHTS = """Keys beside the options, in a suite:
   weights: a checkpoint, {file: x.pth, key: state_dict_ema, prefix: student.} to choose among the weights in it, or pretrained (timm)
@@ -40,6 +42,68 @@ def listed(kind: str | None) -> str:
             lines.append(f"  {name:<{wide}}  {parts.summary(one, name)}")
             lines += [f"    {called:<{wide}} {_in_words(*meant)}" for called, meant in stands_for.items() if meant[0] == name]
     return "\n".join(lines) + "\n"
+
+
+def losses() -> str:
+    """A table of all losses: when and where they were published, what they compare, what they need, and how many parameters their default
+    preset trains on a pair of CIFAR-100."""
+    pair = _example_pair()
+    rows = [("name", "year", "compares", "parameters", "needs", "source")]
+    for name in parts.names("loss"):
+        part = parts.load("loss", name)
+        source = re.search(r"^Source:(.*?)(?=^\w+:|\Z)", inspect.cleandoc(part.make.__doc__ or ""), re.MULTILINE | re.DOTALL)
+        said = " ".join(source[1].split()) if source else ""
+        cited = re.match(r'(.+?), "(?:.+?)",? ?\(?([^;,.(]*(?:\.\d+)?)', said)
+        authors, where = (cited[1], cited[2].strip()) if cited else ("", said)
+        preprint = re.search(r"arXiv (\d\d)", where)
+        year = re.search(r"(?:19|20)\d\d(?!\d|\.)", where) if not preprint else None
+        loss = part.build(part.options(dict(next(iter(part.make.presets.values())).options)))
+        cells = (year[0] if year else f"20{preprint[1]}" if preprint else "", part.make.compares, _parameters(loss, pair))
+        rows.append((name, *cells, ", ".join(sorted(loss.needs)), f"{authors}, {where}" if authors else where))
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:>{size}}" if place == 3 else f"{cell:<{size}}" for place, (cell, size) in enumerate(zip(row, wide, strict=True)))
+        for row in rows
+    ]
+    notes = (
+        f"parameters: what the default preset trains beside the student, for {STUDENT} and the teacher {TEACHER} on CIFAR-100;",
+        "- where it refuses this pair. `kdbench show NAME` has the formula, the options and the presets.",
+    )
+    return "".join(f"{line.rstrip()}\n" for line in [*lines, "", *notes])
+
+
+def _example_pair() -> Any:
+    """The pair of the table on the meta device."""
+    import torch
+
+    from kdbench.losses._base import Pair
+    from kdbench.plan.probe import probe_model
+
+    dataset = parts.load("dataset", "cifar100").build({})
+    probed = []
+    for called in (STUDENT, TEACHER):
+        name, options = parts.named("model")[called]
+        part = parts.load("model", name)
+        resolved = part.options(dict(options))
+        config = {"name": name, "version": part.version_with(resolved), "options": resolved}
+        probed.append(probe_model(config, dataset, dataset.n_classes, {}))
+    student, teacher = probed
+    labels = torch.empty(dataset.n_train, dtype=torch.int64, device="meta")
+    assert teacher.taps.pooled is not None
+    features = torch.empty(dataset.n_train, teacher.taps.pooled.shape[1], device="meta")
+    return Pair(student.taps, teacher.taps, labels, teacher.model.head, teacher.model, features)
+
+
+def _parameters(loss: Any, pair: Any) -> str:
+    """How many parameters a loss trains with a pair; `-` where it refuses it."""
+    import torch
+
+    with torch.device("meta"):
+        try:
+            loss.prepare(pair)
+        except KdbenchError:
+            return "-"
+        return f"{sum(weight.numel() for weight in loss.parameters() if weight.requires_grad):,}"
 
 
 def _in_words(part: str, options: Mapping[str, Any]) -> str:

@@ -256,10 +256,10 @@ def download(dataset: str, data: Path) -> None:
 @main.command("list")
 @click.argument("kind", required=False)
 def list_(kind: str | None) -> None:
-    """List the losses, datasets, models, recipes and tasks, or those of one KIND (such as `losses`)."""
+    """List the losses, datasets, models, recipes and tasks, or those of one KIND; `losses` have year, needs, size and source, too."""
     from kdbench import catalogue
 
-    click.echo(catalogue.listed(kind), nl=False)
+    click.echo(catalogue.listed(kind) + (f"\n{catalogue.losses()}" if kind in ("loss", "losses") else ""), nl=False)
 
 
 @main.command()

@@ -197,6 +197,8 @@ class Loss(nn.Module):
     added: ClassVar[Mapping[str, Any]] = {}
     """Options added after the first release, each with the value that gives the earlier behaviour. An option with that value is not part
     of a cell's id, so that earlier cells keep their ids."""
+    compares: ClassVar[Literal["logits", "features", "relations", ""]] = ""
+    """What it makes alike, for lists of losses: predictions, features of an image, or relations between images, channels or stages."""
     couples: Literal["sample", "batch"] = "batch"
     """`sample`: the value for a batch is the mean of its values for the images alone. Only such losses can be used with `accumulate`."""
     takes_mixed: bool = False

@@ -35,6 +35,7 @@ class AB(Loss):
         With one image and a map of 1x1, a batch norm gives its bias where PyTorch raises.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset(
             "github.com/HobbitLong/RepDistiller, scripts: -b 1 times 3/1000, in a first stage, which is missing here", weight=None

@@ -29,6 +29,7 @@ class AT(Loss):
         alone, to squares: the same for square maps.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: attention, -b 1000", weight=1000.0)
     }

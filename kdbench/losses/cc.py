@@ -38,6 +38,7 @@ class CC(Loss):
         in the released code, so a sample of zeros gets a finite but very large gradient. Kernel matrices are computed in float64.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "zoo": Preset("github.com/AberHu/Knowledge-Distillation-Zoo, example_train_script.sh: CC, 100", weight=100.0),
         "crd": Preset(

@@ -37,6 +37,7 @@ class CKA(Loss):
         gradient includes that of the median.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "saha": Preset("Saha et al., BMVC 2022: the loss; its weight was not published", weight=None),
         "unbiased": Preset(

@@ -36,6 +36,7 @@ class CRD(Loss):
         batch keeps one of its two embeddings, as in the code. The sums are computed with logarithms of p.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 0.8, K 16384, T 0.07, momentum 0.5, 128 dimensions", weight=0.8)
     }

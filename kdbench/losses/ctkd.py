@@ -32,6 +32,7 @@ class CTKD(Loss):
         target is left out. `reversal_epochs` does not scale with the length of the training.
     """
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar100": Preset(f"{SOURCE}, scripts for CIFAR-100: 0.1 CE + 0.9 KD, 10 epochs", weight=0.9, task=0.1),
         "imagenet": Preset(f"{SOURCE}, scripts for ImageNet: CE + KD, 5 epochs", weight=1.0, options={"reversal_epochs": 5}),

@@ -30,6 +30,7 @@ class DIST(Loss):
         of one image gives tau^2 gamma for `intra`, with gradient 0), and a very large gradient if only the student's are constant.
     """
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar100": Preset(f"{SOURCE}: CIFAR-100, twice (beta 1, gamma 1), tau 4", weight=2.0),
         "imagenet": Preset(f"{SOURCE}: ImageNet, twice (beta 1, gamma 1), tau 1", weight=2.0, options={"tau": 1.0}),

@@ -29,6 +29,7 @@ class DKD(Loss):
         one class is refused.
     """
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar100": Preset(f"{SOURCE}/cifar100/dkd, most pairs (ResNet32x4 to ResNet8x4)", weight=1.0, warm_up=20.0, epochs=240),
         "cifar100_vgg_wrn": Preset(

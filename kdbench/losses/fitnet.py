@@ -30,6 +30,7 @@ class FitNet(Loss):
         With one image and a map of 1x1, the norm gives its bias where PyTorch raises.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 100, hint layer 2", weight=100.0),
         "simkd": Preset(

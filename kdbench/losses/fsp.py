@@ -31,6 +31,7 @@ class FSP(Loss):
         loss of this name has column norms. RepDistiller has the transpose of M, which changes nothing.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 50, in a first stage, which is missing here", weight=None),
         "torchdistill": Preset(

@@ -37,6 +37,7 @@ class FT(Loss):
         student, which no release does.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset(
             "github.com/HobbitLong/RepDistiller, scripts: -b 200, after 30 epochs of the paraphraser (missing here)", weight=None

@@ -27,6 +27,7 @@ class ICKD(Loss):
         teacher, which it never uses. A channel that is zero in an image gets no gradient; there, one of up to 1e12.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "official": Preset("github.com/ADLab-AutoDrive/ICKD, Cifar100/README.md: 2.5", weight=2.5),
         "official_kd": Preset(

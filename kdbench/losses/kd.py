@@ -30,6 +30,7 @@ class KD(Loss):
 
     added: ClassVar[Mapping[str, Any]] = {"form": "divergence"}
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -r 0.1 -a 0.9, T 4", weight=0.9, task=0.1),
         "simkd": Preset("github.com/DefangChen/SimKD, run_distill.sh: both terms with weight 1, T 4", weight=1.0),

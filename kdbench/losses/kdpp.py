@@ -38,6 +38,7 @@ class KDPP(Loss):
         least 1e-12. A class without training images counts 1 for each of its images, without a gradient.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar100": _preset("CIFAR: ResNet32x4 to ResNet8x4", 2.0, 3.5),
         "cifar100_resnet": _preset("CIFAR: ResNet56 to ResNet20", 2.0, 1.0),

@@ -39,6 +39,7 @@ class KDSVD(Loss):
         gradient from each other, where the released code has NaN. The authors' code has other gradients and does not divide by n.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, distiller_zoo/KDSVD.py: its scripts give no weight", weight=None),
         "mdistiller": Preset(

@@ -22,6 +22,7 @@ class LogitsMSE(Loss):
     Departs: the paper sums over classes, takes half of it, and trains with it alone.
     """
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "zoo": Preset("github.com/AberHu/Knowledge-Distillation-Zoo, kd_losses/logits.py: the loss; we know no weight", weight=None)
     }

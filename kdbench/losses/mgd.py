@@ -27,6 +27,7 @@ class MGD(Loss):
         code. The masking of positions, for detection, is left out.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar": Preset("github.com/yzd-v/cls_KD, CIFAR-100: alpha 0.0012, mask 0.15", weight=0.0012),
         "imagenet": Preset("github.com/yzd-v/cls_KD, ImageNet configurations: alpha 7e-5, mask 0.15", weight=7e-5),

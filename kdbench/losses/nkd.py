@@ -26,6 +26,7 @@ class NKD(Loss):
         cross-entropy, so a student equal to its teacher does not have the value 0. A pair with one class is refused.
     """
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": Preset("github.com/yzd-v/cls_KD: ImageNet, gamma 1.5, T 1", weight=1.0),
         "cifar100": Preset("github.com/yzd-v/cls_KD: CIFAR-100, gamma 3.5, T 3", weight=1.0, options={"gamma": 3.5, "temperature": 3.0}),

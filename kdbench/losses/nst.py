@@ -30,6 +30,7 @@ class NST(Loss):
         Knowledge-Distillation-Zoo has the last map alone.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: nst, -b 50", weight=50.0),
         "zoo": Preset(

@@ -37,6 +37,7 @@ class OFD(Loss):
         block with a shortcut, the norm of its own branch counts, as in the release).
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "official": Preset("github.com/clovaai/overhaul-distillation, CIFAR-100: / n / 1000; .001 in mdistiller", weight=0.001),
         "official_imagenet": Preset(

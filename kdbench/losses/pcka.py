@@ -32,6 +32,7 @@ class PCKA(Loss):
         its configurations for detection. inter is computed from X_s X_t^T, with the same value. The sums are computed in float64.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "released": Preset("github.com/Klayand/PCKA, configurations of RetinaNet, FCOS and RepPoints: intra 10", weight=1.0),
         "faster_rcnn": Preset(

@@ -29,6 +29,7 @@ class PKT(Loss):
         released code). Computed in float64, since the logarithms of a row nearly cancel.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 30000", weight=30000.0),
         "zoo": Preset("github.com/AberHu/Knowledge-Distillation-Zoo, example_train_script.sh: 10000", weight=10000.0),

@@ -41,6 +41,7 @@ class RCKA(Loss):
         convolution aligns features.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "centred": Preset("defined by kdbench: the definition with centring, for which no weight was published", weight=None),
         "released": Preset(

@@ -35,6 +35,7 @@ class ReviewKD(Loss):
         the models' own. With one image and a map of 1x1, a batch norm gives its bias where PyTorch raises.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         name: Preset(
             f"github.com/megvii-research/mdistiller, CIFAR-100, {pairs}: linear warm-up of 20 epochs",

@@ -34,6 +34,7 @@ class SDD(Loss):
         NKD leaves the target out; the code does not.
     """
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "kd": Preset(f"{SOURCE}, CIFAR-100 and ImageNet with KD: 0.1 and 0.9, T 4", weight=0.9, task=0.1),
         "kd_two_scales": Preset(f"{SOURCE}, CIFAR-100 with KD: M [1, 2] for some pairs", weight=0.9, task=0.1, options={"finest": 2}),

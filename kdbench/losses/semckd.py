@@ -37,6 +37,7 @@ class SemCKD(Loss):
         normalised. A batch with one value for each channel has no batch statistics: its norm gives the bias.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "semckd": Preset(
             "github.com/DefangChen/SemCKD, scripts: -b 400, and KD at T 4 with weight 1, batches of 64",

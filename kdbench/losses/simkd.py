@@ -33,6 +33,7 @@ class SimKD(Loss):
         gives the bias.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "simkd": Preset("github.com/DefangChen/SimKD, run_distill.sh: -c 0 -d 0 -b 1, factor 2", weight=1.0, task=0.0)
     }

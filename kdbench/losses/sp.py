@@ -30,6 +30,7 @@ class SP(Loss):
         one image gives 0. Norms are at least 1e-12, as in the released code, so a sample of zeros gets a finite but very large gradient.
     """
 
+    compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 3000", weight=3000.0),
         "torchdistill": Preset(

@@ -34,6 +34,7 @@ class SRD(Loss):
         A batch of one image has a feature part of 0.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "official": Preset("github.com/roymiles/Simple-Recipe-Distillation, imagenet: CE 1, the loss 1", weight=1.0),
         "deit": Preset(

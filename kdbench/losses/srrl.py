@@ -32,6 +32,7 @@ class SRRL(Loss):
         right. A batch with one value for each channel has no batch statistics: its norm gives the bias.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "srrl": Preset("github.com/jingyang2017/KD_SRRL, ImageNet: cross-entropy and both parts with weight 1", weight=1.0),
         "cls_kd": Preset("github.com/yzd-v/cls_KD, dis_losses/srrl.py: features 1, logits 5", weight=1.0, options={"logits": 5.0}),

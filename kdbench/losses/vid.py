@@ -33,6 +33,7 @@ class VID(Loss):
         The authors' own program is not public.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 1; the same weight in mdistiller and SimKD", weight=1.0)
     }

@@ -31,6 +31,7 @@ class WKDF(Loss):
         its norm gives the bias. Variances are computed in float64.
     """
 
+    compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar": Preset(
             "github.com/JiamingLv/WKD, CIFAR-100, resnet32x4 to resnet8x4: 0.08, ratio 4, grid 1, cosine decay from epoch 150 of 240",

@@ -43,6 +43,7 @@ class WKDL(Loss):
         The target is left out by a probability of zero.
     """
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "cifar100": _preset("CIFAR-100: ResNet32x4 to ResNet8x4", 600.0, 8.0, 1.0, 150.0, 240),
         "cifar100_shufflev1": _preset("CIFAR-100: WRN-40-2 to ShuffleNetV1", 200.0, 6.0, 1.0, 150.0, 240),

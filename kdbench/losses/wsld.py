@@ -28,6 +28,7 @@ class WSLD(Loss):
         evaluates it in evaluation mode.
     """
 
+    compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": Preset("github.com/bellymonster/Weighted-Soft-Label-Distillation: ImageNet, alpha 2.5, T 2", weight=2.5),
         "cifar100": Preset("github.com/yzd-v/cls_KD: CIFAR-100, alpha 2.25, T 4", weight=2.25, options={"temperature": 4.0}),

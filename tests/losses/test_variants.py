@@ -225,3 +225,17 @@ def test_normalised_the_torchdistill_form_is_the_root_of_the_zoos_over_n() -> No
     normalised = built("cc", reduction="fro_over_n2")(student, teacher).item()
     assert math.isclose(normalised, zoo**0.5 / 64, rel_tol=1e-10)
     assert 1 / 1.5 < normalised / 1.2e-4 < 1.5
+
+
+def test_the_list_of_losses_has_year_kind_size_needs_and_source_of_each():
+    head, *lines = catalogue.losses().split("\n\n")[0].splitlines()
+    assert head.split() == ["name", "year", "compares", "parameters", "needs", "source"]
+    rows = {line.split()[0]: line for line in lines}
+    assert list(rows) == parts.names("loss")
+    for name, line in rows.items():
+        _, year, compares, parameters, *_ = line.split()
+        assert 2010 <= int(year) <= 2030 and compares in ("logits", "features", "relations") and line[head.index("source") :].strip(), name
+        assert parameters == "-" or int(parameters.replace(",", "")) >= 0
+    count = {name: line.split()[3] for name, line in rows.items()}
+    # An embedding of 256 to 128 with biases for each side; a convolution of 256 to 256 channels in each of two layers of 3 x 3.
+    assert count["crd"] == f"{2 * (256 * 128 + 128):,}" and count["mgd"] == f"{2 * (256 * 256 * 9 + 256):,}" and count["kd"] == "0"
