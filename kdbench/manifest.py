@@ -55,11 +55,15 @@ OVER_CLASSES = ("balanced_accuracy", "macro_f1")
 
 @dataclass(frozen=True)
 class ManifestObjective(Strict):
-    """`label` is what tables print; `weight_from` says who chose the weights: published, released, suite, assumed or tuned."""
+    """`label` is what tables print; `weight_from` says who chose the weights: published, released, suite, assumed or tuned. A control has
+    the name of the objective that it is of, and its own (`untrained`); one at weight 0 has the objective that it must equal."""
 
     name: str
     label: str
     weight_from: str | None = None
+    control_of: str | None = None
+    control: str | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class ManifestCell(Strict):
     @property
     def title(self) -> str:
         if self.objective is None:
-            return f"{'tuning ' * (self.role == 'trial')}teacher {self.student}, seed {self.repeat}"
+            kind = {"trial": "tuning ", "control": "untrained "}.get(self.role, "")
+            return f"{kind}teacher {self.student}, seed {self.repeat}"
         if self.role == "trial":
             return f"{self.student} <- {self.teacher}, {self.objective}, trial {self.trial}, repeat {self.repeat}"
         seed = f", teacher seed {self.teacher_seed}" if self.teacher_seed else ""
@@ -112,7 +117,7 @@ class _PlannedCell(TypedDict):
     """What holds for a cell besides, where it is none of a frame."""
 
     id: CellId
-    role: Literal["student", "teacher", "trial"]
+    role: Literal["student", "teacher", "trial", "control"]
     repeat: Count | None
     teacher_seed: Count | None
 
@@ -208,6 +213,11 @@ class Manifest(Strict):
     def labels(self) -> dict[str, str]:
         """The printed label of each objective, in the order of the suite."""
         return {objective.name: objective.label for objective in self.objectives}
+
+    @property
+    def compared(self) -> list[ManifestObjective]:
+        """The objectives without the controls, which are compared with nothing but their own objective."""
+        return [objective for objective in self.objectives if objective.control is None]
 
     @cached_property
     def roles(self) -> dict[str, str]:

@@ -115,6 +115,8 @@ class Batch(Restricted):
     index: Int[Tensor, " n"] | None = field(default_factory=_none)
     epoch: int = 0
     step: int = 0
+    others: Mapping[str, Taps] | None = field(default_factory=_none)
+    """The teacher's taps of other images, row by row, for the objectives that ask for them (`pairing`); no loss sees them."""
 
     def needed(self, needs: frozenset[str], loss: str) -> Batch:
         """Copies of what a loss needs of this batch, with `epoch` and `step`."""

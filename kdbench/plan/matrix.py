@@ -14,6 +14,7 @@ from kdbench.choice import WORD
 from kdbench.errors import SuiteError
 from kdbench.manifest import Block, Manifest, ManifestCell, ManifestObjective, Metric, TeacherRequirement
 from kdbench.plan import tuning
+from kdbench.plan.nets import AS_IS
 from kdbench.plan.schema import PLACES, Net, ObjectiveSpec, Suite
 
 ALPHA = 0.05
@@ -83,7 +84,9 @@ class Plan:
             (student, teacher, baseline, name)
             for student, teacher, name in self.compared
             for place, baseline in enumerate(self.suite.baselines)
-            if (student, teacher, baseline) in boxes and name not in self.suite.baselines[: place + 1]
+            if (student, teacher, baseline) in boxes
+            and name not in self.suite.baselines[: place + 1]
+            and not self.suite.objectives[name].control
         ]
 
     def manifest(self) -> Manifest:
@@ -96,7 +99,11 @@ class Plan:
             repeats=suite.repeats,
             teacher_seeds=suite.teacher_seeds,
             alpha=ALPHA,
-            objectives=tuple(ManifestObjective(one.name, one.label, one.weight_from) for one in suite.objectives.values()),
+            objectives=tuple(
+                ManifestObjective(one.name, one.label, one.weight_from, control_of, control, one.reference)
+                for one in suite.objectives.values()
+                for control_of, control in [one.control or (None, None)]
+            ),
             blocks=tuple(dict.fromkeys(Block(dataset, teacher, student) for student, teacher, _ in self.compared)),
             cells=tuple(
                 ManifestCell(dataset=dataset, depends=row.cell.depends, id=row.cell.id, **{name: getattr(row, name) for name in NAMES})
@@ -156,14 +163,25 @@ def _rows(suite: Suite, kept: list[Box]) -> Iterator[Row]:
             cell = Cell(_config(suite, net, "teacher", alone, seed, {}), sources=suite.sources)
             depends[name, seed] = {"teacher": cell.id}
             yield Row(cell, "teacher", name, None, None, seed, seed)
+    # What an untrained teacher knows is its architecture: no metric is asked of it.
+    worst = suite.metric_worst
+    for name in dict.fromkeys(teacher for _, teacher, one in kept if teacher and one.is_of_untrained):
+        model = {key: value for key, value in suite.teachers[name].model.items() if key != "weights"}
+        net = Net(name, model, {**AS_IS, "batch_size": suite.teachers[name].recipe["batch_size"]})
+        for seed in range(suite.teacher_seeds):
+            cell = Cell(_config(suite, net, "teacher", alone, seed, {}), sources=suite.sources)
+            depends[f"untrained {name}", seed] = {"teacher": cell.id}
+            yield Row(cell, "control", name, None, None, seed, seed)
     searches = _Searches(suite)
     yield from searches.rows([(student, teacher, one) for student, teacher, one in kept if teacher and one.search])
     for student, teacher, objective in kept:
         asked = suite.teachers[teacher] if teacher else None
         for repeat, among in itertools.product(range(suite.repeats), range(suite.teacher_seeds) if asked else (None,)):
             final, chosen = searches.final(student, teacher, objective)
-            config = _config(suite, suite.students[student], "student", final, repeat, {**depends.get((teacher, among), {}), **chosen})
+            taught = depends.get((f"untrained {teacher}" if objective.is_of_untrained else teacher, among), {})
+            config = _config(suite, suite.students[student], "student", final, repeat, {**taught, **chosen})
             least, declared = (asked.min_teacher_metric, asked.declared) if asked else (None, None)
+            least, declared = (worst, None) if objective.is_of_untrained else (least, declared)
             cell = Cell(config, least, suite.sources, declared)
             yield Row(cell, "student", student, teacher, objective.name, repeat, among)
 
@@ -184,7 +202,7 @@ class _Searches:
         """All trials, the rounds of all objectives in turn after their teachers."""
         if self.how is None:
             return
-        places = dict.fromkeys((*self._pair(student, teacher), objective.name) for student, teacher, objective in boxes)
+        places = dict.fromkeys(self._key(student, teacher, objective) for student, teacher, objective in boxes)
         teachers: dict[str, dict[str, str]] = {}
         for _, teacher, _ in places:
             if teacher not in teachers:
@@ -226,7 +244,11 @@ class _Searches:
         """The objective of a final training, and the trials that it depends on."""
         if teacher is None or objective.search is None:
             return objective.config, {}
-        return self._objective(objective, {"pick": "best"}), self.chosen[(*self._pair(student, teacher), objective.name)]
+        return self._objective(objective, {"pick": "best"}), self.chosen[self._key(student, teacher, objective)]
+
+    def _key(self, student: str, teacher: str, objective: ObjectiveSpec) -> tuple[str, str, str]:
+        """Which search an objective takes its weights from: a control from that of the objective that it is of."""
+        return (*self._pair(student, teacher), objective.control[0] if objective.control else objective.name)
 
     def _pair(self, student: str, teacher: str) -> tuple[str, str]:
         return self.how.pair if self.how and self.how.pair else (student, teacher)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,15 @@ RESERVED = {field.alias or key for key, field in ObjectiveFields.model_fields.it
 
 NO_WEIGHT = ""
 """Whose the weight is where only tuning will tell it."""
-WORDS = tuple(RESERVED - {"terms"})
+CONTROLS = {
+    "zero": "weight 0",
+    "untrained": "untrained teacher",
+    "shuffled": "shuffled in the batch",
+    "shuffled_globally": "shuffled globally",
+    "shuffled_in_class": "shuffled in each class",
+}
+"""What tables call each control."""
+WORDS = tuple(RESERVED - {"terms", "label_smoothing"})
 """Those of an objective with one loss."""
 
 
@@ -50,6 +58,15 @@ class ObjectiveReader:
                 continue
             weighted, terms = objective.weight_from != NO_WEIGHT, len(objective.config["terms"])
             objective = found[name] = self._tuned(objective, tuned, terms, weighted)
+            asked = (options.get("controls") or ()) if isinstance(options, dict) else ()
+            for control in self._controls(objective, asked):
+                if control.name in listed:
+                    self.reader.error(
+                        where, f"`controls` adds an objective '{control.name}', and the suite has one of that name: rename it"
+                    )
+                found[control.name] = control
+            if "task_options" in objective.config and task and "label_smoothing" not in task.known():
+                self.reader.error((*where, "label_smoothing"), f"the task '{task.name}' has no label_smoothing")
             added = beside_kd if beside is None else beside
             if added and objective.needs_teacher and not any(term["loss"] == "kd" for term in objective.config["terms"]):
                 both = self._with_kd(where, objective, added)
@@ -58,6 +75,12 @@ class ObjectiveReader:
                     self.reader.error(where, f"`+kd` adds an objective '{both.name}', and the suite has one of that name: {instead}")
                 elif both:
                     found[both.name] = self._tuned(both, tuned, terms, weighted)
+        for objective in [one for one in found.values() if one.control and one.control[1] == "zero"]:
+            config = {"task": objective.config["task"], "terms": []}
+            alike = next((one.name for one in found.values() if one.config == config), f"task-{config['task']:g}")
+            label = f"task's loss alone, weight {config['task']:g}"
+            found.setdefault(alike, ObjectiveSpec(alike, label, config, "published", objective.where, control=("", "task")))
+            found[objective.name] = replace(objective, reference=alike)
         names: dict[str, str] = {}
         for name, objective in found.items():  # two rows of a table must not look alike
             other = names.setdefault(objective.label, name)
@@ -71,6 +94,27 @@ class ObjectiveReader:
             return objective
         found = tuning.search(self.reader, self.tune, objective, given, terms, weighted)
         return replace(objective, search=found, weight_from="tuned") if found else objective
+
+    def _controls(self, objective: ObjectiveSpec, asked: Sequence[str]) -> Iterator[ObjectiveSpec]:
+        """The objectives that show what of a loss's gain is not the teacher's knowledge."""
+        for place, control in enumerate(asked):
+            if control in asked[:place]:
+                self.reader.error((*objective.where, "controls", place), f"'{control}' is given twice")
+            config = {**objective.config, "terms": list(objective.config["terms"])}
+            if control == "zero":  # without schedules and DOT, which would change the training of the task's loss
+                kept = ("loss", "version", "options", "pairing")
+                terms = [{**{name: term[name] for name in kept}, "weight": 0.0} for term in config["terms"]]
+                config = {"task": config["task"], "terms": terms}
+            elif control != "untrained":
+                config["terms"] = [{**term, "pairing": control} for term in config["terms"]]
+            yield replace(
+                objective,
+                name=f"{objective.name}-{control}",
+                label=f"{objective.label}, {CONTROLS[control]}",
+                config=config,
+                control=(objective.name, control),
+                search=None if control == "zero" else objective.search,
+            )
 
     def _entries(self, given: Any) -> Iterator[tuple[str | int, tuple[str, Json | None]]]:
         """(key or place, (name, options)) of objectives that are listed or mapped."""
@@ -98,18 +142,22 @@ class ObjectiveReader:
         options = {key: value for key, value in given.items() if key not in RESERVED}
         if fields is None:
             return None, None
-        used = set(WORDS)
-        if name == alone and fields.loss is None and fields.terms is None:
-            used = {"task", "+kd"}
+        used, is_alone = set(WORDS), (fields.loss or name) == alone and fields.terms is None
+        if is_alone:
+            used = {"task", "+kd", "loss", "label_smoothing"}
         elif fields.terms is not None:
-            used = {"task", "+kd", "terms", "dot", "weight_from", "tune"}
+            used = {"task", "+kd", "terms", "dot", "weight_from", "tune", "controls"}
         for key in [key for key in given if key in RESERVED and key not in used]:
-            what = "has no distillation term" if fields.terms is None else "is made of `terms`: write it in one of them"
+            what = "has no distillation term" if is_alone else "is made of `terms`: write it in one of them"
+            what = "has distillation terms: the recipe has `label_smoothing` for all" if key == "label_smoothing" else what
             self.reader.error((*where, key), f"'{key}' has no effect here, since the objective {what}")
-        if name == alone and fields.loss is None and fields.terms is None:
+        if is_alone:
             for key in options:
-                self.reader.error((*where, key), f"'{alone}' is the task loss, which has no options")
-            return ObjectiveSpec(name, name, {"task": 1.0 if fields.task is None else fields.task, "terms": []}, "published", where), False
+                self.reader.error((*where, key), f"'{alone}' is the task loss, which has no options but `label_smoothing`")
+            config: Json = {"task": 1.0 if fields.task is None else fields.task, "terms": []}
+            if fields.label_smoothing is not None:
+                config["task_options"] = {"label_smoothing": fields.label_smoothing}
+            return ObjectiveSpec(name, name, config, "published", where), False
         if fields.terms is not None:
             return self._combined(where, name, fields, options), fields.beside_kd
         return self._single(where, name, fields, options, searched), fields.beside_kd

@@ -93,6 +93,9 @@ def _of_loss(term: Mapping[str, Any], recipe: Json, sources: Mapping[str, str]) 
             couples, takes_mixed = loss.couples, loss.takes_mixed or not loss._needs() & {"target", "index"}
     except Exception:  # what is wrong with the loss is found where it is tried
         return
+    if mixing and term["pairing"] in ("shuffled_globally", "shuffled_in_class"):
+        text = f"the pairing '{term['pairing']}' gives '{name}' the teacher's outputs for images that are not mixed"
+        yield f"{text}: leave mixup and cutmix out of the recipe"
     if mixing and not takes_mixed:
         yield (
             f"the loss '{name}' needs the class or the index of each image, and mixed images have two: leave mixup and cutmix out of the "

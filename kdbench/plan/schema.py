@@ -54,6 +54,15 @@ class ObjectiveSpec:
     weight_from: str
     where: Where = ()
     search: Search | None = None
+    control: tuple[str, str] | None = None
+    """Of which objective it is a control, and which; the task's loss alone at the weight of one at weight 0 is (empty, `task`)."""
+    reference: str | None = None
+    """The objective that a control at weight 0 must equal."""
+
+    @property
+    def is_of_untrained(self) -> bool:
+        """Whether its teacher is not trained."""
+        return self.control is not None and self.control[1] == "untrained"
 
     @property
     def needs_teacher(self) -> bool:
@@ -65,7 +74,7 @@ class Suite:
     """A matrix of trainings, resolved. `pairs` are (student, teacher) names; `sources` are the folders of users' own parts; `margin` is the
     least difference that matters of the compared metric, as the metric is stored (None: the suite gives none); `metric` is the name of the
     metric that reports compare (None: the task's primary one); `tuning` is how the weights of its tuned objectives are searched for,
-    by `metric_of_trials`."""
+    by `metric_of_trials`; `metric_worst` is a value of the primary metric that every teacher reaches."""
 
     name: str
     file: YamlFile
@@ -87,6 +96,7 @@ class Suite:
     metric: str | None = None
     tuning: Tuning | None = None
     metric_of_trials: Metric | None = None
+    metric_worst: float = 0.0
     sources: dict[str, str] = field(default_factory=dict)
 
     def folder(self, part: str) -> Path | None:
@@ -116,7 +126,7 @@ WeightFrom = Literal["published", "released", "tuned", "assumed"]
 Names = str | list[str]
 Nets = list[str] | dict[str, Json | None]
 PLACES = ("student", "teacher", "objective")
-NOT_OF_A_TERM = {"task", "+kd", "terms", "dot", "tune"}
+NOT_OF_A_TERM = {"task", "+kd", "terms", "dot", "tune", "controls", "label_smoothing"}
 """Keys of an objective that a single term of it cannot have."""
 MAX_NAMES = 1_000
 MAX_EXCLUDES = 200
@@ -142,7 +152,9 @@ class ObjectiveFields(BaseModel, strict=True, extra="forbid"):
     dot: Annotated[float, Field(gt=0, lt=1)] | None = None
     task: float | None = None
     terms: list[Json] | None = None
-    pairing: Literal["matched", "shuffled"] = "matched"
+    pairing: Literal["matched", "shuffled", "shuffled_globally", "shuffled_in_class"] = "matched"
+    controls: list[Literal["zero", "untrained", "shuffled", "shuffled_globally", "shuffled_in_class"]] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     tune: Literal[False] | Json | None = None
     beside_kd: bool | Json | None = Field(default=None, alias="+kd")
 

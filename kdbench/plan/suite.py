@@ -72,6 +72,7 @@ class _SuiteReader(FileReader):
             metric=given["metric"],
             tuning=tune.how if tune else None,
             metric_of_trials=metric if tune else None,
+            metric_worst=_worst(task.make.primary()),
             sources=self.sources,
         )
 
@@ -121,7 +122,8 @@ class _SuiteReader(FileReader):
         taught = sum(objective.needs_teacher for objective in objectives.values())
         alone = len({student for student, _ in pairs}) * (len(objectives) - taught) * repeats
         cells = alone + (len(pairs) * taught * repeats + len({teacher for _, teacher in pairs})) * seeds
-        searches = sum(objective.search is not None for objective in objectives.values()) * (1 if tune and tune.pair else len(pairs))
+        tuned = [one for one in objectives.values() if one.search and not one.control]
+        searches = len(tuned) * (1 if tune and tune.pair else len(pairs))
         cells += searches * tune.trainings if tune else 0
         if cells > schema.MAX_CELLS:
             made_of = f"{len(pairs)} pairs, {len(objectives)} objectives, {repeats} repeats, {seeds} of each teacher"
@@ -178,3 +180,10 @@ class _SuiteReader(FileReader):
             if name in given[:place]:
                 self.error(("baselines", place), f"'{name}' is given twice")
         return given
+
+
+def _worst(metric: Metric) -> float:
+    """A value that is not better than any."""
+    if metric.percent:
+        return 0.0 if metric.higher_is_better else 1.0
+    return -1e30 if metric.higher_is_better else 1e30

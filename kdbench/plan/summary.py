@@ -80,7 +80,7 @@ def as_text(suite: Path, results: Path) -> str:
     plan, asked, left = outlook.plan, outlook.plan.suite, outlook.left()
     counts = Counter(outlook.states.values())
     trials = sum(row.role == "trial" for row in plan.rows)
-    students = len(plan.rows) - len(plan.teachers) - trials
+    students = sum(row.role == "student" for row in plan.rows)
     trained = sum(bool(row.cell.config["recipe"]["epochs"]) for row in plan.teachers)
     others = f" ({len(plan.teachers) - trained} more are not trained)" if trained < len(plan.teachers) else ""
     lines = [
@@ -104,7 +104,7 @@ def learning_rate_lines(outlook: PlanSummary) -> list[str]:
     """The learning rates of each recipe by epoch, from the schedule that training uses, and the nets that have it."""
     from kdbench.timm_adapter import learning_rates
 
-    rows = [row for row in outlook.plan.rows if row.role != "trial"]
+    rows = [row for row in outlook.plan.rows if row.role in ("student", "teacher")]
     nets = {f"teacher {row.student}" if row.role == "teacher" else row.student: row.cell.config["recipe"] for row in rows}
     named: dict[str, list[str]] = {}
     for name, given in nets.items():

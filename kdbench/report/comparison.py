@@ -61,7 +61,18 @@ def asked(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     Args:
         runs: as `student_runs` makes it.
     """
-    every = family(block_frame(manifest), [objective.name for objective in manifest.objectives], manifest.baselines)
+    return _planned(runs, family(block_frame(manifest), [objective.name for objective in manifest.compared], manifest.baselines))
+
+
+def controlled(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    """Each objective with each of its controls, as `asked` gives comparisons: the control is the baseline."""
+    pairs = [(one.control_of, one.name) for one in manifest.objectives if one.control_of]
+    every = block_frame(manifest).merge(pd.DataFrame(pairs, columns=["objective", "baseline"]), how="cross")
+    return _planned(runs, every)
+
+
+def _planned(runs: pd.DataFrame, every: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons of which the suite plans both sides."""
     planned = set(block_keys(runs, "objective"))
     sides = [block_keys(every, side) for side in ("objective", "baseline")]
     return every.iloc[[place for place, (one, other) in enumerate(zip(*sides, strict=True)) if one in planned and other in planned]]

@@ -58,7 +58,7 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     rows = [
         {"suite": manifest.suite, "label": labels.get(cell.objective, cell.objective), **vars(cell), **observed[cell.id]}
         for cell in manifest.cells
-        if cell.role != "trial"
+        if cell.role in ("student", "teacher")
     ]
     table = pd.DataFrame(rows, columns=[*IDENTITY, *metrics, *CIRCUMSTANCE])
     return table.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys((*metrics, "train_s", "least_gradient"), "float64")})

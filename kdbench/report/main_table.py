@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from kdbench.report import entries, sentences
+from kdbench.report.controls import control_notes
 from kdbench.report.notes import UNTESTED, incomplete_notes, untested_notes
 from kdbench.report.study import Place, Study
 from kdbench.report.table import ABSENT, EMPTY, Column, Entry, Group, Table, row
@@ -39,8 +40,9 @@ def _table(study: Study, baseline: str, words: tuple[str, ...], notes: tuple[str
 def _group(study: Study, place: Place, baseline: str) -> Group:
     labels = study.manifest.labels
     incomplete = incomplete_notes({labels[name]: (runs, place.summaries[name]) for name, runs in place.runs.items()})
-    rows = tuple(_row(study, place, name, baseline) for name in place.runs)
-    return Group(place.title, rows, sentences.teacher_fact(study, place), (*incomplete, *untested_notes(place.against(baseline), labels)))
+    rows = tuple(_row(study, place, name, baseline) for name in place.runs if name in {one.name for one in study.manifest.compared})
+    notes = (*incomplete, *untested_notes(place.against(baseline), labels), *(control_notes(study) if place is study.all_pairs else ()))
+    return Group(place.title, rows, sentences.teacher_fact(study, place), notes)
 
 
 def _row(study: Study, place: Place, name: str, baseline: str) -> tuple[Entry, ...]:

@@ -27,7 +27,7 @@ def findings(study: Study) -> tuple[str, ...]:
     """Three facts: what was compared, what was found, what cannot be concluded; and one on progress where some runs are not finished."""
     place, manifest = study.all_pairs, study.manifest
     on = "" if place.block else f" on {some(block.dataset for block in manifest.blocks)}"
-    compared = f"Compared: {plural(len(manifest.objectives), 'loss')}{on}, {place.title}, {repeats(study)}."
+    compared = f"Compared: {plural(len(manifest.compared), 'loss')}{on}, {place.title}, {repeats(study)}."
     counts = study.runs["state"].value_counts()
     rest = ", ".join(f"{counts[state]} {state}" for state in STATES if counts.get(state, 0))
     progress = f"{counts.get('finished', 0)} of {len(study.runs)} runs finished; {rest}." if rest else ""

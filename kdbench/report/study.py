@@ -14,7 +14,7 @@ import pandas as pd
 from pandas.api.extensions import ExtensionDtype
 
 from kdbench.manifest import Block, Manifest
-from kdbench.report.comparison import asked, comparisons, student_runs
+from kdbench.report.comparison import asked, comparisons, controlled, student_runs
 from kdbench.report.frame import block_frame, line_key
 from kdbench.stats.collapse import collapsed_runs
 from kdbench.stats.overall import overall, overall_summaries
@@ -82,7 +82,7 @@ class Study:
     `overall_summaries`: a row an objective (of the mean over its pairs: n_pairs, n_pairs_asked, n, n_asked, mean, sd, among_best).
     `collapsed`: the runs that collapse. `ranks`: mean ranks; None with one pair. `costs`, `histories`, `terms`, `images`: as
     `frame.costs`, `histories.histories`, `histories.terms` and `stats.predictions.image_statistics` make them, `trials` as `trials.trials`;
-    None: not read or not there.
+    None: not read or not there. `controls`: as `overall`, each objective with each of its controls as the baseline.
     """
 
     manifest: Manifest
@@ -99,6 +99,7 @@ class Study:
     terms: pd.DataFrame | None = None
     images: ImageStatistics | None = None
     trials: pd.DataFrame | None = None
+    controls: pd.DataFrame | None = None
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str, str], Place]:
@@ -202,11 +203,14 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
     students = students.assign(short=(seeds > 0) & (seeds < most))
     # Only an objective with all of its runs, none of which collapses, is ever the best.
     there = students["value"].notna() & (students["state"] == "finished") & ~students["short"]
-    all_there = there.groupby([students[key] for key in keys], dropna=False).transform("all") & ~students["objective"].isin(names)
+    controls = {objective.name for objective in manifest.objectives if objective.control}
+    all_there = there.groupby([students[key] for key in keys], dropna=False).transform("all") & ~students["objective"].isin(
+        names | controls
+    )
     best = indistinguishable_from_best(students.assign(value=students["value"].where(all_there)), alpha, higher)
     whole = overall_summaries(students, blocks).assign(n_pairs_asked=len(blocks))
     complete = (whole["n"] == whole["n_asked"]) & (whole["n_pairs"] == whole["n_pairs_asked"])
-    complete &= ~whole["objective"].isin(names.union(students.loc[students["short"], "objective"]))
+    complete &= ~whole["objective"].isin(names.union(students.loc[students["short"], "objective"], controls))
     score = whole["mean"].where(complete) * (1 if higher else -1)
     values = repeat_means(students)
     places = values[values["value"].notna()].drop_duplicates(keys)["objective"].value_counts()
@@ -220,6 +224,7 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
         overall=overall(students, asked(students, manifest), alpha, manifest.margin, higher, names),
         overall_summaries=whole.assign(among_best=["best" if best else "" for best in score == score.max()]),
         collapsed=collapsed,
+        controls=overall(students, controlled(students, manifest), alpha, manifest.margin, higher, names) if controls else None,
         ranks=mean_ranks(values[everywhere], higher) if len(blocks) > 1 else None,
         costs=costs,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.report.controls import zero_differs
 from kdbench.report.document import ReportWarning
 from kdbench.report.notes import grouped, lacks
 from kdbench.report.study import Line, Study, plural, some
@@ -162,8 +163,9 @@ def _mixed(study: Study) -> Found:
 def _losses(study: Study) -> Found:
     """What is wrong with the losses of a suite: idle terms, weights tuned for some of them, no plain KD."""
     labels, known = study.manifest.labels, _known(study.students, "least_gradient")
+    zero = {one.name for one in study.manifest.objectives if one.control == "zero"}
     for name, least in known.groupby("objective", sort=False)["least_gradient"].min().items() if len(known) else ():
-        if least < IDLE:
+        if least < IDLE and name not in zero:
             text = f"a term of {labels[str(name)]} has no effect: its gradient never exceeds {100 * least:.2g} % of the task's"
             yield "idle-term", f"{text}; raise its weight"
     # The task's loss alone, which no teacher takes part in, has no weight that could be tuned.
@@ -177,18 +179,25 @@ def _losses(study: Study) -> Found:
     if edges:
         what = "; ".join(f"the {edge} for {some(names)}" for edge, names in edges.items())
         yield "tuned-at-edge", f"the best weight is at the end of what was tried: {what}; give these a wider range under `tune`"
+    yield from (("zero-differs", text) for text in zero_differs(study))
     if not any(re.match("kd(:|$)", name, re.IGNORECASE) for name in labels):
         yield "no-kd", "there is no row of plain KD: add it, since it beats most losses on common benchmarks"
 
 
 def _duplicated(study: Study) -> Found:
+    controls = {one.name for one in study.manifest.objectives if one.control}
     known = _known(study.runs, "weights_digest").drop_duplicates("id")
+    known = known[~known["objective"].isin(controls)]
     for _, same in known.groupby("weights_digest", sort=False)["id"] if len(known) else ():
         if len(same) > 1:
             yield "duplicated", f"these runs have exactly the same weights: {some(same)}; one may be a copy of the other"
     equal: Counter[tuple[str, str]] = Counter()
     for pair in study.pairs.values():
-        values = {name: [(run["repeat"], run["value"]) for run in runs if run["value"] == run["value"]] for name, runs in pair.runs.items()}
+        values = {
+            name: [(run["repeat"], run["value"]) for run in runs if run["value"] == run["value"]]
+            for name, runs in pair.runs.items()
+            if name not in controls
+        }
         for held, names in grouped((study.manifest.labels[name], tuple(found)) for name, found in values.items()).items():
             if len({repeat for repeat, _ in held}) >= LEAST_REPEATS:
                 equal.update((names[0], other) for other in names[1:])

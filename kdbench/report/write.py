@@ -19,6 +19,7 @@ from kdbench.report.across_table import across_table
 from kdbench.report.beside import beside
 from kdbench.report.class_table import class_table
 from kdbench.report.comparison_table import comparison_table
+from kdbench.report.controls import control_table
 from kdbench.report.cost_table import cost_table
 from kdbench.report.document import Document, Figure, ReportWarning
 from kdbench.report.frame import costs, frame, write_frame
@@ -191,6 +192,7 @@ def report_tables(whole: Study, options: ReportOptions | None = None) -> list[Ta
         comparison_table(whole),
         predictions_table(whole.images, whole.manifest, whole.unstable) if whole.images is not None else None,
         class_table(whole),
+        control_table(whole),
         tuning_table(whole),
         cost_table(whole.costs, whole.manifest),
     ]
@@ -259,7 +261,7 @@ def write(whole: Study, document: Document, store: Store, folder: Path, options:
 
 def frames(whole: Study, options: ReportOptions) -> Iterator[tuple[str, pd.DataFrame]]:
     """The tables behind the tables, by file name."""
-    names = ("summaries", "comparisons", "overall", "costs", "trials", *(("terms", "histories") if options.histories else ()))
+    names = ("summaries", "comparisons", "overall", "costs", "trials", "controls", *(("terms", "histories") if options.histories else ()))
     held = [(name, getattr(whole, name)) for name in names]
     held += [(f"images_{name}", getattr(whole.images, name)) for name in from_file.IMAGE_FRAMES] if whole.images is not None else []
     return ((name, table) for name, table in held if table is not None and len(table))

@@ -100,8 +100,9 @@ def point_of(store: Store, cell: Cell) -> Point | None:
 
 
 def make_task(cell: Cell) -> Task:
-    """The cell's task, with the loss that its recipe asks for."""
+    """The cell's task, with the loss that its recipe and its objective ask for."""
     options = {name: value for name, value in cell.config["recipe"].items() if name in OF_TASK and value != Recipe.added[name]}
+    options |= cell.config["objective"].get("task_options", {})
     return parts.from_config("task", {**cell.config["task"], "options": options}, cell.sources)
 
 

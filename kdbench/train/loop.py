@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, Protocol
 
 import torch
 
 from kdbench.errors import StoppedError
 from kdbench.isolation import isolated
-from kdbench.losses._base import Batch
+from kdbench.losses._base import Batch, Taps
 from kdbench.train.evaluate import evaluate
 from kdbench.train.member import NEVER, Member
 from kdbench.train.seeds import seed_of
@@ -54,7 +54,13 @@ def train(
         if not live:
             return
         wanted = list(plan.epoch(epoch))[skipped:]
-        with closing(plan.data.batches("train", wanted)) as batches:  # readers end with the epoch, also after an error
+        pairings = sorted({pairing for member in live for pairing in member.objective.elsewhere})
+        with ExitStack() as readers:  # they end with the epoch, also after an error
+            batches = readers.enter_context(closing(plan.data.batches("train", wanted)))
+            elsewhere = {
+                pairing: readers.enter_context(closing(plan.data.batches("train", list(plan.epoch(epoch, pairing))[skipped:])))
+                for pairing in pairings
+            }
             for step, (index, _) in enumerate(wanted, start=skipped):
                 if stop():
                     for member in live:
@@ -65,7 +71,11 @@ def train(
                     inputs, targets = next(batches)
                 inputs, targets = plan.mixed(inputs, targets, members[0].task, total_step)
                 taps = teacher.taps(inputs) if teacher else None
-                batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, total_step)
+                others: dict[str, Taps] = {}
+                for pairing, reader in elsewhere.items():
+                    with isolated(seed_of(plan.streams.augment, total_step, pairing)):
+                        others[pairing] = teacher.taps(next(reader)[0]) if teacher else Taps()
+                batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, total_step, others)
                 live = [member for member in live if _survives(recorder, member, member.step, inputs, targets, batch, taps, step == 0)]
                 if not live:
                     return

@@ -15,6 +15,9 @@ from kdbench.errors import RefusedError
 from kdbench.isolation import isolated
 from kdbench.losses._base import Batch, Loss, Pair, Taps
 
+ELSEWHERE = ("shuffled_globally", "shuffled_in_class")
+"""The pairings whose images are not in the batch: the loop provides the teacher's outputs for them."""
+
 
 class Objective(nn.Module):
     """What one student minimises. Each term has its own draws: those of `seed` to build and bind it, others for each `forward`."""
@@ -50,11 +53,16 @@ class Objective(nn.Module):
         for place, (name, term, loss) in enumerate(zip(self.names, self.terms, self._each(), strict=True)):
             assert teacher is not None, "an objective with terms is trained with a teacher"
             with isolated(seed + place):
-                named = loss.parts(student, _paired(term, teacher), batch)
+                named = loss.parts(student, _paired(term, teacher, batch), batch)
             weight = weight_at(term["weight"], batch.epoch) * schedule_at(term, batch.epoch, self.epochs)
             for part, value in named.items():
                 values[f"{name}.{part}" if part else name] = (value, weight * value)
         return values
+
+    @property
+    def elsewhere(self) -> set[str]:
+        """The pairings with images outside of the batch."""
+        return {term["pairing"] for term in self.terms} & set(ELSEWHERE)
 
     def scale(self, factor: float, terms: int) -> None:
         """Multiply the weights of the first terms."""
@@ -94,10 +102,12 @@ def schedule_at(term: Mapping[str, Any], epoch: int, epochs: int) -> float:
     return factor
 
 
-def _paired(term: Mapping[str, Any], teacher: Taps) -> Taps:
-    """The teacher's rows, in order or shuffled: the control in which the teacher's outputs belong to other images."""
+def _paired(term: Mapping[str, Any], teacher: Taps, batch: Batch) -> Taps:
+    """The teacher's rows, or those of other images: a control. Where only a step is tried, they are of the same batch."""
     if term["pairing"] == "matched":
         return teacher
+    if term["pairing"] in ELSEWHERE and batch.others is not None:
+        return batch.others[term["pairing"]]
     tensors = teacher.tensors()
     order = torch.randperm(len(tensors[0])).to(tensors[0].device)
     return teacher.map(lambda tensor: tensor[order])

@@ -40,17 +40,29 @@ class BatchPlan:
     def steps(self) -> int:
         return steps_per_epoch(self.data.size("train"), self.batch_size, self.drop_last)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(index, views) of each batch of an epoch."""
+    def epoch(self, epoch: int, pairing: str = "matched") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(index, views) of each batch of an epoch; with another pairing, of the images in their place, each in its own view."""
         # Sorting raw draws gives a permutation that no release of NumPy can change.
         draws = np.random.Philox(seed_of(self.streams.order, epoch)).random_raw(self.data.size("train"))
         order = np.argsort(draws, kind="stable")
         if self.class_uniform:
             order = order[_by_class(self.data.targets("train").cpu().numpy()[order], self.class_uniform)]
+        partners = order if pairing == "matched" else self._partners(epoch, pairing)
         views = self.data.draw_views(np.random.Generator(np.random.Philox(seed_of(self.streams.augment, epoch))))
         for step in range(self.steps):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            index = index if pairing == "matched" else partners[index]
             yield index, views[index]
+
+    def _partners(self, epoch: int, pairing: str) -> np.ndarray:
+        """For each training image another one, a permutation: of all images, or within each class."""
+        draws = np.random.Philox(seed_of("pairing", pairing, self.streams.order, epoch)).random_raw(self.data.size("train"))
+        if pairing == "shuffled_globally":
+            return np.argsort(draws, kind="stable")
+        labels = self.data.targets("train").cpu().numpy()
+        partners = np.empty(len(labels), dtype=np.int64)
+        partners[np.argsort(labels, kind="stable")] = np.lexsort((draws, labels))
+        return partners
 
     def mixed(self, inputs: Any, targets: Any, task: Task, total_step: int) -> tuple[Any, Any]:
         """A batch as students and teacher see it: a pure function of the batch, the seed and the step."""
