@@ -51,7 +51,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "report",
-        "report.across_table report.beside report.class_table report.comparison report.comparison_table report.cost_table "
+        "report.across_table report.beside report.class_table report.comparison report.comparison_table report.controls report.cost_table "
         "report.document report.entries report.figures.differences report.figures.draw report.figures.epochs "
         "report.figures.figure_data report.figures.panels report.figures.tuning report.figures.values report.sentences "
         "report.frame report.from_file report.latex report.latex_text report.main_table report.notes report.page.page "

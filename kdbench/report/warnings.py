@@ -16,20 +16,9 @@ from kdbench.report.study import Line, Study, plural, some
 from kdbench.stats.repeats import BLOCK, repeat_means
 
 CODES = (
-    *(
-        "incomplete",
-        "unstable",
-        "few-repeats",
-        "unpaired",
-        "tuned-for-some",
-        "tuned-at-edge",
-        "selected-on-test",
-        "no-spread",
-        "duplicated",
-        "ceiling",
-    ),
-    *("unequal-spread", "mixed-devices", "mixed-versions", "mixed-code", "changed-code", "source-changed", "mixed-data", "idle-term"),
-    *("no-kd", "derived-family", "teacher", "shared-node"),
+    *("incomplete", "unstable", "few-repeats", "unpaired", "tuned-for-some", "tuned-at-edge", "zero-differs", "selected-on-test"),
+    *("no-spread", "duplicated", "ceiling", "unequal-spread", "mixed-devices", "mixed-versions", "mixed-code", "changed-code"),
+    *("source-changed", "mixed-data", "idle-term", "no-kd", "derived-family", "teacher", "shared-node"),
 )
 """Every code, in the order in which they are printed."""
 RETIRED = ("best-of-many", "pairing", "shared-blocks", "survivors", "unequal-repeats")
