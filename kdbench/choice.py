@@ -38,7 +38,7 @@ class Candidate:
 
 def candidates(records: Iterable[Record], metric: str, higher_is_better: bool = True) -> list[Candidate]:
     """The points of some trials, in the order in which they first appear. `metric` is read at the last epoch, on the images held out of
-    training. Raises DataError: a record has no such value."""
+    training. Raises DataError: a record has no such metric."""
     found: list[Candidate] = []
     for record in records:
         point = record.result.get("tuned")
@@ -46,10 +46,11 @@ def candidates(records: Iterable[Record], metric: str, higher_is_better: bool = 
             raise DataError(f"the trial {record.id} does not say which point it tried")
         score = -math.inf
         if record.outcome == "finished":
-            seen = (record.result["history"][-1].get("val") or {}).get(metric)
-            if seen is None:
+            held_out = record.result["history"][-1].get("val") or {}
+            if metric not in held_out:
                 raise DataError(f"the trial {record.id} has no {metric} on images held out of training")
-            score = seen if higher_is_better else -seen
+            if held_out[metric] is not None:  # it is null where it is not finite
+                score = held_out[metric] if higher_is_better else -held_out[metric]
         same = next((one for one in found if one.point == point), None)
         if same is None:
             found.append(same := Candidate(dict(point)))

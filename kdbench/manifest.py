@@ -102,6 +102,11 @@ class ManifestCell(Strict):
     trial: Count | None = None
 
     @property
+    def trained_as(self) -> str:
+        """`teacher` or `student`, also of trials and controls."""
+        return "teacher" if self.objective is None else "student"
+
+    @property
     def title(self) -> str:
         if self.objective is None:
             kind = {"trial": "tuning ", "control": "untrained "}.get(self.role, "")

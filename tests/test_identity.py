@@ -164,7 +164,7 @@ def test_anything_that_is_not_a_cell_is_refused_with_what_is_wrong() -> None:
         ({**good, "sources": {"a": 3}}, "sources"),
         ({**good, "id": "0" * 12}, "has the id"),
         (changed("schema", 99), "config.schema: 99: expected a number of at most 1 (another version"),
-        (changed("role", "pupil"), "config.role: 'pupil': expected 'teacher' or 'student'"),
+        (changed("role", "pupil"), "config.role: 'pupil': expected 'teacher', 'student' or 'trial'"),
         (changed("repeat", -1), "config.repeat: -1: expected a number of at least 0"),
         (changed("repeat", True), "config.repeat: True: expected a whole number"),
         (changed("seed", "0"), "config.seed: '0': expected a whole number"),

@@ -455,7 +455,7 @@ def test_an_error_inside_an_option_has_its_full_path_and_the_nearest_right_key_o
         ({"objectives": "{ce: , kd: {1: 2}}"}, "objectives.kd.1: a key here is text: put it in quotes"),
         (
             {"objectives": "{ce: , kd: {pairing: shufled}}"},
-            "objectives.kd.pairing: 'shufled': expected 'matched' or 'shuffled'; did you mean 'shuffled'?",
+            "objectives.kd.pairing: 'shufled': expected 'matched', 'shuffled', 'shuffled_globally' or 'shuffled_in_class'; did you mean 'shuffled'?",
         ),
         ({"recipe": "{name: short, epochs: 3.5}"}, "recipe.epochs: 3.5: expected a whole number"),
         ({"recipe": "{epochs: 3}"}, "recipe: the key 'name' is missing"),

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from kdbench.report.trials import trials, tuning_table
 from kdbench.report.warnings import warnings
 from kdbench.report.write import ReportOptions, compose, from_store
 from kdbench.store import Store
-from kdbench.train.build import point_of
+from kdbench.train.build import Setup, point_of
+from kdbench.train.seeds import Streams
 
+STUDENTS = "{small: {model: small_mobile, widths: [4, 6]}, other: {model: small_mobile, widths: [6, 6]}}"
 TUNED = {"dataset": "{name: digits, per_class: 8}", "tune": "{trials: 4}"}
 
 
@@ -81,6 +84,10 @@ def test_a_trial_that_diverged_is_the_worst_and_none_that_is_left_is_said():
         pick("best", weights(None, None, None))
     with pytest.raises(DataError, match="has no top1 on images held out"):
         pick("best", [tried(0.5, {"weight": 1.0}, "top5")])
+    # A metric that is not finite is stored as null.
+    assert pick(
+        0, [*weights(0.1, 0.2), Record("0" * 12, {}, "finished", {"tuned": {"weight": 9.0}, "history": [{"val": {"top1": None}}]}, {})]
+    ) == {"weight": 4.0}
     with pytest.raises(DataError, match="does not say which point"):
         pick("best", [Record("0" * 12, {}, "finished", {"history": []}, {})])
 
@@ -292,11 +299,77 @@ def test_what_is_wrong_with_a_search_is_said_in_the_suite(write_suite: Callable[
         ({"objectives": "[ce, {cka: {tune: false}}]"}, "'cka' has no published weight"),
         ({"objectives": "[ce, {mine: {terms: [{loss: kd, tune: false}]}}]"}, "'tune' belongs to the objective"),
         ({"tune": "{trials: 200}", "repeats": "20000"}, "the limit is 20,000"),
+        ({"tune": "{trials: 100, repeats: 100}"}, "each search would have 10,100 trainings, and the limit is 1,000"),
+        ({"tune": "{trials: 4, weight: {from: 1, to: 1.0001}}"}, "differ by less than 1 %"),
+        ({"tune": "{trials: 4, weight: [1, 1.001, 2, 3]}"}, "differ by less than 1 %"),
+        ({"tune": "{trials: 4, weight: {from: 1.0e-300, to: 1.0e300}}"}, "tune.weight"),
+        ({"tune": "{trials: 4, gradient: {from: 0.1, to: 1}}"}, "no loss that is tuned has an option 'gradient'"),
+        ({"objectives": "[ce, {kd: {weight: 0}}]"}, "a weight of 0 is not searched around"),
+        (
+            {"objectives": "[ce, kd]", "pairs": "{small: [big]}", "students": STUDENTS, "tune": "{share: {pair: [other, big]}}"},
+            "is not among",
+        ),
     ]
     for changes, message in others:
         with pytest.raises(SuiteError) as error:
             read(write_suite(**{**TUNED, **changes}))
         assert message in str(error.value), (changes, str(error.value))
+
+
+def test_what_a_trial_could_not_be_trained_with_is_said_when_planning(write_suite: Callable[..., Path]):
+    from kdbench.plan import matrix, probe
+    from kdbench.plan.suite import read
+
+    cases = [
+        (
+            {"objectives": "[ce, {crd: {tune: {momentum: [0.5, 1, 2]}}}]"},
+            "momentum times 2: the loss 'crd' cannot be built with these options: momentum must be at least 0",
+        ),
+        ({"objectives": "[ce, kd]", "tune": "{validation: 0.0001}"}, "`validation` holds out no image of 80"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(SuiteError) as error:
+            probe.probe(matrix.expand(read(write_suite(**{**TUNED, **changes}))))
+        assert message in str(error.value), (changes, str(error.value))
+    probe.probe(matrix.expand(read(write_suite(**TUNED))))
+
+
+def test_trials_of_a_search_share_all_draws_and_the_finals_share_none_with_them(plan_of: Callable[..., Plan]):
+    plan = plan_of(**{**TUNED, "objectives": "[ce, {crd: {weight: 0.8}}]"})
+    streams = {(row.role, row.trial, row.repeat): Streams.of(row.cell.config) for row in plan.rows if row.objective == "crd"}
+    first = [streams["trial", trial, 0] for trial in (1, 2, 3, 4, 5)]
+    assert all(one == first[0] for one in first)
+    again = {streams["trial", trial, repeat] for trial in (6, 7, 8) for repeat in (1, 2)}
+    finals = {streams["student", None, repeat] for repeat in (0, 1)}
+    every = [value for one in ({first[0]} | again | finals) for value in vars(one).values()]
+    assert len(again) == len(finals) == 2 and len(set(every)) == len(every)
+
+
+def test_a_teacher_whose_weights_may_know_the_images_held_out_is_said(plan_of: Callable[..., Plan], tmp_path: Path):
+    import torch
+
+    from kdbench.train.build import make_dataset, make_model, make_task
+
+    plain = plan_of(**TUNED)
+    cell = plain.teachers[0].cell
+    torch.save(make_model(cell, make_dataset(cell), make_task(cell)).state_dict(), tmp_path / "big.pt")
+    teachers = "{big: {model: small_mobile, widths: [8, 12], min_top1: 0.0, weights: big.pt, train: false}}"
+    said = " ".join(plan_of(**{**TUNED, "teachers": teachers}).manifest().assumed)
+    assert "may have been trained on the images held out for validation" in said
+    assert not plain.manifest().assumed
+
+
+def test_a_cluster_asks_for_trials_what_it_asks_for_students_and_for_their_teacher_what_it_asks_for_teachers(
+    plan_of: Callable[..., Plan], tmp_path: Path
+):
+    from kdbench.slurm.cluster import read
+
+    path = tmp_path / "cluster.yaml"
+    path.write_text("timeout_min: 60\nmem_gb: 4\noverrides: [{role: teacher, timeout_min: 600}, {role: student, timeout_min: 30}]\n")
+    plan = plan_of(**{**TUNED, "objectives": "{ce: , kd: {controls: [untrained]}}"})
+    asked = {(row.role, row.objective): read(path).request_of(row)["timeout_min"] for row in plan.manifest().cells}
+    assert {minutes for (_, objective), minutes in asked.items() if objective is None} == {600}
+    assert {minutes for (_, objective), minutes in asked.items() if objective} == {30}
 
 
 MINE = '''
@@ -396,7 +469,6 @@ def test_the_weight_of_a_gradient_leaves_the_first_step_as_it_was(tuned: Plan, t
     """A trial by its gradient is, bit for bit, the training at the weight that it found."""
     assert train(tuned, [row.cell.id for row in tuned.rows if row.cell.role == "teacher"]) == 0
     from kdbench.losses._base import Batch
-    from kdbench.train.build import Setup
     from kdbench.train.stream import BatchPlan
 
     row = next(row for row in tuned.rows if row.objective == "mine" and row.trial == 2 and row.repeat == 0)
@@ -449,7 +521,7 @@ def test_the_report_shows_what_was_chosen_from_what(tuned: Plan, train: Callable
             record = store.record(row.cell.id)
             assert record
             objective = choice.applied(row.cell.config["objective"], record.result["tuned"])
-            assert rows[row.objective][1] == f"{objective['terms'][0]['weight']:.3g}" and rows[row.objective][5] == "14"
+            assert rows[row.objective][1] == f"{objective['terms'][0]['weight']:.3g}" and rows[row.objective][5] == "14 of 14"
     assert rows["mine"][2] == "–" and "temperature" in rows["kd"][3] and "power" in rows["mine"][3]
     document = compose(whole, ReportOptions())
     data = FigureData(manifest, whole.students, whole.summaries, whole.comparisons, trials=whole.trials)
@@ -464,6 +536,101 @@ def test_the_report_shows_what_was_chosen_from_what(tuned: Plan, train: Callable
     assert bool(told) == bool(edges) and all(label in told[0] for label in edges)
     # Terms are those of the final runs.
     assert whole.terms is not None and list(whole.terms["weight"].isna()) == [True, False, False]
+
+
+def test_final_runs_at_another_point_than_the_trials_choose_are_warned_of(tuned: Plan, train: Callable[..., int], store: Store):
+    """Trials that are trained again, after some final runs, on another machine may choose another point."""
+    assert train(tuned) == 0
+    row = next(row for row in tuned.rows if row.role == "student" and row.objective == "kd")
+    record = store.record(row.cell.id)
+    assert record
+    other = {**record.result["tuned"], "weight": 0.5}
+    store.put_record(replace(record, result={**record.result, "tuned": other}))
+    whole = from_store(store, store.manifest("tiny"), ReportOptions(images=False))
+    # With one final run, the point of that run is what the table is about, and no trial was there.
+    assert tuning_table(whole) is not None and {row[0].text() for row in tuning_table(whole).groups[0].rows} == {"mine"}
+    manifest = store.manifest("tiny")
+    again = replace(
+        manifest, cells=(*manifest.cells, replace(next(c for c in manifest.cells if c.id == row.cell.id), id="f" * 12, repeat=1))
+    )
+    store.put_record(replace(record, id="f" * 12))
+    told = [one for one in warnings(from_store(store, again, ReportOptions(images=False))) if "points of the search" in one.message]
+    assert [one.code for one in told] == ["tuned-at-edge"] and told[0].message.startswith(
+        "kd, small <- big: the final runs are at 2 points"
+    )
+
+
+def test_a_trial_that_is_gone_is_warned_of_and_the_choice_stays_in_the_table(tuned: Plan, train: Callable[..., int], store: Store):
+    assert train(tuned) == 0
+    gone = next(row.cell.id for row in tuned.rows if row.objective == "kd" and row.trial == 1)
+    store.file(gone, "record.json").unlink()
+    whole = from_store(store, store.manifest("tiny"), ReportOptions(images=False))
+    told = [one.message for one in warnings(whole) if one.code == "incomplete"]
+    assert [text for text in told if "1 of 14 trials of the search have no record" in text]
+    table = tuning_table(whole)
+    assert table is not None and {row[0].text(): row[5].text() for row in table.groups[0].rows} in (
+        {"kd": "13 of 14", "mine": "14 of 14"},
+        {"mine": "14 of 14"},  # the chosen point may have been tried by that training alone
+    )
+
+
+def test_a_state_of_another_point_is_not_resumed(tuned: Plan, train: Callable[..., int], store: Store):
+    assert train(tuned, [row.cell.id for row in tuned.rows if row.cell.role == "teacher"]) == 0
+    import torch
+
+    row = next(row for row in tuned.rows if row.objective == "kd" and row.trial == 2)
+    setup = Setup.of(row.cell, store.root, torch.device("cpu")).with_teacher(store, row.cell)
+    saved = setup.member(row.cell, {"weight": 1.0, "temperature": 1.0}).state()
+    setup.member(row.cell, {"weight": 1.0, "temperature": 1.0}).restore(saved, 0)
+    with pytest.raises(ValueError, match="its trials now choose"):
+        setup.member(row.cell, {"weight": 2.0, "temperature": 1.0}).restore(saved, 0)
+
+
+def test_the_gradient_that_is_asked_for_is_that_of_the_tuned_terms_without_schedule(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
+):
+    import torch
+
+    from kdbench.losses._base import Batch
+    from kdbench.train.stream import BatchPlan
+
+    objectives = """
+        ce:
+        cka: {+kd: {weight: 100}}
+        sp: {weight: {0: 0, 2: 5}, tune: {gradient: [0.1, 1, 2]}}
+        """
+    plan = plan_of(**{**TUNED, "objectives": objectives, "tune": "{trials: 3}"})
+    assert train(plan, [row.cell.id for row in plan.rows if row.cell.role == "teacher"]) == 0
+    for name, epoch in (("cka+kd", 0), ("sp", 2)):
+        row = next(row for row in plan.rows if row.objective == name and row.trial == 2)
+        setup = Setup.of(row.cell, store.root, torch.device("cpu")).with_teacher(store, row.cell)
+        asked = point_of(store, row.cell)
+        member = setup.member(row.cell, asked)
+        wanted = next(BatchPlan.of(row.cell.config, setup.data).epoch(0))
+        inputs, targets = next(setup.data.batches("train", [wanted]))
+        assert setup.teacher and asked
+        member.step(inputs, targets, Batch(targets, torch.as_tensor(wanted[0]), epoch, 0), setup.teacher.taps(inputs), True)
+        assert member.gradients[name.partition("+")[0]] == pytest.approx(asked["gradient"], rel=1e-3), name
+
+
+def test_a_search_with_a_trial_that_diverged_is_complete(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+):
+    from kdbench.store import cell_state
+
+    (tmp_path / "bang.py").write_text(
+        MINE.replace("class Mine", "class Bang").replace("return (", "return float('nan' if self.power > 9 else 1) * (")
+    )
+    bang = "{bang: {loss: 'bang.py:Bang', weight: 0.1, tune: {power: [0.5, 1, 9]}}}"
+    plan = plan_of(**{**TUNED, "objectives": f"[ce, {bang}]", "tune": "{trials: 3}", "repeats": "1"})
+    assert train(plan) == 0
+    records = [store.record(cell_id) for cell_id in plan.cells]
+    diverged = [record.result["tuned"] for record in records if record and record.outcome == "diverged"]
+    assert diverged and all(point["power"] == 9 for point in diverged)
+    assert cell_state.why_missing(store, store.manifest("tiny")) == ""
+    final = next(row.cell.id for row in plan.rows if row.role == "student" and row.objective == "bang")
+    record = store.record(final)
+    assert record and record.outcome == "finished" and record.result["tuned"]["power"] < 9
 
 
 def test_a_search_that_is_not_complete_chooses_nothing_in_the_report(tuned: Plan, train: Callable[..., int], store: Store):

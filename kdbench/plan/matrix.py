@@ -113,10 +113,12 @@ class Plan:
             assumed=(*suite.assumed, *_begun_from_weights(suite)),
             margin=suite.margin,
             teacher_requirements={
-                row.cell.id: TeacherRequirement(self.task.primary().name, net.min_teacher_metric, net.declared)
-                for row in self.teachers
+                row.cell.id: TeacherRequirement(self.task.primary().name, net.min_teacher_metric, declared)
+                for row in self.rows
+                if row.objective is None and row.role != "control"
                 for net in [suite.teachers[row.student]]
-                if net.min_teacher_metric is not None or net.declared is not None
+                for declared in [net.declared if row.role == "teacher" else None]
+                if net.min_teacher_metric is not None or declared is not None
             },
             tuning=suite.tuning,
             averaged={name: net.recipe["ema"] for name, net in suite.students.items() if "ema" in net.recipe},
@@ -125,7 +127,7 @@ class Plan:
 
 def _begun_from_weights(suite: Suite) -> Iterator[str]:
     """What a reader must know of nets that do not begin at random."""
-    held_out = suite.dataset["options"].get("validation")
+    held_out = suite.dataset["options"].get("validation") or suite.tuning
     for name, net in [*suite.students.items(), *suite.teachers.items()]:
         if weights := net.model.get("weights"):
             place = ", ".join(f"{name} '{weights[name]}'" for name in ("key", "prefix") if name in weights)
@@ -262,7 +264,7 @@ class _Searches:
 
 
 def _roles(ids: list[str]) -> dict[str, str]:
-    return {f"{WORD}{place:03}": cell_id for place, cell_id in enumerate(ids)}
+    return {f"{WORD}{place:05}": cell_id for place, cell_id in enumerate(ids)}
 
 
 def _config(suite: Suite, net: Net, role: str, objective: dict[str, Any], repeat: int, depends: dict[str, str]) -> dict[str, Any]:

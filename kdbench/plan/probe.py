@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdbench import parts
+from kdbench.choice import applied
 from kdbench.errors import KdbenchError, LossError, OptionsError, RefusedError, SuiteError
 from kdbench.isolation import explained, isolated
 from kdbench.plan.bundle import Bundle, model_key
 from kdbench.plan.matrix import Plan
 from kdbench.plan.recipe_limits import unmet
+from kdbench.plan.tuning import points
 from kdbench.recipes._base import MIXING, Recipe
 
 if TYPE_CHECKING:
@@ -156,9 +158,37 @@ def probe(plan: Plan) -> Probes:
             if "layer_decay" in net.recipe and probed and not hasattr(probed.model.plain, "group_matcher"):
                 message = "`layer_decay` needs a model that states its layers (`group_matcher`), as timm's do: leave it out here"
                 mistakes.append(f"{suite.file.at((section, name))}: {section}.{name}: {message}")
+    if suite.tuning:
+        mistakes += _wrong_trials(plan, dataset.n_train)
     if mistakes:
         raise SuiteError(mistakes)
     return Probes(models, dataset.n_train, _tried(plan, models, dataset, outputs))
+
+
+def _wrong_trials(plan: Plan, n_train: int | None) -> Iterator[str]:
+    """What is wrong with the held-out images of trials, and with losses at the points that are tried first."""
+    suite = plan.suite
+    trial = next((row.cell for row in plan.rows if row.role == "trial"), None)
+    where = f"{suite.file.at(('tune',))}: tune:"
+    if trial is not None:
+        try:
+            left = parts.from_config("dataset", trial.config["dataset"], suite.sources).n_train
+            if n_train is not None and left == n_train:
+                yield f"{where} `validation` holds out no image of {n_train}: give a larger share"
+        except KdbenchError as error:
+            yield f"{where} the dataset cannot hold out images: {error}"
+    for objective in suite.objectives.values():
+        search = None if objective.control else objective.search
+        for point in points(search) if search else ():
+            chosen = applied({**objective.config, "tuned": {"terms": search.terms if search else 0}}, point)
+            try:
+                for term in chosen["terms"]:
+                    with isolated(0):
+                        parts.from_config("loss", {**term, "name": term["loss"]}, suite.sources)
+            except KdbenchError as error:
+                tried = ", ".join(f"{name} times {value:g}" for name, value in point.items())
+                yield f"{suite.file.at(objective.where)}: objectives.{objective.name}: with {tried}: {error}"
+                break
 
 
 def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int) -> tuple[str, ...]:

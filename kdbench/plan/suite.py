@@ -38,8 +38,10 @@ class _SuiteReader(FileReader):
         students, teachers = self._nets(given, task, least)
         tune = tuning.read(self, given["tune"], dataset, students, teachers)
         objectives = ObjectiveReader(self, tune).read(given["objectives"], given["+kd"], task)
-        self._check_tuned(tune, objectives)
         pairs = self._pairs(given["pairs"], students, teachers)
+        self._check_tuned(tune, objectives)
+        if tune and tune.how.pair and pairs and tune.how.pair not in pairs and not self.errors:
+            self.error(("tune", "share", "pair"), f"{tune.how.pair[0]} <- {tune.how.pair[1]} is not among the suite's pairs")
         exclude = self._excludes(given["exclude"], students, teachers, objectives)
         baselines = self._baselines(given["baselines"], objectives)
         metric = self._metric(given["metric"], task)

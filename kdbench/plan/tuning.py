@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -27,15 +28,22 @@ WEIGHTS = ("weight", "gradient")
 """The dimensions that are not options."""
 
 
+LEAST, MOST = 1e-9, 1e9
+CLOSEST = 1.01
+"""Two values of a search differ at least by this factor."""
+MOST_TRAININGS = 1_000
+"""Of one search."""
+
+
 def _increasing(value: Any) -> Any:
-    if isinstance(value, list) and (len(value) < 2 or min(value) <= 0 or sorted(set(value)) != value):
-        raise ValueError("the values of a search are at least two, above 0, increasing")
+    if isinstance(value, list) and (len(value) < 2 or not LEAST <= value[0] <= value[-1] <= MOST or sorted(value) != value):
+        raise ValueError(f"the values of a search are at least two, increasing, from {LEAST:g} to {MOST:g}")
     return value
 
 
 class Range(BaseModel, strict=True, extra="forbid"):
-    low: float = Field(alias="from", gt=0, allow_inf_nan=False)
-    high: float = Field(alias="to", gt=0, allow_inf_nan=False)
+    low: float = Field(alias="from", ge=LEAST, le=MOST)
+    high: float = Field(alias="to", ge=LEAST, le=MOST)
 
 
 Dimension = Annotated[Range | list[Annotated[float, Field(allow_inf_nan=False)]], AfterValidator(_increasing)]
@@ -82,6 +90,10 @@ def read(reader: FileReader, given: Any, dataset: Any, students: Mapping[str, An
         reader.error(where, problem)
     elif dataset is not None and dataset["options"]["validation"]:
         reader.error(("dataset", "validation"), "with `tune` the final trainings use all images: write the share under `tune`")
+    trainings = (fields.trials + FURTHER) * fields.repeats
+    if trainings > MOST_TRAININGS:
+        reader.error(where, f"each search would have {trainings:,} trainings, and the limit is {MOST_TRAININGS:,}")
+        return None
     how = Tuning(fields.trials, fields.repeats, FURTHER, AGAIN, MORE_REPEATS, fields.validation, pair)
     return Tune(how, _dimensions(reader, where, fields.model_extra or {}, how), set())
 
@@ -95,6 +107,9 @@ def _dimensions(reader: FileReader, where: Where, given: Mapping[str, Any], how:
             reader.error((*where, name), f"`from` is not below `to`: {dimension.low:g} and {dimension.high:g}")
         elif dimension is not None:
             found[name] = dimension if isinstance(dimension, list) else grid(dimension.low, dimension.high, how.trials)
+            close = [pair for pair in itertools.pairwise(found[name]) if pair[1] < CLOSEST * pair[0]]
+            if close:
+                reader.error((*where, name), f"the values {close[0][0]:g} and {close[0][1]:g} of the search differ by less than 1 %")
     return found
 
 
@@ -120,15 +135,21 @@ def search(reader: FileReader, tune: Tune | None, objective: ObjectiveSpec, give
     if "weight" in own and "gradient" in own:
         reader.error(where, "`weight` and `gradient` are both ranges of the weight: give one of them")
     shared = {name: values for name, values in tune.dimensions.items() if name in (*WEIGHTS, *known)}
-    tune.used.update(shared)
     first = next((name for name in WEIGHTS if name in own), "weight" if weighted else "gradient")
     usual = grid(*(FACTORS if first == "weight" else GRADIENTS), tune.how.trials)
     dimensions = {first: shared.get(first, usual)} | {name: values for name, values in shared.items() if name not in WEIGHTS} | own
+    tune.used.update(dimensions)
+    if any(not _largest(term["weight"]) for term in objective.config["terms"][:terms]):
+        reader.error(objective.where, "a weight of 0 is not searched around: leave it out, or write `tune: false`")
     if len(dimensions[first]) != tune.how.trials:
         at: Where = (*where, first) if first in own else ("tune", first)
         problem = f"{len(dimensions[first])} values for {tune.how.trials} trials: every loss gets the same number, so give as many values"
         reader.error(at, problem)
     return Search(dimensions, terms)
+
+
+def _largest(weight: Any) -> float:
+    return max(one for _, one in weight) if isinstance(weight, list) else weight
 
 
 def points(search: Search) -> list[dict[str, float]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -13,25 +15,13 @@ from kdbench import choice
 from kdbench.errors import KdbenchError
 from kdbench.manifest import Manifest, ManifestCell, Tuning
 from kdbench.record import Record
-from kdbench.report.study import Study, plural
+from kdbench.report.study import Study, lines, plural, some
 from kdbench.report.table import Column, Entry, Group, Table
 from kdbench.store import Store
 
 COLUMNS = (
-    "student",
-    "teacher",
-    "objective",
-    "label",
-    "trial",
-    "repeat",
-    "id",
-    "score",
-    "weight",
-    "factor",
-    "has_source",
-    "options",
-    "chosen",
-    "edge",
+    *("student", "teacher", "objective", "label", "trial", "repeat", "id", "score", "weight", "factor", "options"),
+    *("has_source", "chosen", "edge", "asked", "finals_at"),
 )
 
 
@@ -43,7 +33,7 @@ def trials(store: Store, manifest: Manifest) -> pd.DataFrame | None:
         last epoch; null: it diverged), weight (of the first term; null for a schedule), factor (of the weights of the objective),
         has_source (whether these weights are known; else the factor is of 1), options (`temperature 2`), chosen (whether the final runs
         are at this point; false until the search is complete), edge (`smallest` or `largest` where the chosen value is the end of what was
-        tried).
+        tried), asked (trainings of the search), finals_at (at how many points the final runs are: one, unless trials were trained again).
     """
     if manifest.tuning is None:
         return None
@@ -51,32 +41,30 @@ def trials(store: Store, manifest: Manifest) -> pd.DataFrame | None:
     for cell in manifest.cells:
         if cell.role == "trial" and cell.objective is not None:
             searches[cell.student, cell.teacher, cell.objective].append(cell)
+    finals: dict[tuple[str, str | None, str], Counter[str]] = defaultdict(Counter)
+    for cell in manifest.cells:
+        if cell.role == "student" and cell.objective is not None and (record := _record(store, cell.id)):
+            finals[cell.student, cell.teacher, cell.objective][json.dumps(record.result["tuned"])] += 1
     metric, rows = manifest.primary, []
-    for cells in searches.values():
+    for key, cells in searches.items():
         read = [(cell, record) for cell in cells if (record := _record(store, cell.id))]
         chosen, edge = None, ""
+        # What the final runs are at, by most of them; before there are any, what the trials choose.
+        mine = finals[key] if manifest.tuning.pair is None else sum((finals[one] for one in [*finals] if one[2] == key[2]), Counter())
         with suppress(KdbenchError):  # the final runs say why nothing can be chosen
             tried = choice.candidates([record for _, record in read], metric.name, metric.higher_is_better)
-            if len(read) == len(cells):
-                chosen = choice.best(tried).point
+            if mine or len(read) == len(cells):
+                chosen = json.loads(mine.most_common(1)[0][0]) if mine else choice.best(tried).point
                 edge = choice.at_edge(tried, chosen)
         # A range of gradients is given where no weight is known.
-        given = [record.config["objective"]["tuned"].get("point") or {} for _, record in read]
-        has_source = not any("gradient" in point for point in given)
+        first = [record.config["objective"] for _, record in read]
+        has_source = not any("gradient" in (one["tuned"].get("point") or {}) and one["terms"][0]["weight"] == 1 for one in first)
+        shared = {"has_source": has_source, "label": manifest.labels[key[2]], "asked": len(cells), "finals_at": len(mine)}
         for cell, record in read:
-            values = _values(record, metric.name)
             names = {name: getattr(cell, name) for name in ("student", "teacher", "objective", "trial", "repeat", "id")}
-            is_chosen = record.result.get("tuned") == chosen and chosen is not None
-            rows.append(
-                {
-                    **names,
-                    **values,
-                    "has_source": has_source,
-                    "label": manifest.labels[names["objective"]],
-                    "chosen": is_chosen,
-                    "edge": edge if is_chosen else "",
-                }
-            )
+            is_chosen = chosen is not None and record.result["tuned"] == chosen
+            own = {"chosen": is_chosen, "edge": edge if is_chosen else ""}
+            rows.append({**names, **_values(record, metric.name), **shared, **own})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -124,7 +112,7 @@ def tuning_table(study: Study) -> Table | None:
                 Entry(line["options"]),
             )
             edge = Entry(f"the {line['edge']} tried" if line["edge"] else "")
-            rows.append((Entry(line["label"], runs=tuple(search["id"])), *values, score, Entry(len(search), format=".0f"), edge))
+            rows.append((Entry(line["label"], runs=tuple(search["id"])), *values, score, Entry(f"{len(search)} of {line['asked']}"), edge))
         groups.append(Group(f"student {student} · teacher {teacher}", tuple(rows)))
     titles = (
         "loss",
@@ -140,6 +128,25 @@ def tuning_table(study: Study) -> Table | None:
         Column(title, numeric=kind, essential=title not in ("options", "trainings")) for title, kind in zip(titles, numeric, strict=True)
     )
     return Table("Tuning", columns, tuple(groups), (caption(how),), name="tuning")
+
+
+def tuning_warnings(study: Study) -> Iterator[tuple[str, str]]:
+    """Codes and messages: what was chosen at an end, final runs at several points, and trials that are not there."""
+    if study.trials is None:
+        return
+    ends: dict[str, dict[str, None]] = defaultdict(dict)
+    for names, mine in study.trials.groupby(["student", "teacher", "label"], sort=False):
+        line, where = lines(mine.iloc[:1])[0], "{2}, {0} <- {1}".format(*names)
+        for edge in filter(None, mine["edge"]):
+            ends[edge][line["label"]] = None
+        if line["finals_at"] > 1:
+            text = f"{where}: the final runs are at {line['finals_at']} points of the search, since trials were trained again between them"
+            yield "tuned-at-edge", f"{text}: remove the records of these runs and run the suite again"
+        if lacking := line["asked"] - len(mine):
+            yield "incomplete", f"{where}: {lacking} of {line['asked']} trials of the search have no record: run the suite again"
+    if ends:
+        what = "; ".join(f"the {edge} for {some(labels)}" for edge, labels in ends.items())
+        yield "tuned-at-edge", f"the best weight is at the end of what was tried: {what}; give these a wider range under `tune`"
 
 
 def caption(how: Tuning) -> str:

@@ -13,6 +13,7 @@ from kdbench.report.controls import zero_differs
 from kdbench.report.document import ReportWarning
 from kdbench.report.notes import grouped, lacks
 from kdbench.report.study import Line, Study, plural, some
+from kdbench.report.trials import tuning_warnings
 from kdbench.stats.repeats import BLOCK, repeat_means
 
 CODES = (
@@ -163,11 +164,7 @@ def _losses(study: Study) -> Found:
     tuned, others = sources.get(True), sources.get(False)
     if tuned and others:
         yield "tuned-for-some", f"weights were tuned for {some(tuned)} and not for {some(others)}: tune all of them, or none"
-    found = _known(study.trials, "score") if study.trials is not None else study.runs[:0]
-    edges = grouped((str(line.label), str(line.edge)) for line in found.itertuples() if line.edge) if len(found) else {}
-    if edges:
-        what = "; ".join(f"the {edge} for {some(names)}" for edge, names in edges.items())
-        yield "tuned-at-edge", f"the best weight is at the end of what was tried: {what}; give these a wider range under `tune`"
+    yield from tuning_warnings(study)
     yield from (("zero-differs", text) for text in zero_differs(study))
     if not any(re.match("kd(:|$)", name, re.IGNORECASE) for name in labels):
         yield "no-kd", "there is no row of plain KD: add it, since it beats most losses on common benchmarks"

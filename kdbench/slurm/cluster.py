@@ -64,7 +64,8 @@ class Cluster:
         """What one cell asks of SLURM: the first request of the file with more memory than those that `failed`, or the last one."""
         asked = dict(self.request)
         for one in self.overrides:
-            if all(fnmatchcase(str(getattr(row, name) or ""), one[name]) for name in PATTERNS if name in one):
+            mine = {name: row.trained_as if name == "role" else str(getattr(row, name) or "") for name in PATTERNS}
+            if all(fnmatchcase(mine[name], one[name]) for name in PATTERNS if name in one):
                 asked = _changed(asked, {word: value for word, value in one.items() if word not in PATTERNS})
         requests = [asked, *(_changed(asked, bigger) for bigger in self.bigger)]
         found = dict(next((one for one in requests if not any(_no_larger(one, other) for other in failed)), requests[-1]))

@@ -80,9 +80,11 @@ def why_missing(store: Store, manifest: Manifest, alive: Collection[str] = ()) -
         now = of(store, row.id)
         if row.id in alive and now.name not in DONE:
             continue
+        if now.name == "diverged" and row.role == "trial" and row.objective is not None:
+            continue  # it is the worst of its search
         if now.name != "finished":
             alike.setdefault((now.name, now.why), []).append(row)
-        elif row.role == "teacher" and (why := shortfall(store, manifest, row.id)):
+        elif row.objective is None and (why := shortfall(store, manifest, row.id)):
             lines.append(f"{row.title} ({row.id}), is trained, but not as required: {why}")
     if alike:
         lines.append(f"{sum(map(len, alike.values()))} of {len(manifest.cells)} cells have no result:")

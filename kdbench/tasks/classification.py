@@ -12,6 +12,7 @@ from kdbench.manifest import Metric
 from kdbench.tasks._base import Task
 
 FEW_CLASSES = 200
+LARGEST = float(np.finfo(np.float16).max)
 
 
 class Classification(Task):
@@ -84,7 +85,7 @@ class Classification(Task):
     def keep(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
         logits = predictions["logits"]
         if logits.shape[1] <= FEW_CLASSES:
-            return {"logits": logits.astype(np.float16)}
+            return {"logits": np.clip(logits, -LARGEST, LARGEST).astype(np.float16)}
         return {"top5": np.argsort(-logits, 1)[:, :5].astype(np.int32), "nll": _nll(logits, targets).astype(np.float32)}
 
     def per_image(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:

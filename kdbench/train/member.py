@@ -97,21 +97,25 @@ class Member:
         (share * values["task"][1]).backward()
 
     def _find_weight(self, point: Point, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> None:
-        """Turn the size of the distillation gradient that a trial asks for into the factor of its weights, before the first step, which
-        then finds everything as it was. Raises LossError: there is no gradient."""
-        before, found = copy.deepcopy(self.trained.state_dict()), dict[str, dict[int, Tensor]]()
-        with isolated(seed_of(self.streams.dropout, batch.step)):
-            self.trained.train()
-            for share, seed, *part in self.parts(inputs, targets, batch, teacher):
-                values = self._values(seed, *part)
-                terms = torch.stack([weighted for name, (_, weighted) in values.items() if name != "task"]).sum()
-                self._add_gradients(found, {"task": values["task"], "terms": (terms, terms)}, share)
-        self.trained.load_state_dict(before)
+        """Turn the size of the distillation gradient that a trial asks for into the factor of its weights, before the first step. What is
+        measured is a copy, with the weights of the tuned terms without their schedules. Raises LossError: there is no gradient."""
+        count = self.cell.config["objective"]["tuned"]["terms"]
+        own, copied, found = (self.student, self.objective), copy.deepcopy(self.trained), dict[str, dict[int, Tensor]]()
+        self.student, self.objective = copied["student"], copied["objective"]
+        try:
+            with isolated(seed_of(self.streams.dropout, batch.step)):
+                copied.train()
+                for share, seed, *part in self.parts(inputs, targets, batch, teacher):
+                    values = self._values(seed, *part)
+                    terms = self.objective.unscheduled(values, count)
+                    self._add_gradients(found, {"task": values["task"], "terms": (terms, terms)}, share)
+        finally:
+            self.student, self.objective = own
         size = _relative_sizes(found).get("terms", 0.0)
         if not 0 < size < math.inf:
             raise LossError(f"the distillation gradient is {size:g} times the task's at the first step: give a `weight` to search around")
         self.point = {"weight": rounded(point["gradient"] / size)} | {name: value for name, value in point.items() if name != "gradient"}
-        self.objective.scale(self.point["weight"], self.cell.config["objective"]["tuned"]["terms"])
+        self.objective.scale(self.point["weight"], count)
 
     def parts(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> Iterator[Part]:
         """The batch in parts of nearly equal size, none larger than the recipe's batch divided by `accumulate`."""
@@ -183,6 +187,9 @@ class Member:
         return {"trained": self.trained.state_dict(), "optimizer": self.optimizer.state_dict(), **own}
 
     def restore(self, state: dict[str, Any], steps_done: int) -> None:
+        """Raises ValueError: the state is of another point of the search, since trials were trained again."""
+        if (saved := state.get("point")) != self.point and "gradient" not in (self.point or {}):
+            raise ValueError(f"it was trained at {saved}, and its trials now choose {self.point}")
         self.trained.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.step_update(steps_done)

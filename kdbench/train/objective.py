@@ -64,6 +64,14 @@ class Objective(nn.Module):
         """The pairings with images outside of the batch."""
         return {term["pairing"] for term in self.terms} & set(ELSEWHERE)
 
+    def unscheduled(self, values: Mapping[str, tuple[Tensor, Tensor]], terms: int) -> Tensor:
+        """The sum of the first terms with their weights, of schedules the largest one, out of what `forward` gives."""
+        found = []
+        for name, term in zip(self.names[:terms], self.terms, strict=False):
+            weight = term["weight"] if isinstance(term["weight"], (int, float)) else max(one for _, one in term["weight"])
+            found += [weight * raw for key, (raw, _) in values.items() if key == name or key.startswith(f"{name}.")]
+        return torch.stack(found).sum()
+
     def scale(self, factor: float, terms: int) -> None:
         """Multiply the weights of the first terms."""
         scaled = applied({"terms": self.terms, "tuned": {"terms": terms}}, {"weight": factor})

@@ -30,5 +30,7 @@ class Streams:
     def of(cls, config: Mapping[str, Any]) -> Streams:
         shared = [config["role"], config["seed"], config["dataset"], config["repeat"]]
         own = [*shared, config["student"]]
-        seeds = {"order": [shared], "augment": [shared], "init": [own], "dropout": [own], "loss": [own, config["objective"]]}
+        # All points of a search draw the same.
+        objective = {name: value for name, value in config["objective"].items() if name != "tuned"}
+        seeds = {"order": [shared], "augment": [shared], "init": [own], "dropout": [own], "loss": [own, objective]}
         return cls(**{name: seed_of(name, *parts) for name, parts in seeds.items()})

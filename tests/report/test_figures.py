@@ -93,7 +93,7 @@ def study_of(
     costs = costs_of(manifest, keys) if costs else None
     # The mean over the pairs, as `stats.overall` has it: these columns without those of a pair.
     overall = compared.drop(columns=["dataset", "teacher", "student"]).drop_duplicates(["baseline", "objective"]) if len(compared) else None
-    return FigureData(manifest, runs, summarise(runs), compared, costs, pd.DataFrame(history), overall)
+    return FigureData(manifest, runs, summarise(runs), compared, costs, pd.DataFrame(history), overall, trials_of(manifest, keys))
 
 
 def drawn(study):
@@ -125,6 +125,17 @@ def costs_of(manifest, keys):
         }
         rows.append({**line, "step_ms": step, "step_ms_q1": step - 2, "step_ms_q3": step + 3, "device": "cpu"})
     return pd.DataFrame(rows)
+
+
+def trials_of(manifest, keys):
+    """Six weights of every loss but the first, best at a weight that differs between losses."""
+    rows = []
+    for block, (place, key) in itertools.product(manifest.blocks, enumerate(keys)):
+        for trial in range(6) if place else ():
+            factor, score = 0.1 * 10 ** (0.4 * trial), 0.7 - 0.02 * (trial - place % 6) ** 2
+            names = {"student": block.student, "teacher": block.teacher, "objective": key, "label": key, "repeat": 0, "id": "t"}
+            rows.append({**names, "trial": trial + 1, "score": score, "factor": factor, "chosen": trial == place % 6})
+    return pd.DataFrame(rows, columns=["student", "teacher", "objective", "label", "trial", "repeat", "id", "score", "factor", "chosen"])
 
 
 WIDE_LOST = {(3, TEACHERS[0], 1): "diverged", **{(7, TEACHERS[3], repeat): "failed" for repeat in range(5)}, (5, TEACHERS[3], 2): "failed"}
@@ -204,10 +215,11 @@ def luminance(colour):
 
 def test_a_suite_of_two_pairs_has_each_figure_once_with_a_panel_a_pair():
     study = study_of(teachers=("big", "other"))
-    assert list(KINDS) == drawn(study) == ["differences", "heat", "seeds", "cost", "curves", "gradients"]
+    assert list(KINDS) == drawn(study) == ["differences", "heat", "seeds", "cost", "curves", "gradients", "tuning"]
     panels = {name: len(only(name, study)[0].axes) for name in KINDS}
-    # Differences: for all pairs and each pair, by baseline. Heat: a map for each baseline.
-    assert panels == {"differences": 6, "heat": 2, "seeds": 2, "cost": 2, "curves": 2, "gradients": 2}
+    # Differences: for all pairs and each pair, by baseline. Heat: a map for each baseline. Tuning: a panel a tuned loss.
+    assert panels == {"differences": 6, "heat": 2, "seeds": 2, "cost": 2, "curves": 2, "gradients": 2, "tuning": 2}
+    assert "tuning" not in drawn(replace(study, trials=None))
 
 
 def test_differences_begin_with_all_pairs_where_there_are_several():
@@ -520,14 +532,21 @@ def test_a_gradient_of_zero_is_drawn_at_the_lower_end_and_the_legend_explains_it
 
 
 def test_a_figure_without_data_is_not_drawn():
-    assert drawn(replace(study_of(costs=False), histories=None)) == ["differences", "heat", "seeds"]
+    assert drawn(replace(study_of(costs=False), histories=None, trials=None)) == ["differences", "heat", "seeds"]
     nothing = study_of(lost={(place, teacher, repeat): "failed" for place in range(3) for teacher in (None, "big") for repeat in range(5)})
+    nothing = replace(nothing, trials=None)
     assert drawn(nothing) == list(figures(nothing)) == []
     assert "curves" not in drawn(study_of(epochs=1))
-    assert drawn(replace(study_of(), comparisons=study_of().comparisons.head(0), overall=None)) == ["seeds", "cost", "curves", "gradients"]
+    assert drawn(replace(study_of(), comparisons=study_of().comparisons.head(0), overall=None)) == [
+        "seeds",
+        "cost",
+        "curves",
+        "gradients",
+        "tuning",
+    ]
     without = study_of().histories.drop(columns=["gradient_ratio", "test_top1"])
     for histories in (without, without.head(0), without.head(0)[[]]):
-        assert drawn(replace(study_of(), histories=histories)) == ["differences", "heat", "seeds", "cost"]
+        assert drawn(replace(study_of(), histories=histories, trials=None)) == ["differences", "heat", "seeds", "cost"]
 
 
 def test_a_metric_that_is_no_percentage_and_better_when_lower_says_so():
@@ -600,7 +619,7 @@ def test_the_widest_case_is_legible(wide, name):
 
 def test_a_small_suite_fits_one_column():
     study = study_of()
-    assert [only(name, study)[0].get_figwidth() for name in KINDS] == [3.3] * 6
+    assert [only(name, study)[0].get_figwidth() for name in KINDS] == [3.3] * len(KINDS)
 
 
 @pytest.mark.slow
@@ -645,7 +664,7 @@ def test_names_stay_text_and_are_no_markup(written):
     for one in written:
         root = ElementTree.fromstring(one.svg)
         texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
-        assert any("$1$" in text for text in texts)
+        assert any("$1$" in text for text in texts) or one.name == "tuning"  # its panels are losses
         # Also where a name is broken over lines.
         assert {"$x_1$", "100%"} <= {word.rstrip(":") for text in texts for word in text.split()}
         assert "<i>" not in one.svg

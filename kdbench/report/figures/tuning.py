@@ -30,11 +30,7 @@ def tuning(study: FigureData) -> Content | None:
         f"{', a line a pair' if pairs > 1 else ''}. A ring marks the chosen point."
     )
     legend = [legend_line("chosen", marker="o", face="white", linestyle="")]
-    return (
-        "Tuning",
-        caption,
-        panel_figures(panels, 1.3, 4, ("weight / source's weight", f"validation {study.quantity}"), legend, narrow=False),
-    )
+    return ("Tuning", caption, panel_figures(panels, 1.3, 4, ("weight / source's weight", f"validation {study.quantity}"), legend))
 
 
 def _panel(colour: object, ends: tuple[float, float], trials: pd.DataFrame, axes: Axes) -> None:
