@@ -24,10 +24,11 @@ from kdbench.record import Record
 from kdbench.report.figures import tuning as figures
 from kdbench.report.figures.figure_data import FigureData
 from kdbench.report.study import study
-from kdbench.report.trials import trials, tuning_table
+from kdbench.report.tuning_table import tuning_table
 from kdbench.report.warnings import warnings
 from kdbench.report.write import ReportOptions, compose, from_store
 from kdbench.store import Store
+from kdbench.store.trials import trials
 from kdbench.train.build import Setup, point_of
 from kdbench.train.seeds import Streams
 

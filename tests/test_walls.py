@@ -35,7 +35,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "disk",
-        "store.cell_state store.claims store.files store.folders store.histories store.predictions store.store store.tables store.whole_folder",
+        "store.cell_state store.claims store.files store.folders store.histories store.predictions store.store store.tables store.trials store.whole_folder",
     ),
     (
         "plan",
@@ -55,7 +55,7 @@ FLOORS: list[tuple[str, str]] = [
         "report.document report.entries report.figures.differences report.figures.draw report.figures.epochs "
         "report.figures.figure_data report.figures.panels report.figures.tuning report.figures.values report.sentences "
         "report.frame report.from_file report.latex report.latex_text report.main_table report.notes report.page.page "
-        "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.trials "
+        "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.tuning_table "
         "report.warnings report.write tensorboard_adapter",
     ),
     ("run", "run.local run.progress run.status run.verbs"),

@@ -36,7 +36,7 @@ Key = tuple[str, str, str, str]
 
 
 def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
-    """One row for each student and teacher of the manifest, in its order; the trials of tuning are in `trials.trials`.
+    """One row for each student and teacher of the manifest, in its order; the trials of tuning are in `store.trials.trials`.
 
     Returns:
         suite, role, dataset, teacher, student, objective, label, repeat, teacher_seed, id, state; one column for each metric that

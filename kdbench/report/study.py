@@ -80,8 +80,8 @@ class Study:
     a block and objective (n, n_asked, mean, sd, among_best). `comparisons`: a row
     a comparison in one pair (the second family), `overall`: a row a baseline and objective over all pairs (the primary family).
     `overall_summaries`: a row an objective (of the mean over its pairs: n_pairs, n_pairs_asked, n, n_asked, mean, sd, among_best).
-    `collapsed`: the runs that collapse. `ranks`: mean ranks; None with one pair. `costs`, `histories`, `terms`, `images`: as
-    `frame.costs`, `histories.histories`, `histories.terms` and `stats.predictions.image_statistics` make them, `trials` as `trials.trials`;
+    `collapsed`: the runs that collapse. `ranks`: mean ranks; None with one pair. `costs`, `histories`, `terms`, `trials`, `images`: as
+    `frame.costs`, `histories.histories`, `histories.terms`, `store.trials.trials` and `stats.predictions.image_statistics` make them;
     None: not read or not there. `controls`: as `overall`, each objective with each of its controls as the baseline.
     """
 

@@ -13,7 +13,7 @@ from kdbench.report.controls import zero_differs
 from kdbench.report.document import ReportWarning
 from kdbench.report.notes import grouped, lacks
 from kdbench.report.study import Line, Study, plural, some
-from kdbench.report.trials import tuning_warnings
+from kdbench.report.tuning_table import tuning_warnings
 from kdbench.stats.repeats import BLOCK, repeat_means
 
 CODES = (

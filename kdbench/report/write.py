@@ -30,11 +30,12 @@ from kdbench.report.sentences import findings
 from kdbench.report.study import Study, study
 from kdbench.report.table import Group, Table
 from kdbench.report.text import markdown, terminal
-from kdbench.report.trials import trials, tuning_table
+from kdbench.report.tuning_table import tuning_table
 from kdbench.report.warnings import warnings
 from kdbench.stats.predictions import image_statistics
 from kdbench.store.histories import histories, terms
 from kdbench.store.predictions import read_predictions
+from kdbench.store.trials import trials
 from kdbench.store.whole_folder import fresh_report, put_at_the_end
 
 if TYPE_CHECKING:

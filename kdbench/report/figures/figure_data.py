@@ -53,7 +53,7 @@ class FigureData:
     `students`: runs as `comparison.student_runs` gives them. `summaries`: as `stats.repeats.summarise`. `comparisons`: dataset, teacher,
     student, baseline, objective, n, difference, low, high, low_all, high_all, verdict. `costs`: as `frame.costs`. `histories`: as
     `histories.histories`. `overall`: the columns of `comparisons` without dataset, teacher and student: means over all pairs. `trials`:
-    as `trials.trials`.
+    as `store.trials.trials`.
     """
 
     manifest: Manifest
