@@ -55,6 +55,6 @@ def make_loss(name: str, **options: Any) -> Loss:
 
 def load(path: str | Path) -> pandas.DataFrame:
     """The per-run rows of a suite, as pandas has them: `path` is a suite's folder (`results/suites/<name>`), or a frame file."""
-    from kdbench.report.from_file import load_frame
+    from kdbench.store.frame_files import load_frame
 
     return load_frame(path)

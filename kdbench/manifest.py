@@ -224,6 +224,11 @@ class Manifest(Strict):
         """The objectives without the controls, which are compared with nothing but their own objective."""
         return [objective for objective in self.objectives if objective.control is None]
 
+    @property
+    def reported(self) -> list[ManifestCell]:
+        """The cells of which a report has a row each: students and teachers, without trials and what controls need."""
+        return [cell for cell in self.cells if cell.role in ("student", "teacher")]
+
     @cached_property
     def roles(self) -> dict[str, str]:
         return {cell.id: cell.role for cell in self.cells}

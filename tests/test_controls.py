@@ -190,7 +190,7 @@ def made(plan: Plan, gain: dict[str, float], spread: float = 0.004) -> Study:
             }
             rows.append({**names, "label": cell.objective, "state": "finished", "why": "", "data_fingerprint": "f", **metrics})
     runs = pd.DataFrame(rows).assign(n_train=40, n_test=900, suite="tiny", weights_digest=[row["id"] for row in rows], code_version="0")
-    from kdbench.report.frame import cost_frame
+    from kdbench.store.frame import cost_frame
 
     return study(runs, cost_frame(), manifest)
 
@@ -244,3 +244,14 @@ def test_controls_are_reported_from_a_real_run(plan_of: Callable[..., Plan], tra
     table = control_table(whole)
     assert table is not None and len(table.groups[0].rows) == 5
     assert list(zero_differs(whole)) == []
+
+    import io
+
+    from kdbench.report.from_file import read
+    from kdbench.report.write import report, report_file
+
+    first, second = io.StringIO(), io.StringIO()
+    options = ReportOptions(images=False, full=True)
+    report(store, ["tiny"], first, options=options)
+    report_file(read(store.suite_folder("tiny") / "report" / "frame.csv"), None, second, options=options)
+    assert [line for line in first.getvalue().splitlines() if "are in " not in line] == second.getvalue().splitlines()

@@ -634,6 +634,24 @@ def test_a_search_with_a_trial_that_diverged_is_complete(
     assert record and record.outcome == "finished" and record.result["tuned"]["power"] < 9
 
 
+def test_a_report_is_made_again_from_its_files(tuned: Plan, train: Callable[..., int], store: Store, tmp_path: Path):
+    import io
+
+    from kdbench.report.from_file import read as read_frame
+    from kdbench.report.write import report, report_file
+
+    assert train(tuned) == 0
+    first, second = io.StringIO(), io.StringIO()
+    options = ReportOptions(histories=True, images=False, full=True)
+    assert not report(store, ["tiny"], first, options=options).problems
+    frame = store.suite_folder("tiny") / "report" / "frame.csv"
+    assert (frame.parent / "trials.csv").exists()
+    report_file(read_frame(frame), None, second, options=options)
+    lines = first.getvalue().splitlines()
+    assert [line for line in lines if not line.startswith("All tables, with notes")] == second.getvalue().splitlines()
+    assert "Tuning" in lines and "runs finished" not in first.getvalue()
+
+
 def test_a_search_that_is_not_complete_chooses_nothing_in_the_report(tuned: Plan, train: Callable[..., int], store: Store):
     first = [row.cell.id for row in tuned.rows if row.cell.role == "teacher" or (row.trial or 9) <= 3]
     assert train(tuned, first) == 0

@@ -35,7 +35,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "disk",
-        "store.cell_state store.claims store.files store.folders store.histories store.predictions store.store store.tables store.trials store.whole_folder",
+        "store.cell_state store.claims store.files store.folders store.frame store.frame_files store.histories store.predictions store.store store.tables store.trials store.whole_folder",
     ),
     (
         "plan",
@@ -54,7 +54,7 @@ FLOORS: list[tuple[str, str]] = [
         "report.across_table report.beside report.class_table report.comparison report.comparison_table report.controls report.cost_table "
         "report.document report.entries report.figures.differences report.figures.draw report.figures.epochs "
         "report.figures.figure_data report.figures.panels report.figures.tuning report.figures.values report.sentences "
-        "report.frame report.from_file report.latex report.latex_text report.main_table report.notes report.page.page "
+        "report.from_file report.latex report.latex_text report.main_table report.notes report.page.page "
         "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.tuning_table "
         "report.warnings report.write tensorboard_adapter",
     ),
@@ -89,7 +89,7 @@ ONLY = {
     "models.*": "errors losses._base models.* timm_adapter timm_arguments",
     "datasets.*": "errors datasets.* timm_adapter",
     "tasks.*": "errors manifest tasks.* losses._base datasets._base",
-    "report.figures.*": "errors manifest report.* stats.*",
+    "report.figures.*": "errors manifest report.* stats.* store.frame",
 }
 """Modules that may import even less than their floor allows."""
 
@@ -105,7 +105,7 @@ DISK = {
     "train.checkpoint_files": "checkpoints that a suite names",
     "train.start": "checkpoints that a suite names",
     "datasets.*": "the data folder",
-    "report.from_file": "frame files that a user names",
+    "report.from_file": "what lies beside a frame file that a user names",
     "published.*": "published tables in the package",
     "slurm.launch": "the package's own source, for snapshots",
     "submitit_adapter": "what submitit writes into a submission's folder",

@@ -26,7 +26,8 @@ class FitNet(Loss):
         github.com/megvii-research/mdistiller.
     Departs: the paper trains the student's lower half on the hint first, and then the whole with KD; the released code has one stage.
         The paper's regressor has no norm, and its activation is that of the net; the released one ends in batch norm and ReLU. A
-        student's map that is smaller than the teacher's, but not half as high, is refused (the released code fails there).
+        student's map that is smaller than the teacher's, but not half as high, is refused (the released code fails there;
+        SimKD and SemCKD pool the teacher's map in such pairs and use a 3x3 convolution).
         With one image and a map of 1x1, the norm gives its bias where PyTorch raises.
     """
 

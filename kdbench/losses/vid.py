@@ -30,6 +30,7 @@ class VID(Loss):
         github.com/megvii-research/mdistiller.
     Departs: the paper sums over channels and positions, the released code takes the mean over them. mdistiller never trains a, because it
         keeps it in a plain list; here a is trained, as in RepDistiller. The Knowledge-Distillation-Zoo adds 1e-6 instead of 1e-5.
+        Of maps that are not square the released code pools both sides to the height; here each side to its own.
         The authors' own program is not public.
     """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kdbench.report.frame import line_key
 from kdbench.report.study import Study, lines
 from kdbench.report.table import Column, Entry, Group, Table
+from kdbench.store.frame import line_key
 
 MOST_CLASSES = 20
 CAPTION = (

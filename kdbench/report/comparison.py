@@ -6,10 +6,10 @@ import pandas as pd
 
 from kdbench.manifest import Manifest
 from kdbench.record import same_images
-from kdbench.report.frame import block_frame
 from kdbench.stats.compare import compare
 from kdbench.stats.paired import family
 from kdbench.stats.repeats import block_keys, spread_over_blocks
+from kdbench.store.frame import block_frame
 
 KEPT = ("dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id", "state", "why", "n_train", "n_test")
 CARRIED = ("device", "torch", "timm", "torchvision", "pillow", "code_version", "least_gradient", "selection")

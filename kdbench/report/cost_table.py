@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from kdbench.manifest import Block, Manifest
-from kdbench.report.frame import block_frame, line_key
 from kdbench.report.table import Column, Entry, Group, Table, row
 from kdbench.stats.repeats import spread_over_blocks
+from kdbench.store.frame import block_frame, line_key
 
 Line = dict[str, Any]
 

@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kdbench.store.frame import STATES
+
 Line = Mapping[str, Any]
 
 INCOMPLETE = "†"
 UNTESTED = "‡"
 
-STATES = ("diverged", "failed", "damaged", "blocked", "running", "missing")
 NAMED = 3
 """So many runs of a kind are named one by one; the frame beside the report has them all."""
 REASON_CHARACTERS = 160

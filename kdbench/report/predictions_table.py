@@ -11,13 +11,13 @@ from typing import Any
 
 from kdbench.manifest import Manifest
 from kdbench.report import entries
-from kdbench.report.frame import Key, line_key
 from kdbench.report.notes import INCOMPLETE, UNTESTED, untested_notes
 from kdbench.report.study import ROLES, Line, Place, collapse, lines
 from kdbench.report.table import EMPTY, Column, Entry, Group, Table, row
 from kdbench.stats.calibration import BINS
 from kdbench.stats.predictions import ImageStatistics
 from kdbench.stats.repeats import summarise
+from kdbench.store.frame import Key, line_key
 
 PRINTED = (("nll", ".3f", 1.0), ("ece", ".2f", 100.0), ("agreement_block", ".2f", 100.0))
 

@@ -15,12 +15,12 @@ from pandas.api.extensions import ExtensionDtype
 
 from kdbench.manifest import Block, Manifest
 from kdbench.report.comparison import asked, comparisons, controlled, student_runs
-from kdbench.report.frame import block_frame, line_key
 from kdbench.stats.collapse import collapsed_runs
 from kdbench.stats.overall import overall, overall_summaries
 from kdbench.stats.ranks import mean_ranks
 from kdbench.stats.repeats import repeat_means, summarise
 from kdbench.stats.selection import indistinguishable_from_best
+from kdbench.store.frame import block_frame, line_key
 
 if TYPE_CHECKING:
     from kdbench.stats.predictions import ImageStatistics

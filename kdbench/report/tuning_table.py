@@ -13,7 +13,7 @@ from kdbench.report.table import Column, Entry, Group, Table
 def tuning_table(study: Study) -> Table | None:
     """What was chosen for each tuned loss, one group a pair; None where nothing is tuned or no search is complete."""
     how, found = study.manifest.tuning, study.trials
-    if how is None or found is None or not found["chosen"].any():
+    if how is None or found is None or not (found["chosen"] > 0).any():
         return None
     metric = study.manifest.primary
     percent = metric.percent
@@ -21,7 +21,7 @@ def tuning_table(study: Study) -> Table | None:
     for (student, teacher), mine in found.groupby(["student", "teacher"], sort=False):
         rows = []
         for _, search in mine.groupby("objective", sort=False):
-            chosen = search[search["chosen"]]
+            chosen = search[search["chosen"] > 0]
             if not len(chosen):
                 continue
             line, runs = chosen.iloc[0], tuple(chosen["id"])
@@ -32,7 +32,9 @@ def tuning_table(study: Study) -> Table | None:
                 Entry(line["options"]),
             )
             edge = Entry(f"the {line['edge']} tried" if line["edge"] else "")
-            rows.append((Entry(line["label"], runs=tuple(search["id"])), *values, score, Entry(f"{len(search)} of {line['asked']}"), edge))
+            rows.append(
+                (Entry(line["label"], runs=tuple(search["id"])), *values, score, Entry(f"{len(search)} of {line['asked']:.0f}"), edge)
+            )
         groups.append(Group(f"student {student} · teacher {teacher}", tuple(rows)))
     titles = (
         "loss",
@@ -60,10 +62,10 @@ def tuning_warnings(study: Study) -> Iterator[tuple[str, str]]:
         for edge in filter(None, mine["edge"]):
             ends[edge][line["label"]] = None
         if line["finals_at"] > 1:
-            text = f"{where}: the final runs are at {line['finals_at']} points of the search, since trials were trained again between them"
+            text = f"{where}: the final runs are at {line['finals_at']:.0f} points of the search, since trials were trained again"
             yield "tuned-at-edge", f"{text}: remove the records of these runs and run the suite again"
         if lacking := line["asked"] - len(mine):
-            yield "incomplete", f"{where}: {lacking} of {line['asked']} trials of the search have no record: run the suite again"
+            yield "incomplete", f"{where}: {lacking:.0f} of {line['asked']:.0f} trials of the search have no record: run the suite again"
     if ends:
         what = "; ".join(f"the {edge} for {some(labels)}" for edge, labels in ends.items())
         yield "tuned-at-edge", f"the best weight is at the end of what was tried: {what}; give these a wider range under `tune`"

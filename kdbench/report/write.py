@@ -22,7 +22,6 @@ from kdbench.report.comparison_table import comparison_table
 from kdbench.report.controls import control_table
 from kdbench.report.cost_table import cost_table
 from kdbench.report.document import Document, Figure, ReportWarning
-from kdbench.report.frame import costs, frame, write_frame
 from kdbench.report.main_table import MAIN, main_tables
 from kdbench.report.paper import paper_table
 from kdbench.report.predictions_table import predictions_table
@@ -33,6 +32,7 @@ from kdbench.report.text import markdown, terminal
 from kdbench.report.tuning_table import tuning_table
 from kdbench.report.warnings import warnings
 from kdbench.stats.predictions import image_statistics
+from kdbench.store.frame import costs, frame, write_frame
 from kdbench.store.histories import histories, terms
 from kdbench.store.predictions import read_predictions
 from kdbench.store.trials import trials
@@ -136,7 +136,8 @@ def report_file(
     from kdbench.store import Store
 
     options, done = options or ReportOptions(), ReportOutcome()
-    whole = replace(study(read.runs, read.costs, read.manifest), histories=read.histories, terms=read.terms, images=read.images)
+    beside = {name: getattr(read, name) for name in ("histories", "terms", "images", "trials")}
+    whole = replace(study(read.runs, read.costs, read.manifest), **beside)
     document = compose(whole, options)
     terminal(printed(whole, document, options.full), out, width)
     done.warnings[document.title] = document.warnings

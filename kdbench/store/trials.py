@@ -27,10 +27,11 @@ def trials(store: Store, manifest: Manifest) -> pd.DataFrame | None:
 
     Returns:
         student, teacher, objective, label, trial (its number in the search), repeat, id; score (the metric on the images held out, at the
-        last epoch; null: it diverged), weight (of the first term; null for a schedule), factor (of the weights of the objective),
-        has_source (whether these weights are known; else the factor is of 1), options (`temperature 2`), chosen (whether the final runs
-        are at this point; false until the search is complete), edge (`smallest` or `largest` where the chosen value is the end of what was
-        tried), asked (trainings of the search), finals_at (at how many points the final runs are: one, unless trials were trained again).
+        last epoch; null: it diverged), weight (of the first term; null for a schedule), factor (of the weights of the objective), options
+        (`temperature 2`); has_source (1 or 0: whether these weights are known; else the factor is of 1), chosen (1 or 0: whether the final
+        runs are at this point; 0 until the search is complete), edge (`smallest` or `largest` where the chosen value is the end of what
+        was tried), asked (trainings of the search), finals_at (at how many points the final runs are: one, unless trials were trained
+        again).
     """
     if manifest.tuning is None:
         return None
@@ -56,11 +57,11 @@ def trials(store: Store, manifest: Manifest) -> pd.DataFrame | None:
         # A range of gradients is given where no weight is known.
         first = [record.config["objective"] for _, record in read]
         has_source = not any("gradient" in (one["tuned"].get("point") or {}) and one["terms"][0]["weight"] == 1 for one in first)
-        shared = {"has_source": has_source, "label": manifest.labels[key[2]], "asked": len(cells), "finals_at": len(mine)}
+        shared = {"has_source": int(has_source), "label": manifest.labels[key[2]], "asked": len(cells), "finals_at": len(mine)}
         for cell, record in read:
             names = {name: getattr(cell, name) for name in ("student", "teacher", "objective", "trial", "repeat", "id")}
             is_chosen = chosen is not None and record.result["tuned"] == chosen
-            own = {"chosen": is_chosen, "edge": edge if is_chosen else ""}
+            own = {"chosen": int(is_chosen), "edge": edge if is_chosen else ""}
             rows.append({**names, **_values(record, metric.name), **shared, **own})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -11,8 +11,8 @@ from kdbench.errors import KdbenchError
 from kdbench.published import variants
 from kdbench.report import beside as module
 from kdbench.report.beside import DIFFERS, GAINS_ONLY, beside
-from kdbench.report.frame import costs, frame
 from kdbench.report.study import study
+from kdbench.store.frame import costs, frame
 
 OBJECTIVES = (("ce", "ce", "published"), ("kd", "kd", "published"), ("cc:crd", "cc:crd", "published"), ("mine", "mine", "assumed"))
 # resnet32x4 -> resnet8x4 as RepDistiller has it: 72.50 alone, KD 73.33, CC 72.97.

@@ -11,9 +11,9 @@ import pytest
 from kdbench.failure import Failure
 from kdbench.record import Record
 from kdbench.report.cost_table import cost_table
-from kdbench.report.frame import costs, frame, write_frame
-from kdbench.report.from_file import load_frame
 from kdbench.report.write import ReportOptions, report
+from kdbench.store.frame import costs, frame, write_frame
+from kdbench.store.frame_files import load_frame
 
 
 def states(suite):

@@ -6,9 +6,9 @@ import io
 
 import pandas as pd
 
-from kdbench.report.frame import CIRCUMSTANCE, COST_COLUMNS, IDENTITY
 from kdbench.report.report_command import run
 from kdbench.report.write import ReportOptions, report
+from kdbench.store.frame import CIRCUMSTANCE, COST_COLUMNS, IDENTITY
 from kdbench.store.histories import EPOCH
 
 NAMES = sorted(

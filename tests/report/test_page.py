@@ -17,10 +17,10 @@ import pytest
 from kdbench.cell import Cell
 from kdbench.failure import Failure
 from kdbench.report.document import Document, Figure, ReportWarning
-from kdbench.report.frame import frame
 from kdbench.report.page.page import page
 from kdbench.report.page.runs import Curve, RunDetails, run_details, runs_table
 from kdbench.report.table import BEST, TIED, Column, Entry, Group, Table
+from kdbench.store.frame import frame
 from kdbench.store.histories import histories
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" onload="x()"><text>x</text></svg>'

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from kdbench.report.comparison import comparisons, student_runs
-from kdbench.report.frame import costs, frame
 from kdbench.report.predictions_table import predictions_table
 from kdbench.report.study import study
 from kdbench.stats.calibration import expected_calibration_error
 from kdbench.stats.predictions import Predictions, image_statistics
+from kdbench.store.frame import costs, frame
 from kdbench.store.predictions import read_predictions
 
 N, CLASSES = 120, 4

@@ -54,7 +54,7 @@ def test_reading_loads_no_torch(made) -> None:
     few = fill(made(), epochs=3)
     root: Path = few.store.root
     code = (
-        "import json, sys; from kdbench.store import Store; from kdbench.report.frame import frame; from kdbench.manifest import Manifest\n"
+        "import json, sys; from kdbench.store import Store; from kdbench.store.frame import frame; from kdbench.manifest import Manifest\n"
         "frame(Store(sys.argv[1]), Manifest.from_json(json.load(sys.stdin))); print(*[name for name in ('torch', 'timm') if name in sys.modules])"
     )
     done = subprocess.run(

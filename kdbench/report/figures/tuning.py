@@ -35,9 +35,9 @@ def tuning(study: FigureData) -> Content | None:
 
 def _panel(colour: object, ends: tuple[float, float], trials: pd.DataFrame, axes: Axes) -> None:
     for _, mine in trials.groupby(["student", "teacher"], sort=False):
-        points = mine.groupby("factor").agg(score=("score", "mean"), chosen=("chosen", "any")).reset_index()
+        points = mine.groupby("factor").agg(score=("score", "mean"), chosen=("chosen", "max")).reset_index()
         axes.plot(points["factor"], points["score"], color=colour, marker="o", markersize=3, linewidth=1)
-        best = points[points["chosen"]]
+        best = points[points["chosen"] > 0]
         axes.plot(best["factor"], best["score"], "o", color=INK, markerfacecolor="none", markersize=7, linestyle="")
     least, most = trials["factor"].min(), trials["factor"].max()
     plain_log_axis(axes, "x", least / 1.3, most * 1.3)

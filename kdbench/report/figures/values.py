@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 
 from kdbench.report.figures.figure_data import Content, FigureData
 from kdbench.report.figures.panels import INK, beside_row, draw_intervals, legend_line, limits, panel_figures, plain_log_axis
-from kdbench.report.frame import block_frame
 from kdbench.stats.repeats import repeat_means, spread_over_blocks
+from kdbench.store.frame import block_frame
 
 LOG = 8.0
 """Times that differ by more than this factor stand on a logarithmic axis."""

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import KdbenchError
-from kdbench.report.frame import IDENTITY, KINDS
 from kdbench.report.table import Column, Entry, Group, Table
+from kdbench.store.frame import IDENTITY, KINDS
 
 if TYPE_CHECKING:
     from kdbench.manifest import Manifest

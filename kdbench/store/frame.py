@@ -26,6 +26,8 @@ CIRCUMSTANCE = (
 KINDS = ("_last", "_best_val", "_best_test")
 """How the columns of a metric end."""
 WHOLE = ("repeat", "teacher_seed", "n_train", "n_test", "restarts")
+STATES = ("diverged", "failed", "damaged", "blocked", "running", "missing")
+"""The states of a run that has no result, or none to be counted."""
 SPOILED = ("failed", "diverged", "damaged", "blocked")
 """States of a teacher that block its students."""
 
@@ -57,8 +59,7 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     labels: Mapping[Any, str] = manifest.labels
     rows = [
         {"suite": manifest.suite, "label": labels.get(cell.objective, cell.objective), **vars(cell), **observed[cell.id]}
-        for cell in manifest.cells
-        if cell.role in ("student", "teacher")
+        for cell in manifest.reported
     ]
     table = pd.DataFrame(rows, columns=[*IDENTITY, *metrics, *CIRCUMSTANCE])
     return table.astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys((*metrics, "train_s", "least_gradient"), "float64")})
