@@ -104,11 +104,11 @@ class ManifestCell(Strict):
     @property
     def trained_as(self) -> str:
         """`teacher` or `student`, also of trials and controls."""
-        return "teacher" if self.objective is None else "student"
+        return "teacher" if self.role == "teacher" or self.objective is None else "student"
 
     @property
     def title(self) -> str:
-        if self.objective is None:
+        if self.trained_as == "teacher":
             kind = {"trial": "tuning ", "control": "untrained "}.get(self.role, "")
             return f"{kind}teacher {self.student}, seed {self.repeat}"
         if self.role == "trial":

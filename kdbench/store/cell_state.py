@@ -84,7 +84,7 @@ def why_missing(store: Store, manifest: Manifest, alive: Collection[str] = ()) -
             continue  # it is the worst of its search
         if now.name != "finished":
             alike.setdefault((now.name, now.why), []).append(row)
-        elif row.objective is None and (why := shortfall(store, manifest, row.id)):
+        elif row.trained_as == "teacher" and (why := shortfall(store, manifest, row.id)):
             lines.append(f"{row.title} ({row.id}), is trained, but not as required: {why}")
     if alike:
         lines.append(f"{sum(map(len, alike.values()))} of {len(manifest.cells)} cells have no result:")
