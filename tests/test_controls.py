@@ -15,6 +15,7 @@ from kdbench import parts
 from kdbench.errors import SuiteError
 from kdbench.losses._base import Batch, Taps
 from kdbench.plan.matrix import Plan
+from kdbench.report.class_table import class_table
 from kdbench.report.controls import control_notes, control_table, zero_differs
 from kdbench.report.main_table import main_tables
 from kdbench.report.study import Study, study
@@ -243,6 +244,10 @@ def test_controls_are_reported_from_a_real_run(plan_of: Callable[..., Plan], tra
     assert set(whole.runs["role"]) == {"student", "teacher"} and (whole.runs["state"] == "finished").all()
     table = control_table(whole)
     assert table is not None and len(table.groups[0].rows) == 5
+    # The untrained teacher is no teacher of the pair: students agree, or not, with the trained one.
+    assert whole.images is not None and whole.images.predictions["agreement_block"].notna().all()
+    assert {ids for cell, ids in whole.teacher_ids.items() if cell in set(whole.students["id"])} >= {frozenset()}
+    assert not any("kd, " in column.title for column in (class_table(whole) or table).columns)
     assert list(zero_differs(whole)) == []
 
     import io

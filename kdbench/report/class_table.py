@@ -19,7 +19,8 @@ def class_table(study: Study) -> Table | None:
     if table is None or not 0 < len(table["class"].unique()) <= MOST_CLASSES:
         return None
     manifest, known = study.manifest, {(*line_key(line), line["class"]): line for line in lines(table)}
-    labels = {**({"teacher": "teacher"} if (table["objective"] == "teacher").any() else {}), **manifest.labels}
+    labels = {"teacher": "teacher"} if (table["objective"] == "teacher").any() else {}
+    labels |= {objective.name: objective.label for objective in manifest.compared}
     groups = []
     for (dataset, teacher, student), place in study.pairs.items():
         teachers = tuple(run["id"] for run in study.teachers_of(place))

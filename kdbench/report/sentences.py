@@ -209,7 +209,7 @@ def table_notes(study: Study) -> tuple[str, ...]:
     counts = [" or ".join(f"{int(count):,}" for count in sorted(finished[name].dropna().unique())) for name in ("n_train", "n_test")]
     notes = [f"Images: {counts[0] or 'unknown'} for training, {counts[1] or 'unknown'} for testing."] if any(counts) else []
     for source, words in WEIGHTS.items():
-        named = [objective.label for objective in manifest.objectives if objective.weight_from == source]
+        named = [objective.label for objective in manifest.compared if objective.weight_from == source]
         how = manifest.tuning if source == "tuned" else None
         budget = f", each by {how.trainings} trainings on held-out images (table Tuning)" if how else ""
         notes += [f"Weights {words}{budget}: {', '.join(named)}."] if named else []

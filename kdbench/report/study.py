@@ -172,8 +172,9 @@ class Study:
 
     @cached_property
     def teacher_ids(self) -> dict[str, frozenset[str]]:
-        """The teachers that each run depends on."""
-        return {cell.id: frozenset(other for role, other in cell.depends.items() if role == "teacher") for cell in self.manifest.cells}
+        """The trained teachers that each run depends on."""
+        trained = {cell.id for cell in self.manifest.cells if cell.role == "teacher"}
+        return {cell.id: frozenset(trained.intersection(cell.depends.values())) for cell in self.manifest.cells}
 
     def teachers_of(self, place: Place) -> list[Line]:
         """The runs of a pair's teacher, one a training."""
