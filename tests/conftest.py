@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.errors import SuiteError
 from kdbench.plan import matrix
 from kdbench.plan.matrix import Plan
 from kdbench.plan.suite import read
@@ -66,6 +67,18 @@ def replaced(body: str, key: str, value: str | None) -> str:
         ]
     )
     return "\n".join([*kept, *added]) + "\n"
+
+
+@pytest.fixture
+def refusal(write_suite: Callable[..., Path]) -> Callable[..., str]:
+    """The errors of a suite that cannot be read, as one text."""
+
+    def refusal(**changes: str | None) -> str:
+        with pytest.raises(SuiteError) as error:
+            read(write_suite(**changes))
+        return str(error.value)
+
+    return refusal
 
 
 @pytest.fixture

@@ -82,7 +82,9 @@ def test_dot_trains_in_a_bundle_as_alone_and_goes_on_where_it_stopped(
     assert plain and dot and plain.result["weights_digest"] != dot.result["weights_digest"]
 
 
-def test_a_suite_says_schedules_and_dot_and_what_it_cannot_mean_is_refused(write_suite: Callable[..., Path]) -> None:
+def test_a_suite_says_schedules_and_dot_and_what_it_cannot_mean_is_refused(
+    write_suite: Callable[..., Path], refusal: Callable[..., str]
+) -> None:
     suite = read(
         write_suite(
             objectives="{kd: {warm_up: 2, decay: [1, 3]}, kd:dot: , rkd: {dot: 0.05}, sp: {weight: {0: 0, 2: 1}}}", baselines="[kd]"
@@ -109,9 +111,7 @@ def test_a_suite_says_schedules_and_dot_and_what_it_cannot_mean_is_refused(write
         "{ce: {warm_up: 3}}": "'warm_up' has no effect here",
     }
     for objectives, message in wrong.items():
-        with pytest.raises(SuiteError) as caught:
-            read(write_suite(objectives=objectives, baselines="[]"))
-        assert message in str(caught.value), (objectives, str(caught.value))
+        assert message in refusal(objectives=objectives, baselines="[]"), objectives
 
 
 def test_what_a_suite_says_of_a_weight_is_instead_of_the_presets_schedule(write_suite: Callable[..., Path]) -> None:

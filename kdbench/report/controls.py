@@ -20,7 +20,7 @@ CAPTION = (
 
 def _compared(study: Study) -> list[Line]:
     """Each objective with each of its controls, with its reasons in the labels' words."""
-    return [] if study.controls is None else [study._named(line) for line in lines(study.controls)]
+    return [] if study.controls is None else [study.named(line) for line in lines(study.controls)]
 
 
 def control_table(study: Study) -> Table | None:

@@ -124,10 +124,10 @@ class Study:
         for name, several in mine.items():
             short = {run["repeat"]: False for run in several} | {run["repeat"]: True for run in several if run["short"]}
             found[name] |= {"n_taught": len(short) - sum(short.values()), "n_taught_asked": len(short)}
-        by_names = {(line["objective"], line["baseline"]): self._named(line) for line in tests}
+        by_names = {(line["objective"], line["baseline"]): self.named(line) for line in tests}
         return Place(title, block, mine, {name: found[name] for name in mine}, by_names, len(self.comparisons if block else self.overall))
 
-    def _named(self, line: Line) -> Line:
+    def named(self, line: Line) -> Line:
         """A comparison whose reasons name the losses; without test, p and intervals where a side is unstable."""
         one, other = names = [self.manifest.labels[line[role]] for role in ROLES]
         if line["verdict"] == "unstable":

@@ -51,7 +51,7 @@ def trials(store: Store, manifest: Manifest) -> pd.DataFrame | None:
         mine = finals[key] if manifest.tuning.pair is None else sum((finals[one] for one in [*finals] if one[2] == key[2]), Counter())
         with suppress(KdbenchError):  # the final runs say why nothing can be chosen
             tried = choice.candidates([record for _, record in read], metric.name, metric.higher_is_better)
-            if mine or len(read) == len(cells):
+            if tried and (mine or len(read) == len(cells)):
                 chosen = json.loads(mine.most_common(1)[0][0]) if mine else choice.best(tried).point
                 edge = choice.at_edge(tried, chosen)
         # A range of gradients is given where no weight is known.
