@@ -95,7 +95,8 @@ class _SuiteReader(FileReader):
                 self.error(("tune",), "no objective is tuned: none has a distillation term, or each says `tune: false`")
             for name in set(tune.dimensions) - tune.used:
                 options = {option for one in objectives.values() for term in one.config["terms"] for option in term["options"]}
-                self.error(("tune", name), f"no loss that is tuned has an option '{name}' that is a number above 0{nearest(name, options)}")
+                known = [*tuning.WORDS, *sorted(options)]
+                self.error(("tune", name), f"no loss that is tuned has an option '{name}' that is a number above 0{nearest(name, known)}")
 
     def _metric(self, name: str | None, task: parts.Part | None) -> Metric | None:
         """The metric that reports compare."""

@@ -62,6 +62,10 @@ class TuneFields(BaseModel, strict=True, extra="allow"):
     share: Share | None = None
 
 
+WORDS = (*WEIGHTS, *TuneFields.model_fields)
+"""What `tune` may say besides options of losses."""
+
+
 @dataclass(frozen=True)
 class Tune:
     """`dimensions` are those that the suite gives for all objectives; `used` those that some objective has."""
@@ -131,7 +135,9 @@ def search(reader: FileReader, tune: Tune | None, objective: ObjectiveSpec, give
     known = {name for some in options for name, value in some.items() if is_factor_of(value)}
     for name in own:
         if name not in (*WEIGHTS, *known):
-            reader.error((*where, name), f"'{objective.name}' has no option '{name}' that is a number above 0{nearest(name, known)}")
+            reader.error(
+                (*where, name), f"'{objective.name}' has no option '{name}' that is a number above 0{nearest(name, [*WEIGHTS, *known])}"
+            )
     if "weight" in own and "gradient" in own:
         reader.error(where, "`weight` and `gradient` are both ranges of the weight: give one of them")
     shared = {name: values for name, values in tune.dimensions.items() if name in (*WEIGHTS, *known)}
