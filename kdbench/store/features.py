@@ -26,7 +26,7 @@ VERSIONS = {"cka": 1, "probe": 1}
 CKA_BATCH = 256
 RUN = ("dataset", "teacher", "student", "objective", "repeat", "teacher_seed", "id")
 FRAMES = {
-    "cka": (*RUN, "teacher_id", "teacher_layer", "student_layer", "paired", "cka", "n_images", "batch_size"),
+    "cka": (*RUN, "teacher_id", "teacher_layer", "student_layer", "paired", "cka", "n_images", "n_skipped", "batch_size"),
     "probe": ("probe", "role", *RUN, "accuracy", "l2", "validation_accuracy", "n_train", "n_test", "n_classes", "width", "converged"),
 }
 """The frames, and the columns that a reader of them needs."""
@@ -90,7 +90,7 @@ def frames(store: Store, manifest: Manifest, runs: pd.DataFrame) -> dict[str, pd
     Returns:
         cka: a row a student's run, teacher, and two layers: dataset, teacher (of the pair), student, objective, repeat, teacher_seed, id;
             teacher_id, teacher_layer, student_layer, paired (1 for the layers that a table compares, else 0), cka (debiased; null where
-            features are constant), n_images, batch_size.
+            features are constant), n_images, n_skipped (of a last batch that is too small), batch_size.
         probe: a row a run and probe: probe (the dataset), role, and the same; accuracy (a fraction of the test images), l2 (its strength),
             validation_accuracy (of the images held out, which chose it), n_train, n_test, n_classes, width (features), converged (1 or 0).
     """
@@ -126,7 +126,7 @@ def _rows(one: Features, cells: Mapping[str, ManifestCell]) -> Iterator[dict[str
         return
     if ids[1] not in cells:
         return
-    shared |= {"teacher": cells[ids[1]].student, "teacher_id": ids[1], "n_images": result["n_images"]}
+    shared |= {"teacher": cells[ids[1]].student, "teacher_id": ids[1], "n_images": result["n_images"], "n_skipped": result["n_skipped"]}
     layers = result["teacher_layers"], result["student_layers"]
     together = set(paired(*layers))
     for teacher_layer, line in zip(layers[0], result["cka"], strict=True):
