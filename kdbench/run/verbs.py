@@ -153,13 +153,13 @@ def _in_processes(commands: Sequence[Sequence[str]], machine: Machine, console: 
     made = []
 
     def follow(process: subprocess.Popen[str]) -> int:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("{"):
-                made.append(json.loads(line)["made"])
-            else:
-                console.print(line.rstrip(), markup=False)
-        return process.wait()
+        with process:
+            for line in process.stdout or ():
+                if line.startswith("{"):
+                    made.append(json.loads(line)["made"])
+                else:
+                    console.print(line.rstrip(), markup=False)
+        return process.returncode
 
     processes: list[subprocess.Popen[str]] = []
     try:

@@ -20,7 +20,7 @@ def by_layer(cka: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         the order of `cka`; without the layers that an objective's networks do not have.
     """
     keys = [*BLOCK, "id", "student_layer"]
-    values = cka[cka["paired"] > 0].groupby(keys, sort=False)["cka"].mean().rename("value").reset_index()
+    values = cka[cka["paired"] > 0].groupby(keys, sort=False)["cka"].mean().reset_index(name="value")
     runs, names = runs[[*BLOCK, "objective", "repeat", "teacher_seed", "id"]], [*BLOCK, "objective"]
     values = values.merge(runs[[*names, "id"]], on=[*BLOCK, "id"])
     unmeasured = runs[~pd.MultiIndex.from_frame(runs[names]).isin(pd.MultiIndex.from_frame(values[names]))]

@@ -57,7 +57,7 @@ def path_of(store: Store, setting: Setting) -> Path:
 def stored(store: Store, path: Path) -> Features | None:
     """What a file holds; None where there is none. Raises DamagedError: it cannot be trusted."""
     data = store.read_json(path)
-    if data is None:
+    if data is None and not store.exists(path):
         return None
     try:
         found = Features.from_json(data)

@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from kdbench.report.figures import panels
 from kdbench.report.figures.figure_data import Content, FigureData, plain
 
-SHADES = LinearSegmentedColormap.from_list("", ["#ffffff", "#6fb4e8", "#12507c"], 101)
+SHADES = LinearSegmentedColormap.from_list("", ["#edf4fb", "#6fb4e8", "#12507c"], 101)
 MOST_NUMBERS = 8
 """With more layers of the student, boxes have no numbers."""
 
