@@ -10,7 +10,7 @@ from kdbench.report.main_table import main_tables
 from kdbench.report.notes import INCOMPLETE, grouped
 from kdbench.report.study import Line, Place, Study, lines, study
 from kdbench.report.table import EMPTY, Column, Entry, Group, Table, row
-from kdbench.stats.similarity import by_layer
+from kdbench.stats.similarity import by_layer, layer_order
 from kdbench.store.frame import line_key
 
 CKA = (
@@ -32,7 +32,7 @@ def cka_table(whole: Study) -> Table | None:
     if cka is None:
         return None
     known: dict[tuple[str, ...], Line] = {(*line_key(line), line["layer"]): line for line in lines(by_layer(cka, whole.students))}
-    layers = sorted(dict.fromkeys(key[-1] for key in known), key=lambda name: (not name.startswith("stage"), name.startswith("logits")))
+    layers = layer_order(key[-1] for key in known)
     facts: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)
     for line in lines(cka[cka["paired"] > 0].drop_duplicates(["dataset", "teacher", "student", "student_layer", "n_images", "n_skipped"])):
         mine = facts[line_key(line)[:3]]

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from kdbench.stats.repeats import BLOCK, summarise
+
+KINDS = ("stage", "last", "pooled", "logits")
+"""The first words of the names of layers, in the order of a network."""
+
+
+def layer_order(names: Iterable[str]) -> list[str]:
+    """The names of layers from the first to the last, each once: `stage 2` is before `stage 10`."""
+    known = {name: name.partition(" ")[::2] for name in names}
+    return sorted(known, key=lambda name: (KINDS.index(known[name][0]), len(name), name))
 
 
 def by_layer(cka: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
