@@ -28,7 +28,7 @@ def layers(study: FigureData) -> Content | None:
         for name in study.objectives_of(part)
     ]
     legend = [panels.legend_patch(f"{value:g}", to_hex(SHADES(value))) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    rows, columns = (study.cka[f"{side}_layer"].nunique() for side in ("teacher", "student"))
+    rows, columns = (study.cka.groupby("id")[f"{side}_layer"].nunique().max() for side in ("teacher", "student"))
     labels = ("layer of the student", "layer of the teacher")
     beside, narrow = max(map(panels.text_width, study.cka["teacher_layer"].unique())), columns <= MANY
     pages = panels.panel_figures(each, 0.2 * rows + 0.5, 3 if narrow else 2, labels, legend, narrow=narrow, beside=beside)
