@@ -13,9 +13,9 @@ KINDS = ("stage", "last", "pooled", "logits")
 
 
 def layer_order(names: Iterable[str]) -> list[str]:
-    """The names of layers from the first to the last, each once: `stage 2` is before `stage 10`."""
-    known = {name: name.partition(" ")[::2] for name in names}
-    return sorted(known, key=lambda name: (KINDS.index(known[name][0]), len(name), name))
+    """The names of layers from the first to the last, each once: `stage 2` is before `stage 10`. Other names come last."""
+    places = {kind: place for place, kind in enumerate(KINDS)}
+    return sorted(set(names), key=lambda name: (places.get(name.partition(" ")[0], len(KINDS)), len(name), name))
 
 
 def by_layer(cka: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
