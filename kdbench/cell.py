@@ -42,7 +42,7 @@ class _Form(TypedDict):
     declared_teacher_metric: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None
 
 
-def canonical(config: Mapping[str, Any]) -> str:
+def canonical(config: Any) -> str:
     """The text that is hashed: sorted keys, no spaces. Raises ValueError for a number that JSON does not have (NaN, infinity)."""
     return json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 

@@ -221,6 +221,23 @@ def profile(suite: Path, results: Path, data: Path, device: str, on: Path | None
 @RESULTS
 @DATA
 @DEVICE
+@click.option("--jobs", type=click.IntRange(1), help="parallel processes  [default: the number of cores; with CUDA, of GPUs]")
+@click.option("--cka/--no-cka", default=True, show_default=True, help="similarity of each student's layers to its teacher's")
+@click.option("--probe", "probes", multiple=True, metavar="DATASET", help="a linear classifier of DATASET on the features; may be repeated")
+def features(suite: Path, results: Path, data: Path, device: str, jobs: int | None, cka: bool, probes: tuple[str, ...]) -> None:
+    """Measure the features of the trained networks of SUITE: how similar they are to the teacher's, layer by layer (CKA), and how well a
+    linear classifier on them learns another dataset. DATASET is a name, or with options '{name: cifar100, subset: {classes: 20}}'. You can
+    interrupt this command and repeat it."""
+    from kdbench.run import verbs
+
+    sys.exit(verbs.features(suite, results, data, device, jobs, cka, probes))
+
+
+@main.command()
+@SUITE
+@RESULTS
+@DATA
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) -> None:
     """Take real training steps of every objective in every pair of SUITE (a YAML file), and print what fails. Nothing is written."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -232,6 +232,25 @@ class Manifest(Strict):
     @cached_property
     def roles(self) -> dict[str, str]:
         return {cell.id: cell.role for cell in self.cells}
+
+    @cached_property
+    def compared_teachers(self) -> dict[str, tuple[str, ...]]:
+        """The trained teachers that each student is compared with: its own or, where it has none (trained alone, or by an untrained
+        teacher), those of its pairs."""
+        trained: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for cell in self.cells:
+            if cell.role == "teacher":
+                trained[cell.dataset, cell.student].append(cell.id)
+        pairs: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for block in self.blocks:
+            pairs[block.dataset, block.student] += [block.teacher] if block.teacher else []
+        found = {}
+        for cell in self.cells:
+            if cell.role == "student":
+                own = [other for other in cell.depends.values() if self.roles.get(other) == "teacher"]
+                names = [cell.teacher] if cell.teacher else pairs[cell.dataset, cell.student]
+                found[cell.id] = tuple(own or [one for name in names for one in trained[cell.dataset, name]])
+        return found
 
     @cached_property
     def ids(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from kdbench.cell import canonical
 from kdbench.validation import AtLeastZero, CellId, Count, Finite, Schema1, Text, check
 
 SCHEMA = 1
@@ -81,6 +83,15 @@ class _ProfileForm(TypedDict):
     circumstance: _Circumstance
 
 
+class _FeaturesForm(TypedDict):
+    schema: Schema1
+    setting: dict[str, Any]
+    weights: dict[CellId, Text]
+    result: dict[str, Any]
+    circumstance: _Circumstance
+    digest: Text
+
+
 class _Stored:
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self)}  # type: ignore[call-overload]
@@ -138,6 +149,32 @@ class Profile(_Stored):
         if not isinstance(data["result"].get("step_ms"), dict):
             raise ValueError("result: the key 'step_ms' is missing")
         return cls(**{name: data[name] for name in ("setting", "device", "result", "circumstance")})
+
+
+@dataclass(frozen=True)
+class Features(_Stored):
+    """What was measured of trained networks' features. `setting` is the question (`store.features`), `weights` the digest of the weights of
+    each cell that it is about, `result` the answer; `circumstance` is as a record's."""
+
+    setting: Mapping[str, Any]
+    weights: Mapping[str, str]
+    result: Mapping[str, Any]
+    circumstance: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "digest": self._digest()}
+
+    def _digest(self) -> str:
+        return hashlib.sha256(canonical([self.setting, self.weights, self.result]).encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_json(cls, data: Any) -> Features:
+        """Raises ValueError where a field is missing or of another type, or the digest is not that of the content."""
+        check(_FeaturesForm, data)
+        found = cls(**{name: data[name] for name in ("setting", "weights", "result", "circumstance")})
+        if found._digest() != data["digest"]:
+            raise ValueError("digest: the content was changed after it was written")
+        return found
 
 
 def setting_of(config: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> dict[str, Any]:

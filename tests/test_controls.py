@@ -249,8 +249,8 @@ def test_controls_are_reported_from_a_real_run(plan_of: Callable[..., Plan], tra
 
     import io
 
-    from kdbench.report.from_file import read
     from kdbench.report.write import report, report_file
+    from kdbench.store.from_file import read
 
     first, second = io.StringIO(), io.StringIO()
     options = ReportOptions(images=False, full=True)

@@ -18,8 +18,8 @@ from kdbench.plan.objectives import _schedule
 from kdbench.plan.schema import ObjectiveFields
 from kdbench.published import NONE, OTHER, SELECTIONS, UNKNOWN, as_runs, counterparts, table, tables, variant_of, variants
 from kdbench.report.comparison import student_runs
-from kdbench.report.from_file import of_rows
 from kdbench.stats.repeats import summarise
+from kdbench.store.from_file import of_rows
 
 NAMES = [name for name, _ in tables()]
 ACCURACIES = [name for name in NAMES if name != "coco"]

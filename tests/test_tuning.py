@@ -643,8 +643,8 @@ def test_a_search_with_a_trial_that_diverged_is_complete(
 def test_a_report_is_made_again_from_its_files(tuned: Plan, train: Callable[..., int], store: Store, tmp_path: Path):
     import io
 
-    from kdbench.report.from_file import read as read_frame
     from kdbench.report.write import report, report_file
+    from kdbench.store.from_file import read as read_frame
 
     assert train(tuned) == 0
     first, second = io.StringIO(), io.StringIO()

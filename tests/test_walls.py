@@ -26,7 +26,7 @@ FLOORS: list[tuple[str, str]] = [
     (
         "statistics",
         "stats.calibration stats.collapse stats.compare stats.new_pairs stats.overall stats.paired stats.per_image stats.power "
-        "stats.predictions stats.ranks stats.repeats stats.selection",
+        "stats.predictions stats.ranks stats.repeats stats.selection stats.similarity",
     ),
     # A new part is a new file: parts have a row for each folder.
     (
@@ -35,7 +35,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "disk",
-        "store.cell_state store.claims store.files store.folders store.frame store.frame_files store.histories store.predictions store.store store.tables store.trials store.whole_folder",
+        "store.cell_state store.claims store.features store.files store.folders store.frame store.frame_files store.from_file store.histories store.predictions store.store store.tables store.trials store.whole_folder",
     ),
     (
         "plan",
@@ -44,17 +44,17 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "training",
-        "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.loop "
+        "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.features train.linear_probe train.loop "
         "train.member train.mix "
-        "train.numerics train.objective train.profile train.result train.seeds train.start train.stream train.teacher "
+        "train.numerics train.objective train.profile train.result train.seeds train.similarity train.start train.stream train.teacher "
         "train.worker",
     ),
     (
         "report",
         "report.across_table report.beside report.class_table report.comparison report.comparison_table report.controls report.cost_table "
-        "report.document report.entries report.figures.differences report.figures.draw report.figures.epochs "
-        "report.figures.figure_data report.figures.panels report.figures.tuning report.figures.values report.sentences "
-        "report.from_file report.latex report.latex_text report.main_table report.notes report.page.page "
+        "report.document report.entries report.feature_tables report.figures.differences report.figures.draw report.figures.epochs "
+        "report.figures.figure_data report.figures.panels report.figures.similarity report.figures.tuning report.figures.values report.sentences "
+        "report.latex report.latex_text report.main_table report.notes report.page.page "
         "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.tuning_table "
         "report.warnings report.write tensorboard_adapter",
     ),
@@ -105,7 +105,6 @@ DISK = {
     "train.checkpoint_files": "checkpoints that a suite names",
     "train.start": "checkpoints that a suite names",
     "datasets.*": "the data folder",
-    "report.from_file": "what lies beside a frame file that a user names",
     "published.*": "published tables in the package",
     "slurm.launch": "the package's own source, for snapshots",
     "submitit_adapter": "what submitit writes into a submission's folder",

@@ -98,7 +98,7 @@ def cka(
         return (cross / _norm(x.T @ x, floors[0]) * (cross / _norm(y.T @ y, floors[1]))).sum()
     grams = [_gram(one, gram_norm) for one in (x, y)]
     if estimator == "unbiased":
-        grams = [_u_centred(gram) for gram in grams]
+        grams = [u_centred(gram) for gram in grams]
     return _cosine(*grams, floors)
 
 
@@ -129,7 +129,7 @@ def _centred_kernel(kernel: Float[Tensor, "n n"], estimator: Estimator) -> Float
     if estimator == "biased":
         rows = kernel.mean(1)
         return kernel - rows[:, None] - rows[None, :] + rows.mean()
-    return _u_centred(kernel) if estimator == "unbiased" else kernel
+    return u_centred(kernel) if estimator == "unbiased" else kernel
 
 
 def _floor(x: Tensor) -> float:
@@ -141,7 +141,7 @@ def _norm(gram: Tensor, floor: float) -> Tensor:
     return (gram.square().sum() + floor**2).sqrt()
 
 
-def _u_centred(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def u_centred(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """Without diagonal, and centred so that the sum of products is an unbiased HSIC times n(n-3)."""
     n = len(gram)
     off = 1 - torch.eye(n, dtype=gram.dtype, device=gram.device)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +18,29 @@ from kdbench.plan.yaml import Where, YamlFile, dotted, name_problem
 from kdbench.validation import problems
 
 MAX_ERRORS = 100
+
+
+def given_part(kind: str, option: str, given: str, base: Path) -> tuple[Json, dict[str, str], str]:
+    """{name, version, options} of a part that an option of the command line names, as `name` or `{name: ..., option: ...}`; the folders of
+    users' parts; and the part in words, with the options that are not its defaults. `base` is the folder of the suite. Raises SuiteError
+    with all errors."""
+    reader = FileReader(YamlFile(Path(option), text=f"{kind}: {given}\n"))
+    reader.base = base
+    value = reader.checked((kind,), str | dict[str, Any], reader.file.data[kind])
+    found = reader.part_with_options((kind,), kind, value)
+    if reader.errors or found is None:
+        raise SuiteError(reader.errors)
+    usual: Mapping[str, Any] = {}
+    with suppress(PartError):  # an option without a default
+        usual = parts.load(kind, value if isinstance(value, str) else value["name"], base).options({})
+    more = {name: one for name, one in found["options"].items() if name not in usual or usual[name] != one}
+    text = json.dumps(_filled(more), ensure_ascii=False).replace('"', "") if more else ""
+    return found, reader.sources, f"{found['name']} {text}".strip()
+
+
+def _filled(value: Any) -> Any:
+    """Mappings without their empty values."""
+    return {key: _filled(one) for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 class FileReader:

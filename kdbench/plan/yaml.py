@@ -34,11 +34,12 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u
 class YamlFile:
     """One YAML file: `data` in plain Python values, and the line of each."""
 
-    def __init__(self, path: Path, expected: str = "a suite is a mapping (name: ..., dataset: ..., ...)"):
-        """Raises SuiteError when the file cannot be read, is not YAML, repeats a key, exceeds a limit, or is not a mapping."""
-        path = self.path = yaml_file(path)
+    def __init__(self, path: Path, expected: str = "a suite is a mapping (name: ..., dataset: ..., ...)", text: str | None = None):
+        """Raises SuiteError when the file cannot be read, is not YAML, repeats a key, exceeds a limit, or is not a mapping. `text` is read
+        instead of a file; `path` is then what errors call it."""
+        path = self.path = yaml_file(path) if text is None else path
         yaml = YAML(typ="safe", pure=True)
-        text = _text(path)
+        text = _text(path) if text is None else text
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ReusedAnchorWarning)

@@ -15,28 +15,34 @@ from kdbench.report.notes import INCOMPLETE, UNTESTED, untested_notes
 from kdbench.report.study import ROLES, Line, Place, collapse, lines
 from kdbench.report.table import EMPTY, Column, Entry, Group, Table, row
 from kdbench.stats.calibration import BINS
-from kdbench.stats.predictions import ImageStatistics
+from kdbench.stats.predictions import KL, ImageStatistics
 from kdbench.stats.repeats import summarise
 from kdbench.store.frame import Key, line_key
 
-PRINTED = (("nll", ".3f", 1.0), ("ece", ".2f", 100.0), ("agreement_block", ".2f", 100.0))
+PRINTED = {
+    "nll": (".3f", 1.0, "NLL"),
+    "ece": (".2f", 100.0, "ECE, %"),
+    "agreement_block": (".2f", 100.0, "agreement with the teacher, %"),
+    "kl_block": (".3f", 1.0, "KL from the teacher, nats"),
+}
 
 
 def predictions_table(images: ImageStatistics, manifest: Manifest, unstable: Collection[str] = ()) -> Table:
     """The table of predictions, one group a pair: calibration, agreement, and the differences with their intervals over new images."""
     if not len(images.intervals):  # the compared metric is not the share of images that are right
         manifest = replace(manifest, baselines=())
-    columns = [Column("loss", numeric=False), Column("NLL"), Column("ECE, %"), Column("agreement with the teacher, %")]
+    shown = [name for name in PRINTED if name not in KL or (name in images.predictions and images.predictions[name].notna().any())]
+    columns = [Column("loss", numeric=False), *(Column(PRINTED[name][2]) for name in shown)]
     for label in (manifest.labels[name] for name in manifest.baselines):
         columns.append(Column(f"Δ to {label} on new images{entries.points(manifest)} [{entries.confidence(manifest)} CI]"))
         columns.append(Column(f"checkpoints that differ from {label}, p < {manifest.alpha:g}", essential=False))
     summaries: dict[Key, dict[str, Line]] = defaultdict(dict)
-    for name, _, _ in PRINTED:
+    for name in shown:
         for line in lines(summarise(images.predictions.assign(value=images.predictions[name]))):
             summaries[line_key(line)][name] = line
     groups = tuple(_group(place, summaries, manifest) for place in _places(images, manifest, unstable) if place.runs)
     title = "Predictions, and differences on new images" if manifest.baselines else "Predictions"
-    return Table(title, tuple(columns), groups, *_caption(manifest), name="predictions")
+    return Table(title, tuple(columns), groups, *_caption(manifest, shown), name="predictions")
 
 
 def _places(images: ImageStatistics, manifest: Manifest, unstable: Collection[str]) -> list[Place]:
@@ -74,8 +80,8 @@ def _group(place: Place, summaries: dict[Key, dict[str, Line]], manifest: Manife
     rows = []
     for name in place.runs:
         boxes = [Entry(labels[name])]
-        for column, form, scale in PRINTED:
-            line = summaries[*place.block.key, name][column] if place.block else {}
+        for column, line in summaries[*place.block.key, name].items() if place.block else ():
+            form, scale, _ = PRINTED[column]
             marks = () if line["n"] == line["n_asked"] else (INCOMPLETE,)
             boxes.append(Entry(line["mean"], line["sd"], format=form, scale=scale, marks=marks))
         differences = [box for baseline in manifest.baselines for box in _difference(place, name, baseline, manifest)]
@@ -95,14 +101,16 @@ def _difference(place: Place, name: str, baseline: str, manifest: Manifest) -> t
     return row(place.ids(name, baseline), delta, counted)
 
 
-def _caption(manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _caption(manifest: Manifest, shown: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The caption, and the notes below the table."""
+    kl = " KL: mean of KL(teacher || student) of the predicted probabilities at temperature 1." if "kl_block" in shown else ""
     caption = (
         "Predictions on the test set at the last epoch; ± is the standard deviation over repeats.",
         f"NLL: negative log-likelihood of the true class, nats per image. ECE: expected calibration error, {BINS} bins of equal width "
-        "(Guo et al. 2017). Agreement: share of images for which student and teacher predict the same class, right or wrong.",
+        "(Guo et al. 2017). Agreement: share of images for which student and teacher predict the same class, right or wrong."
+        f"{kl}",
     )
-    notes = ("Agreement of a student without a teacher is with the teachers of the pair.",)
+    notes = ("A student without a teacher is compared with the teachers of the pair.",)
     if not manifest.baselines:
         return caption, notes
     return (

@@ -8,12 +8,12 @@ from typing import TextIO
 
 from kdbench import published
 from kdbench.errors import UsageError, nearest
-from kdbench.report.from_file import FromFile, of_rows, read
 from kdbench.report.study import plural
 from kdbench.report.warnings import CODES, RETIRED
 from kdbench.report.write import ReportOptions, report, report_file
 from kdbench.store import Store
 from kdbench.store.folders import is_folder
+from kdbench.store.from_file import FromFile, of_rows, read
 from kdbench.store.tables import SUFFIXES
 
 PUBLISHED = "published:"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,8 @@ class Study:
     `overall_summaries`: a row an objective (of the mean over its pairs: n_pairs, n_pairs_asked, n, n_asked, mean, sd, among_best).
     `collapsed`: the runs that collapse. `ranks`: mean ranks; None with one pair. `costs`, `histories`, `terms`, `trials`, `images`: as
     `frame.costs`, `histories.histories`, `histories.terms`, `store.trials.trials` and `stats.predictions.image_statistics` make them;
-    None: not read or not there. `controls`: as `overall`, each objective with each of its controls as the baseline.
+    None: not read or not there. `controls`: as `overall`, each objective with each of its controls as the baseline. `features`: as
+    `store.features.frames` makes them.
     """
 
     manifest: Manifest
@@ -100,6 +101,7 @@ class Study:
     images: ImageStatistics | None = None
     trials: pd.DataFrame | None = None
     controls: pd.DataFrame | None = None
+    features: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str, str], Place]:

@@ -14,7 +14,7 @@ import pandas as pd
 from kdbench import parts
 from kdbench.errors import KdbenchError, StoreError
 from kdbench.manifest import Manifest
-from kdbench.report import from_file, latex
+from kdbench.report import latex
 from kdbench.report.across_table import across_table
 from kdbench.report.beside import beside
 from kdbench.report.class_table import class_table
@@ -22,6 +22,7 @@ from kdbench.report.comparison_table import comparison_table
 from kdbench.report.controls import control_table
 from kdbench.report.cost_table import cost_table
 from kdbench.report.document import Document, Figure, ReportWarning
+from kdbench.report.feature_tables import cka_table, probe_tables
 from kdbench.report.main_table import MAIN, main_tables
 from kdbench.report.paper import paper_table
 from kdbench.report.predictions_table import predictions_table
@@ -32,6 +33,7 @@ from kdbench.report.text import markdown, terminal
 from kdbench.report.tuning_table import tuning_table
 from kdbench.report.warnings import warnings
 from kdbench.stats.predictions import image_statistics
+from kdbench.store import features, from_file
 from kdbench.store.frame import costs, frame, write_frame
 from kdbench.store.histories import histories, terms
 from kdbench.store.predictions import read_predictions
@@ -136,7 +138,7 @@ def report_file(
     from kdbench.store import Store
 
     options, done = options or ReportOptions(), ReportOutcome()
-    beside = {name: getattr(read, name) for name in ("histories", "terms", "images", "trials")}
+    beside = {name: getattr(read, name) for name in ("histories", "terms", "images", "trials", "features")}
     whole = replace(study(read.runs, read.costs, read.manifest), **beside)
     document = compose(whole, options)
     terminal(printed(whole, document, options.full), out, width)
@@ -166,6 +168,7 @@ def from_store(store: Store, manifest: Manifest, options: ReportOptions) -> Stud
         histories=histories(store, manifest) if epochs else None,
         terms=terms(store, manifest) if epochs or options.beside else None,
         trials=trials(store, manifest),
+        features=features.frames(store, manifest, runs),
     )
 
 
@@ -177,7 +180,7 @@ def compose(whole: Study, options: ReportOptions) -> Document:
         from kdbench.report.figures.draw import FigureData, figures
 
         data = FigureData(manifest, whole.students, whole.summaries, whole.comparisons, whole.costs, whole.histories, whole.overall)
-        data = replace(data, trials=whole.trials)
+        data = replace(data, trials=whole.trials, cka=whole.features.get("cka"))
         drawn = tuple(figures(data, every_page=options.figures))
     facts = (*findings(whole), *((manifest.description,) if manifest.description else ()))
     return Document(manifest.suite, facts, tuple(report_tables(whole, options)), warnings(whole, _sources_now(whole.runs)), drawn)
@@ -194,6 +197,8 @@ def report_tables(whole: Study, options: ReportOptions | None = None) -> list[Ta
         comparison_table(whole),
         predictions_table(whole.images, whole.manifest, whole.unstable) if whole.images is not None else None,
         class_table(whole),
+        cka_table(whole),
+        *probe_tables(whole),
         control_table(whole),
         tuning_table(whole),
         cost_table(whole.costs, whole.manifest),
@@ -266,6 +271,7 @@ def frames(whole: Study, options: ReportOptions) -> Iterator[tuple[str, pd.DataF
     names = ("summaries", "comparisons", "overall", "costs", "trials", "controls", *(("terms", "histories") if options.histories else ()))
     held = [(name, getattr(whole, name)) for name in names]
     held += [(f"images_{name}", getattr(whole.images, name)) for name in from_file.IMAGE_FRAMES] if whole.images is not None else []
+    held += [(f"features_{name}", table) for name, table in whole.features.items()]
     return ((name, table) for name, table in held if table is not None and len(table))
 
 

@@ -1,4 +1,4 @@
-"""The verbs `run` and `profile`: plan, train, measure, report, and say what is missing."""
+"""The verbs `run`, `profile` and `features`: plan, train, measure, report, and say what is missing."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from kdbench import parts
 from kdbench.errors import DataError, KdbenchError, UsageError
 from kdbench.isolation import explained, isolated
 from kdbench.manifest import ProfileRef
 from kdbench.plan import matrix, probe
 from kdbench.plan.matrix import Plan
+from kdbench.plan.reading import given_part
 from kdbench.plan.suite import read
 from kdbench.run import local
 from kdbench.run.local import Machine
 from kdbench.run.progress import ProgressBar
 from kdbench.store import Store, cell_state
+from kdbench.store import features as feature_files
 
 
 def planned(suite: Path) -> Plan:
@@ -97,6 +102,81 @@ def profile(suite: Path, results: Path, data: Path, device: str) -> int:
     whole = _measure(plan, store, _machine(results, data, device, 1, None), Console(highlight=False, soft_wrap=True))
     report(store, [plan.suite.name], sys.stdout)
     return 0 if whole else 1
+
+
+def features(suite: Path, results: Path, data: Path, device: str, jobs: int | None, cka: bool, probes: Sequence[str]) -> int:
+    """Measure the features of a suite's trained networks. Returns 0 when nothing is missing."""
+    from kdbench.report.write import report
+
+    if not cka and not probes:
+        raise UsageError("there is nothing to measure: leave out --no-cka, or give --probe DATASET")
+    given = [given_part("dataset", "--probe", text, suite.parent) for text in probes]
+    plan, store = planned(suite), Store(results)
+    for dataset, sources, title in given:
+        _check_probe(plan, dataset, sources, title)
+    if not any(row.role in ("student", "teacher") and store.is_done(row.cell.id) for row in plan.rows):
+        raise UsageError(f"no network has finished training: run `{shlex.join(['kdbench', 'run', str(suite)])}` first")
+    manifest = local.prepare(plan, store)
+    count = len(feature_files.asked(manifest, cka, [dataset for dataset, _, _ in given]))
+    machine = _machine(results, data, device, jobs, None)
+    command = [sys.executable, "-m", "kdbench.train.features", str(results), manifest.suite, "--data", str(data), "--device", device]
+    command += ["--readers", str(machine.readers), *(["--cka"] if cka else [])]
+    for dataset, sources, title in given:
+        command += ["--probe", json.dumps({"dataset": dataset, "sources": sources, "title": title})]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{manifest.suite}: {count} measurements of features, {machine.jobs} at a time", markup=False)
+    statuses = _in_processes([[*command, "--share", str(place), str(machine.jobs)] for place in range(machine.jobs)], machine, console)
+    if statuses is None:
+        console.print("interrupted: what was measured is saved; run the same command to continue")
+        return 130
+    report(store, [manifest.suite], sys.stdout)
+    console.print("`kdbench report --full` prints the tables of features", markup=False)
+    return int(any(statuses))
+
+
+def _check_probe(plan: Plan, dataset: Mapping[str, Any], sources: Mapping[str, str], title: str) -> None:
+    """Raises UsageError for a dataset that the networks of a suite cannot read."""
+    own = parts.from_config("dataset", plan.suite.dataset, plan.suite.sources)
+    other = parts.from_config("dataset", dataset, sources)
+    shapes = [" x ".join(map(str, one.input_shape)) for one in (other, own)]
+    if other.task != own.task or other.task != "classification":
+        raise UsageError(f"--probe {title}: a linear probe is for classification, and this is {other.task} beside {own.task}")
+    if shapes[0] != shapes[1]:
+        what = f"its images have the shape {shapes[0]}, and the networks of {plan.suite.name} are for {shapes[1]}"
+        raise UsageError(
+            f"--probe {title}: {what} (channels x height x breadth): choose a dataset of that shape, or an option that gives it"
+        )
+
+
+def _in_processes(commands: Sequence[Sequence[str]], machine: Machine, console: Console) -> list[int] | None:
+    """Run measuring processes side by side, and print what they say. Returns their exit statuses; None where the user interrupts."""
+    made = []
+
+    def follow(process: subprocess.Popen[str]) -> int:
+        with process:
+            for line in process.stdout or ():
+                if line.startswith("{"):
+                    made.append(json.loads(line)["made"])
+                else:
+                    console.print(line.rstrip(), markup=False)
+        return process.returncode
+
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for slot, command in enumerate(commands):
+            environment = local.environment(machine, slot)
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, env=environment))
+        with ThreadPoolExecutor(len(processes)) as pool:
+            statuses = list(pool.map(follow, processes))
+    except KeyboardInterrupt:
+        return None
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    console.print(f"{sum(made)} measured, {len(made) - sum(made)} were there", markup=False)
+    return statuses
 
 
 def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) -> int:

@@ -69,6 +69,27 @@ def means_over_classes(correct: np.ndarray, predicted: np.ndarray, target: np.nd
     return {"balanced_accuracy": float(recall.mean()), "macro_f1": float(f1.mean())}
 
 
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """log softmax of [images, classes], at least in float32's precision; in float64 for float64."""
+    whole = logits.astype(np.float64 if logits.dtype == np.float64 else np.float32)
+    held = whole - whole.max(axis=1, keepdims=True)
+    return held - np.log(np.exp(held).sum(axis=1, keepdims=True))
+
+
+def mean_divergence(teacher: np.ndarray, student: np.ndarray) -> float:
+    """The mean over the images of KL(teacher || student) = sum over the classes of p_teacher (log p_teacher - log p_student), in nats.
+
+    Args:
+        teacher, student: [images, classes], as `log_probabilities` makes them.
+
+    Raises:
+        ValueError: the shapes differ, or there is no image.
+    """
+    if teacher.ndim != 2 or teacher.shape != student.shape or not len(teacher):
+        raise ValueError(f"the outputs of teacher {teacher.shape} and student {student.shape} must be of the same images and classes")
+    return float((np.exp(teacher) * (teacher - student)).sum(axis=1).mean(dtype=np.float64))
+
+
 def agreement(one: np.ndarray, other: np.ndarray) -> float:
     """The share of images to which two classifiers give the same class, right or wrong.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from kdbench.stats.repeats import BLOCK, block_key
 COLUMNS = ("target", "correct", "nll", "predicted", "confidence")
 INTERVAL = ("difference", "se_seeds", "se_images", "low_images", "high_images")
 OF_A_RUN = ("nll", "ece", "confidence", "agreement", "agreement_block")
+KL = ("kl", "kl_block")
 FRAMES = {
     "intervals": (*BLOCK, "baseline", "objective", "n", "n_images", *INTERVAL, "why"),
     "predictions": (*BLOCK, "objective", "repeat", "teacher_seed", "id", *OF_A_RUN, "why"),
     "checkpoints": (*BLOCK, "baseline", "objective", "p"),
     "per_class": (*BLOCK, "objective", "class", "mean", "sd", "n"),
 }
-"""The frames, and the columns that a reader of them needs (`n_images` of a class came later)."""
+"""The frames, and the columns that a reader of them needs (`n_images` of a class and `KL` of a run came later)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Predictions:
     """The predictions of one run, as far as they are needed.
 
     digest: of the targets; correct: [images], bool; predicted: [images], int32; by_class: [classes], accuracies; images: [classes], how
-    many there are; nll (nats), ece and confidence: over all images; over_classes: metrics that are means over classes, by name.
+    many there are; nll (nats), ece and confidence: over all images; over_classes: metrics that are means over classes, by name; kl: the
+    mean of KL(teacher || this run) at temperature 1, in nats, by the id of the teacher; kl_why: why it could not be computed.
     """
 
     digest: bytes
@@ -44,6 +46,8 @@ class Predictions:
     ece: float
     confidence: float
     over_classes: Mapping[str, float]
+    kl: Mapping[str, float] = field(default_factory=dict)
+    kl_why: str = ""
 
     @classmethod
     def of(cls, columns: Mapping[str, np.ndarray]) -> Predictions:
@@ -83,7 +87,8 @@ class ImageStatistics:
         difference, se_seeds, se_images, low_images, high_images, df, why.
     predictions: one row a run and block: dataset, teacher, student, objective, repeat, teacher_seed, id, nll (nats, mean over the
         images), ece (15 bins), confidence (mean), agreement (with the run's own teacher; NaN without one), agreement_block (the same;
-        for a run without a teacher the mean over the block's teachers), why (what could not be read, else empty).
+        for a run without a teacher the mean over the block's teachers), kl and kl_block (nats, the mean of KL(teacher || student) over the
+        images; the same teachers), why (what could not be read, else empty).
     checkpoints: as `mcnemar` makes it, one row a pair of checkpoints.
     per_class: dataset, teacher, student, objective, class (from 0), mean and sd (ddof = 1) of its accuracy (its recall) over repeats, n
         (repeats), n_images. Of a teacher, which is the `student` here, with the objective `teacher`: over its trainings.
@@ -172,10 +177,14 @@ def _of_runs(runs: pd.DataFrame, read: Read, teacher_ids: Mapping[str, frozenset
         if not run["why"] and isinstance(one, Predictions):
             own = teacher_ids.get(run["id"])
             run |= {"nll": one.nll, "ece": one.ece, "confidence": one.confidence}
-            run |= _agreement(one, sorted(own or of_block[key]), read)
-            run["agreement"] = run.get("agreement_block") if own else None
-    kinds = {"repeat": "Int64", "teacher_seed": "Int64", **dict.fromkeys(OF_A_RUN, "float64")}
-    return pd.DataFrame(rows, columns=list(columns)).astype(kinds)
+            teachers = sorted(own or of_block[key])
+            run |= _agreement(one, teachers, read)
+            if teachers and all(teacher in one.kl for teacher in teachers):
+                run["kl_block"] = sum(one.kl[teacher] for teacher in teachers) / len(teachers)
+            run["why"] = run["why"] or one.kl_why
+            run |= {name: run.get(f"{name}_block") if own else None for name in ("agreement", "kl")}
+    kinds = {"repeat": "Int64", "teacher_seed": "Int64", **dict.fromkeys((*OF_A_RUN, *KL), "float64")}
+    return pd.DataFrame(rows, columns=[*columns, *KL]).astype(kinds)
 
 
 def _agreement(one: Predictions, teachers: list[str], read: Read) -> dict[str, Any]:

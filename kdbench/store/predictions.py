@@ -6,6 +6,8 @@ import io
 import zipfile
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from math import nan
 from typing import Any
@@ -15,6 +17,7 @@ import pandas as pd
 
 from kdbench.errors import DamagedError
 from kdbench.manifest import Manifest
+from kdbench.stats.calibration import log_probabilities, mean_divergence
 from kdbench.stats.predictions import COLUMNS, Predictions, Read
 from kdbench.store.store import Store
 
@@ -57,9 +60,38 @@ def read_predictions(store: Store, manifest: Manifest, runs: pd.DataFrame) -> tu
     for run in needed:
         if isinstance(held := found[run["id"]], Predictions) and held.digest != usual[run["dataset"]]:
             found[run["id"]] = "its predictions are of other images than those of the other runs of this dataset"
+    _add_divergences(store, manifest.compared_teachers, found)
     wrong = runs["id"].isin(damaged)
     runs = runs.assign(**{name: runs[name].fillna(values) for name, values in _from_predictions(manifest, runs["id"], found).items()})
     return runs.assign(state=runs["state"].mask(wrong, "damaged"), why=runs["id"].map(damaged).where(wrong, runs["why"])), found
+
+
+def _add_divergences(store: Store, teachers: Mapping[str, tuple[str, ...]], found: dict[str, Predictions | str]) -> None:
+    """Give each student's predictions their KL from its teachers, where both files hold logits, a row an image."""
+
+    def logits(cell_id: str, images: int) -> np.ndarray | None:
+        raw = store.read_bytes(store.file(cell_id, "predictions.npz")) or b""
+        with zipfile.ZipFile(io.BytesIO(raw)) as file:
+            held = _array(file.read("logits.npy")) if "logits.npy" in file.NameToInfo else np.zeros(0)
+        return log_probabilities(held) if held.ndim == 2 and len(held) == images else None
+
+    of_teacher = lru_cache(maxsize=32)(logits)
+    for run, others in teachers.items():
+        if not isinstance(one := found.get(run), Predictions):
+            continue
+        values = {}
+        theirs = [other for other in others if isinstance(teacher := found.get(other), Predictions) and teacher.digest == one.digest]
+        try:
+            mine = logits(run, len(one.correct)) if theirs else None
+            for other in theirs:
+                teacher_logits = of_teacher(other, len(one.correct))
+                if mine is not None and teacher_logits is not None:
+                    values[other] = mean_divergence(teacher_logits, mine)
+                    if not np.isfinite(values[other]):
+                        raise ValueError("it is not finite")
+            found[run] = replace(one, kl=values)
+        except UNREADABLE as error:
+            found[run] = replace(one, kl_why=f"its logits, or its teacher's, cannot be used: {type(error).__name__}")
 
 
 def _from_predictions(manifest: Manifest, ids: pd.Series, found: Read) -> dict[str, pd.Series]:

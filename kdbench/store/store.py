@@ -1,4 +1,4 @@
-"""Where things lie under the results folder: `cells/ab/<id>/` (shared by all suites), `suites/<name>/`, `profiles/`."""
+"""Where things lie under the results folder: `cells/ab/<id>/` (shared by all suites), `suites/<name>/`, `profiles/`, `features/`."""
 
 from __future__ import annotations
 

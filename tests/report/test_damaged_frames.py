@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.report.from_file import of_rows, read
 from kdbench.store.frame_files import load_frame
+from kdbench.store.from_file import of_rows, read
 
 FRAMES = Path(__file__).parent / "frames"
 HEADER = "dataset,teacher,student,objective,repeat,top1_last"

@@ -93,7 +93,9 @@ def study_of(
     costs = costs_of(manifest, keys) if costs else None
     # The mean over the pairs, as `stats.overall` has it: these columns without those of a pair.
     overall = compared.drop(columns=["dataset", "teacher", "student"]).drop_duplicates(["baseline", "objective"]) if len(compared) else None
-    return FigureData(manifest, runs, summarise(runs), compared, costs, pd.DataFrame(history), overall, trials_of(manifest, keys))
+    return FigureData(
+        manifest, runs, summarise(runs), compared, costs, pd.DataFrame(history), overall, trials_of(manifest, keys), cka_of(runs)
+    )
 
 
 def drawn(study):
@@ -136,6 +138,17 @@ def trials_of(manifest, keys):
             names = {"student": block.student, "teacher": block.teacher, "objective": key, "label": key, "repeat": 0, "id": "t"}
             rows.append({**names, "trial": trial + 1, "score": score, "factor": factor, "chosen": trial == place % 6})
     return pd.DataFrame(rows, columns=["student", "teacher", "objective", "label", "trial", "repeat", "id", "score", "factor", "chosen"])
+
+
+def cka_of(runs):
+    """The similarity of three layers of each finished student's run with four of its teacher."""
+    layers = ("stage 1", "stage 2", "pooled", "logits")
+    rows = []
+    for run in runs[runs["state"] == "finished"].to_dict(orient="records"):
+        for (down, teacher_layer), (across, student_layer) in itertools.product(enumerate(layers), enumerate(layers[1:])):
+            values = {"teacher_layer": teacher_layer, "student_layer": student_layer, "cka": 0.9 - 0.2 * abs(down - across - 1)}
+            rows.append({**{name: run[name] for name in ("dataset", "teacher", "student", "objective", "repeat", "id")}, **values})
+    return pd.DataFrame(rows)
 
 
 WIDE_LOST = {(3, TEACHERS[0], 1): "diverged", **{(7, TEACHERS[3], repeat): "failed" for repeat in range(5)}, (5, TEACHERS[3], 2): "failed"}
@@ -215,10 +228,11 @@ def luminance(colour):
 
 def test_a_suite_of_two_pairs_has_each_figure_once_with_a_panel_a_pair():
     study = study_of(teachers=("big", "other"))
-    assert list(KINDS) == drawn(study) == ["differences", "heat", "seeds", "cost", "curves", "gradients", "tuning"]
+    assert list(KINDS) == drawn(study) == ["differences", "heat", "seeds", "cost", "curves", "gradients", "tuning", "cka"]
     panels = {name: len(only(name, study)[0].axes) for name in KINDS}
     # Differences: for all pairs and each pair, by baseline. Heat: a map for each baseline. Tuning: a panel a tuned loss.
-    assert panels == {"differences": 6, "heat": 2, "seeds": 2, "cost": 2, "curves": 2, "gradients": 2, "tuning": 2}
+    # CKA: a panel a pair and loss.
+    assert panels == {"differences": 6, "heat": 2, "seeds": 2, "cost": 2, "curves": 2, "gradients": 2, "tuning": 2, "cka": 6}
     assert "tuning" not in drawn(replace(study, trials=None))
 
 
@@ -650,7 +664,7 @@ def written(strange):
 def test_the_same_data_give_the_same_bytes_tomorrow_in_any_order(strange, written, monkeypatch):
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 86_400)
-    frames = ("students", "summaries", "comparisons", "costs", "histories", "overall")
+    frames = ("students", "summaries", "comparisons", "costs", "histories", "overall", "cka")
     mixed = {name: getattr(strange, name).sample(frac=1, random_state=1) for name in frames}
     again = list(figures(replace(strange, **mixed)))
     assert [one.name for one in again if one not in written] == []
@@ -713,3 +727,19 @@ def test_long_words_are_broken_and_nothing_is_lost():
         assert text_width(lines) <= most
     assert wrapped("simkd_with_three_layers", 1.0) == "simkd_with_three_\nlayers"
     assert wrapped("", 1.0) == ""
+
+
+def test_a_map_of_layers_has_the_mean_over_runs_in_the_order_of_the_network_and_one_scale():
+    study = study_of(names=("ce", "kd"), repeats=2)
+    first = study.cka["repeat"] == 0
+    more = study.cka.assign(cka=study.cka["cka"].where(first, study.cka["cka"] - 0.1)).replace({"stage 2": "stage 10"})
+    for cka in (more, more.sample(frac=1, random_state=0)):
+        panels = only("cka", replace(study, cka=cka))[0].axes
+        assert [axes.get_title(loc="left") for axes in panels] == ["big → small: ce", "big → small: kd"]
+        for axes in panels:
+            assert [text.get_text() for text in axes.get_yticklabels()] == ["stage 1", "stage 10", "pooled", "logits"]
+            assert [text.get_text() for text in axes.get_xticklabels()] == ["stage 10", "pooled", "logits"]
+            assert [text.get_text() for text in axes.texts[:4]] == ["0.65", "0.45", "0.25", "0.85"]
+            (mesh,) = axes.collections
+            assert mesh.get_clim() == (0, 1)
+    assert KINDS["cka"](replace(study, cka=None)) is None

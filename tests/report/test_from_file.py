@@ -12,12 +12,12 @@ import pytest
 
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.report import report_command
-from kdbench.report.from_file import of_rows, read
 from kdbench.report.main_table import main_tables
 from kdbench.report.study import study
 from kdbench.report.write import ReportOptions, report, report_file
 from kdbench.store.frame import costs, frame
 from kdbench.store.frame_files import read_rows
+from kdbench.store.from_file import of_rows, read
 
 FRAMES = Path(__file__).parent / "frames"
 MEASURED = Path(__file__).parents[2] / "results" / "measured"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.report.from_file import read
 from kdbench.report.paper import paper_table
 from kdbench.report.study import study
 from kdbench.report.table import ABSENT, BEST, EMPTY, TIED
 from kdbench.store.frame import costs, frame
+from kdbench.store.from_file import read
 
 TEACHERS = ("big", "other")
 STUDENTS = ("small", "tiny")

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import special, stats
 
 from kdbench.report.comparison import comparisons, student_runs
 from kdbench.report.predictions_table import predictions_table
@@ -29,9 +30,9 @@ def predict(draw, target, share):
     return {"target": target, "correct": predicted == target, "nll": nll, "predicted": predicted, "confidence": confidence}
 
 
-def keep(suite, cell_id, columns, value=None, **options):
+def keep(suite, cell_id, columns, value=None, logits=None, **options):
     file = io.BytesIO()
-    np.savez_compressed(file, logits=np.zeros((3, 2), np.float16), **columns)
+    np.savez_compressed(file, logits=np.zeros((3, 2), np.float16) if logits is None else logits, **columns)
     suite.store.write_bytes(suite.store.file(cell_id, "predictions.npz"), file.getvalue())
     value = float(columns["correct"].mean()) if value is None else value
     suite.finish(cell_id, value, **{"n_test": len(columns["target"]), **options})
@@ -150,6 +151,48 @@ def test_cross_entropy_agrees_with_the_mean_of_the_blocks_teachers(made):
         assert len(teachers) == 2
         shares = [(suite.columns[run["id"]]["predicted"] == teacher).mean() for teacher in teachers]
         assert run["agreement_block"] == pytest.approx(np.mean(shares))
+
+
+def with_logits(made, **options):
+    """A suite whose cells keep logits, too, and the logits of each before they were rounded."""
+    suite, draw = predicting(made, **options), np.random.default_rng(5)
+    logits = {cell_id: draw.normal(scale=4, size=(N, CLASSES)) for cell_id in suite.columns}
+    for cell_id, columns in suite.columns.items():
+        keep(suite, cell_id, columns, logits=logits[cell_id].astype(np.float16))
+    return suite, logits
+
+
+def test_the_divergence_from_the_teacher_is_that_of_its_probabilities_and_needs_no_more_digits_than_are_stored(made):
+    suite, logits = with_logits(made, repeats=2, teacher_seeds=2)
+    predictions = loaded(suite).predictions
+
+    def divergence(teacher, student):
+        p, q = (special.softmax(logits[one], axis=1) for one in (teacher, student))
+        return np.mean([stats.entropy(*pair) for pair in zip(p, q, strict=True)])
+
+    teachers = [cell["id"] for cell in suite.cells(role="teacher")]
+    for run in predictions.to_dict(orient="records"):
+        (cell,) = suite.cells(id=run["id"])
+        own = cell["depends"].values()
+        expected = np.mean([divergence(teacher, run["id"]) for teacher in own or teachers])
+        assert run["kl_block"] == pytest.approx(expected, rel=1e-3) and expected > 1
+        assert run["kl"] == run["kl_block"] if own else np.isnan(run["kl"])
+    table = predictions_table(loaded(suite), suite.checked())
+    assert [column.title for column in table.columns][4] == "KL from the teacher, nats"
+    kd = chosen(predictions, objective="kd").groupby("repeat")["kl"].mean()
+    assert texts(table.groups[0])["kd"][3] == f"{kd.mean():.3f} ± {kd.std():.3f}"
+
+
+def test_logits_that_cannot_be_used_cost_the_divergence_and_say_so(made):
+    suite, _ = with_logits(made, repeats=3)
+    (cell,) = suite.cells(objective="cc", repeat=1)
+    keep(suite, cell["id"], suite.columns[cell["id"]], logits=np.full((N, CLASSES), np.nan, np.float16))
+    images = loaded(suite)
+    run = chosen(images.predictions, id=cell["id"]).iloc[0]
+    assert np.isnan(run["kl"]) and not np.isnan(run["nll"]) and not np.isnan(run["agreement"])
+    (group,) = predictions_table(images, suite.checked()).groups
+    assert "† runs of cc (taylor) (1): its logits, or its teacher's, cannot be used: ValueError" in group.notes
+    assert "†" in texts(group)["cc (taylor)"][3] and "†" not in texts(group)["cc (taylor)"][0]
 
 
 def spoiled(made, spoil):

@@ -18,7 +18,6 @@ from kdbench.report.comparison import comparisons, student_runs
 from kdbench.report.comparison_table import comparison_table
 from kdbench.report.cost_table import cost_table
 from kdbench.report.entries import p
-from kdbench.report.from_file import of_rows, read
 from kdbench.report.main_table import main_tables
 from kdbench.report.paper import paper_table
 from kdbench.report.sentences import findings
@@ -26,6 +25,7 @@ from kdbench.report.study import mirrored, study
 from kdbench.report.warnings import warnings
 from kdbench.report.write import report_tables
 from kdbench.store.frame import costs, frame
+from kdbench.store.from_file import of_rows, read
 
 WORKED = {"ce": [0.90, 0.91, 0.89], "kd": [0.91, 0.93, 0.92], "cc": [0.95, 0.96, 0.94], "cka": [0.90, 0.92, 0.90]}
 FRAMES = Path(__file__).parent / "frames"

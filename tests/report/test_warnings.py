@@ -10,11 +10,11 @@ import pytest
 
 from kdbench.errors import UsageError
 from kdbench.report import report_command
-from kdbench.report.from_file import read
 from kdbench.report.study import study
 from kdbench.report.warnings import CODES, RETIRED, warnings
 from kdbench.report.write import ReportOptions
 from kdbench.store.frame import costs, frame
+from kdbench.store.from_file import read
 
 
 def study_of(suite, **changed):

@@ -17,7 +17,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 from kdbench.report import document
-from kdbench.report.figures import differences, epochs, tuning, values
+from kdbench.report.figures import differences, epochs, similarity, tuning, values
 from kdbench.report.figures.figure_data import Content, FigureData
 from kdbench.report.figures.panels import GREY, SMALL
 
@@ -31,6 +31,7 @@ KINDS: dict[str, Callable[[FigureData], Content | None]] = {
     "curves": epochs.curves,
     "gradients": epochs.gradients,
     "tuning": tuning.tuning,
+    "cka": similarity.layers,
 }
 """By the name of its files: what a figure shows; None where its data are not there."""
 

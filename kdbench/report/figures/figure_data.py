@@ -53,7 +53,7 @@ class FigureData:
     `students`: runs as `comparison.student_runs` gives them. `summaries`: as `stats.repeats.summarise`. `comparisons`: dataset, teacher,
     student, baseline, objective, n, difference, low, high, low_all, high_all, verdict. `costs`: as `frame.costs`. `histories`: as
     `histories.histories`. `overall`: the columns of `comparisons` without dataset, teacher and student: means over all pairs. `trials`:
-    as `store.trials.trials`.
+    as `store.trials.trials`. `cka`: as `store.features.frames`.
     """
 
     manifest: Manifest
@@ -64,6 +64,7 @@ class FigureData:
     histories: pd.DataFrame | None = None
     overall: pd.DataFrame | None = None
     trials: pd.DataFrame | None = None
+    cka: pd.DataFrame | None = None
 
     @property
     def scale(self) -> float:

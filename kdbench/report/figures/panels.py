@@ -69,6 +69,7 @@ def panel_figures(
     legend: Sequence[Artist],
     rows: Sequence[str] = (),
     narrow: bool = True,
+    beside: float = 0.0,
 ) -> Iterator[Figure]:
     """As many figures as the panels need: one column of a paper wide if they fit below each other, else two columns.
 
@@ -78,11 +79,12 @@ def panel_figures(
         columns: the most panels side by side.
         rows: names to the left of the first column: a row each, from the top downwards.
         narrow: whether a panel is legible in one column of a paper.
+        beside: inches that the names to the left of each panel take.
     """
     names = [wrapped(name, 1.3) for name in rows]
     height = max(0.3, len(rows) * (height + text_height(names) - LINE)) if rows else height
     wide, columns = (COLUMN, 1) if narrow and len(panels) * (height + 0.5) <= TALL else (PAGE, min(columns, len(panels)))
-    titles = [wrapped(title, (wide - 0.3 - max(map(text_width, names), default=0)) / columns - 0.2) for title, _ in panels]
+    titles = [wrapped(title, (wide - 0.3 - max(map(text_width, names), default=0)) / columns - 0.2 - beside) for title, _ in panels]
     each = height + 0.3 + text_height(titles)
     down = max(1, min(int((TALLEST - _add_legend(Figure((wide, 1)), legend)) / each), MOST_PANELS // columns))
     for first in range(0, len(panels), columns * down):

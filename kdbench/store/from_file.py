@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import pandas as pd
 
 from kdbench.errors import KdbenchError
 from kdbench.manifest import COMMON_METRICS, Block, Manifest, ManifestCell, ManifestObjective, Metric
-from kdbench.report.notes import NAMED
 from kdbench.stats.predictions import FRAMES as IMAGE_FRAMES
 from kdbench.stats.predictions import ImageStatistics
 from kdbench.stats.repeats import BLOCK, spread_over_blocks
+from kdbench.store import features
 from kdbench.store import histories as history
 from kdbench.store.frame import CIRCUMSTANCE, COST_COLUMNS, IDENTITY, KINDS, cost_frame
 from kdbench.store.frame_files import NAMES, RUN, kind, made_id, normal, read_rows
@@ -29,9 +29,12 @@ BESIDE = {
     "terms": history.TERMS,
     "trials": COLUMNS,
     **{f"images_{name}": columns for name, columns in IMAGE_FRAMES.items()},
+    **{f"features_{name}": columns for name, columns in features.FRAMES.items()},
 }
 """The files that may lie beside a frame, and what they must hold."""
-TEXTS = (*NAMES, "baseline", "term", "why", "device", "options", "edge")
+TEXTS = (*NAMES, "baseline", "term", "why", "device", "options", "edge", "teacher_id", "teacher_layer", "student_layer", "probe")
+NAMED = 3
+"""So many strange runs are named."""
 ALPHA, MARGIN = 0.05, 0.002
 
 
@@ -46,6 +49,7 @@ class FromFile:
     terms: pd.DataFrame | None = None
     images: ImageStatistics | None = None
     trials: pd.DataFrame | None = None
+    features: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def read(path: Path, metric: str | None = None) -> FromFile:
@@ -65,10 +69,11 @@ def read(path: Path, metric: str | None = None) -> FromFile:
         names = [*manifest.labels, None, "teacher"]
         known = {name: table if name == "terms" else table[table["objective"].isin(names)] for name, table in found.items()}
         images = {name: known.pop(f"images_{name}", pd.DataFrame(columns=columns)) for name, columns in IMAGE_FRAMES.items()}
+        measured = {name: known.pop(f"features_{name}") for name in features.FRAMES if f"features_{name}" in known}
         whole = ImageStatistics(**images) if len(images["predictions"]) else None
         if whole and manifest.primary != primary:
             whole = replace(whole, intervals=whole.intervals[:0], checkpoints=whole.checkpoints[:0])
-        return FromFile(manifest, _complete(rows, manifest), **{"costs": cost_frame(), **known}, images=whole)
+        return FromFile(manifest, _complete(rows, manifest), **{"costs": cost_frame(), **known}, images=whole, features=measured)
 
 
 def of_rows(rows: pd.DataFrame, name: str, metric: str | None = None) -> FromFile:
