@@ -81,12 +81,15 @@ def as_text(suite: Path, results: Path) -> str:
     counts = Counter(outlook.states.values())
     trials = sum(row.role == "trial" for row in plan.rows)
     students = sum(row.role == "student" for row in plan.rows)
+    firsts = sum(row.role == "first_stage" for row in plan.rows)
     trained = sum(bool(row.cell.config["recipe"]["epochs"]) for row in plan.teachers)
     others = f" ({len(plan.teachers) - trained} more are not trained)" if trained < len(plan.teachers) else ""
+    stages = f", {firsts} first stage{'s' * (firsts != 1)}" if firsts else ""
     lines = [
         f"{asked.name}: {len(plan.cells)} cells ({', '.join(f'{count} {name}' for name, count in sorted(counts.items()))})",
         f"  trainings: {trained} teacher{'s' * (trained != 1)}{others}, {students} student{'s' * (students != 1)}"
-        f"{f', {trials} trials of tuning and their teachers' if trials else ''} "
+        f"{f', {trials} trials of tuning and their teachers' if trials else ''}"
+        f"{stages} "
         f"(objectives: {len(asked.objectives)}, pairs: {len(asked.pairs)}, repeats: {asked.repeats}, teacher seeds: {asked.teacher_seeds})",
         f"  bundles (students that are trained together in one process): {len(outlook.bundles)}, {len(left)} of them not finished",
         _work(outlook, left),

@@ -30,7 +30,7 @@ def histories(store: Store, manifest: Manifest) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []
     runs, lengths, evaluated = [], [], []
     for cell in manifest.cells:
-        if cell.role == "trial":
+        if cell.role in ("trial", "first_stage"):
             continue
         with suppress(DamagedError, ValueError):  # the frame reports it
             record, before = store.record(cell.id), len(rows)
