@@ -43,6 +43,8 @@ class Member:
         self.streams = Streams.of(cell.config)
         if not objective.trains_student:
             student.requires_grad_(False)
+            if not any(weight.requires_grad for weight in objective.parameters()):
+                raise LossError("nothing is trained in this first stage: no loss in it has parameters, and none trains the student")
         self.trained = nn.ModuleDict({"student": student, "objective": objective})
         self.optimizer = make_optimizer(self.trained, self.recipe)
         if (delta := cell.config["objective"].get("dot")) is not None:
