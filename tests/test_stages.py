@@ -15,6 +15,7 @@ from rich.console import Console
 from kdbench import parts
 from kdbench.errors import DataError, StoppedError, SuiteError
 from kdbench.failure import STOPPED
+from kdbench.losses._base import Pair, Taps
 from kdbench.manifest import Manifest
 from kdbench.plan import matrix, probe
 from kdbench.plan.bundle import bundles
@@ -128,6 +129,13 @@ def test_the_first_stage_of_ft_is_the_reconstruction_that_the_stored_values_hold
     part = parts.load("loss", "ft")
     assert part.make.first_stage_options == stored.options
     assert not part.build(dict(stored.options)).trains_student and part.build({}).trains_student
+    # The authors' own reconstruction is by L1.
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (Taps(last=torch.randn(4, width, 3, 3, generator=draw)) for width in (2, 4))
+    loss = part.build({**part.options(dict(part.make.presets["official_two_stage"].options)), **stored.options})
+    loss.prepare(Pair(student, teacher))
+    back = loss.decoder(loss.paraphraser(teacher.last))
+    assert loss(student, teacher).item() == pytest.approx((back - teacher.last).abs().mean().item())
     epochs = {name: preset.two_stages["epochs"] for name, preset in part.make.presets.items() if preset.two_stages}
     assert epochs == {"crd_two_stage": 30, "official_two_stage": 6}
 
