@@ -406,6 +406,7 @@ def test_what_is_wrong_with_two_stages_is_said_in_the_suite(refusal: Callable[..
     tuned = {
         f"{AB}": "no term is left in the second stage, so there is no weight to search for: write `tune: false`",
         "cka: {two_stages: {epochs: 2}}": "write `weight` here",
+        "'ab:crd_two_stage': {two_stages: {epochs: 2}, +kd: true}": "no term is left in the second stage",
         "'ft:crd_two_stage': {tune: {rate: [0.5, 1]}}": "has two stages, and only the weight of the second is searched for, not 'rate'",
     }
     for line, message in tuned.items():
@@ -414,6 +415,46 @@ def test_what_is_wrong_with_two_stages_is_said_in_the_suite(refusal: Callable[..
     with pytest.raises(SuiteError, match="the loss 'sp' compares the images of a batch"):
         lines = objectives("sp: {two_stages: {epochs: 2, then: [{loss: kd, weight: 1}]}}")
         probe.probe(matrix.expand(read(write_suite(**NETS, objectives=lines, recipe=accumulates))))
+
+
+def test_a_loss_of_a_user_with_a_wrong_first_stage_is_told_so(
+    refusal: Callable[..., str], plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+):
+    mine = objectives("code: {loss: 'code.py:Code', weight: 1, two_stages: {epochs: 2}}")
+    for options, message in (
+        ('{"lern": True}', "has no option 'lern'; did you mean 'learn'"),
+        ('"learn"', "has `first_stage_options` that are no mapping of its options"),
+        ('{"learn": "x"}', "two_stages.learn"),
+    ):
+        (tmp_path / "code.py").write_text(MINE.replace('{"learn": True}', options))
+        assert message in refusal(**NETS, objectives=mine), options
+    # Nothing learns: neither the student nor a parameter of the loss.
+    (tmp_path / "code.py").write_text(MINE.replace("self.learn, self.bad = learn, bad", "self.learn = self.bad = False").replace(
+        "return not self.learn", "return False").replace("nn.Linear(", "FROZEN(").replace(
+        "class Code", "def FROZEN(*sizes):\n    return nn.Linear(*sizes).requires_grad_(False)\n\n\nclass Code"))  # fmt: skip
+    plan = plan_of(**NETS, objectives=mine, repeats="1")
+    assert train(plan) == 1
+    first, second = (only(plan, role, "code")[0].cell.id for role in ("first_stage", "student"))
+    assert "nothing is trained in this first stage" in store.failure(first).message
+    assert f"its first stage {first} is not trained" in store.failure(second).message
+    assert store.is_done(only(plan, "student", "ce")[0].cell.id)
+
+
+def test_a_first_stage_is_not_exported_and_its_rates_are_printed(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+):
+    from kdbench.errors import KdbenchError
+    from kdbench.plan.summary import as_text
+    from kdbench.train.export import export
+
+    plan = plan_of(**NETS, objectives=objectives(FT), repeats="1")
+    first, second = (only(plan, role, "ft:crd_two_stage")[0].cell.id for role in ("first_stage", "student"))
+    text = as_text(tmp_path / "tiny.yaml", store.root)
+    assert "2 students, 1 first stage " in text and "small, first stage of ft:crd_two_stage: " in text and " 0.01 at 0" in text
+    assert train(plan) == 0
+    assert export(store, second, tmp_path / "out")
+    with pytest.raises(KdbenchError, match="is a first stage"):
+        export(store, first, tmp_path / "out")
 
 
 def test_reports_have_no_row_of_a_first_stage_and_say_what_it_is(staged: Plan, train: Callable[..., int], store: Store):

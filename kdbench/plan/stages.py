@@ -35,15 +35,20 @@ def first_stage(reader: FileReader, where: Where, terms: list[Json], words: Json
         weight = reader.checked((*where, "weight"), Annotated[float, Field(gt=0, allow_inf_nan=False)], weight)
     elif not known:
         reader.error(where, "no source gives a weight for the first stage, and `tune` searches for that of the second: write `weight` here")
-    config = {"task": 0.0, "terms": [_alone(reader, term, weight) for term in terms], "stage": "first"}
-    return FirstStage(config, changes)
+    found = [_alone(reader, where, term, weight) for term in terms]
+    config = {"task": 0.0, "terms": [term for term in found if term], "stage": "first"}
+    return FirstStage(config, changes) if all(found) else None
 
 
-def _alone(reader: FileReader, term: Json, weight: float | None) -> Json:
-    """A term as it is in the first stage."""
+def _alone(reader: FileReader, where: Where, term: Json, weight: float | None) -> Json | None:
+    """A term as it is in the first stage; None after an error was noted."""
     folder = reader.sources.get(term["loss"])
     part = parts.load("loss", term["loss"], None if folder is None else Path(folder), reader.base)
-    options = part.options({**term["options"], **part.make.first_stage_options})
+    if not isinstance(own := part.make.first_stage_options, Mapping):
+        reader.error(where, f"the loss '{part.name}' has `first_stage_options` that are no mapping of its options")
+        return None
+    if (options := reader.resolved(where, part, {**term["options"], **own})) is None:
+        return None
     kept = {name: term[name] for name in ("loss", "version", "pairing")}
     return {**kept, "options": options, "weight": float(largest(term["weight"]) if weight is None else weight)}
 

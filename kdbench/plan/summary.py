@@ -107,8 +107,9 @@ def learning_rate_lines(outlook: PlanSummary) -> list[str]:
     """The learning rates of each recipe by epoch, from the schedule that training uses, and the nets that have it."""
     from kdbench.timm_adapter import learning_rates
 
-    rows = [row for row in outlook.plan.rows if row.role in ("student", "teacher")]
-    nets = {f"teacher {row.student}" if row.role == "teacher" else row.student: row.cell.config["recipe"] for row in rows}
+    titles = {"student": "{0}", "teacher": "teacher {0}", "first_stage": "{0}, first stage of {1}"}
+    rows = [(titles[row.role].format(row.student, row.objective), row) for row in outlook.plan.rows if row.role in titles]
+    nets = {title: row.cell.config["recipe"] for title, row in rows}
     named: dict[str, list[str]] = {}
     for name, given in nets.items():
         if given["epochs"]:

@@ -130,7 +130,7 @@ def search(reader: FileReader, tune: Tune | None, objective: ObjectiveSpec, give
         reader.error(where, "the suite has no `tune`: write it at the top level first")
     if tune is None or given is False:
         return None
-    if not objective.config["terms"]:
+    if not terms:
         reader.error(objective.where, "no term is left in the second stage, so there is no weight to search for: write `tune: false`")
         return None
     own = _dimensions(reader, where, given, tune.how) if isinstance(given, dict) else {}
