@@ -38,6 +38,7 @@ def section(name: str) -> str:
     for key, preset in part.make.presets.items():
         weights = [f"task {preset.task:g}", "none published" if preset.weight is None else f"{name} {preset.weight:g}"]
         weights += [f"{other} {weight:g}" for other, weight, *_ in preset.terms]
+        weights += [f"first stage of {preset.two_stages['epochs']} epochs"] if preset.two_stages else []
         chosen = ", ".join(f"{option}: {catalogue.literal(value)}" for option, value in preset.options.items())
         lines.append(f"| `{name}:{key}` | {', '.join(weights)} | {_code(chosen) if chosen else ''} | {_escaped(preset.source)} |")
     return "\n".join([*lines, ""])

@@ -194,11 +194,12 @@ def _shown(kind: str, name: str, asked: str = "") -> str:
 
 
 def _schedule(preset: Any) -> str:
-    """How the weight of a preset's loss changes in training, and whether DOT trains it."""
+    """How the weight of a preset's loss changes in training, whether DOT trains it, and in which stages."""
     length = f" of {preset.epochs} epochs" if preset.epochs else ""
     words = [f"warms up in {preset.warm_up:g}{length}"] if preset.warm_up else []
     words += ["falls to 0 from epoch {:g} to {:g}".format(*preset.decay) + length] if preset.decay else []
     words += [f"trained with DOT, delta {preset.dot:g}"] if preset.dot else []
+    words += [f"two_stages: {json.dumps(dict(preset.two_stages))}"] if preset.two_stages else []
     return f" ({'; '.join(words)})" if words else ""
 
 

@@ -53,8 +53,8 @@ def identify(config: Mapping[str, Any]) -> str:
 
 
 def depended(role: str) -> str:
-    """What a reader calls a cell that another one depends on in this role: `teacher`, or `trial`."""
-    return "trial" if role.startswith("choose") else role
+    """What a reader calls a cell that another one depends on in this role: `teacher`, `trial`, or `first stage`."""
+    return "trial" if role.startswith("choose") else {"start": "first stage"}.get(role, role)
 
 
 def is_id(text: str) -> bool:
@@ -79,7 +79,8 @@ class Cell:
 
     @property
     def depends(self) -> Mapping[str, str]:
-        """Ids of the cells that must be finished first, by role: `teacher`, and `choose.<number>` of the trials that choose its weights."""
+        """Ids of the cells that must be finished first, by role: `teacher`, `start` (the first of two stages), and `choose.<number>` of the
+        trials that choose its weights."""
         return self.config["depends"]
 
     @property

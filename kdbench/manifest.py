@@ -88,7 +88,8 @@ class Block(Strict):
 @dataclass(frozen=True)
 class ManifestCell(Strict):
     """A cell under the names that the suite gives it. `depends` holds the ids of other cells, by role; a teacher has no objective. A trial
-    of a search has its number in the search; its teacher, which does not see the images held out, is a trial without objective."""
+    of a search has its number in the search; its teacher, which does not see the images held out, is a trial without objective. The first
+    of two stages has the role `first_stage`, and the trial 0 where it is that of trials."""
 
     id: str
     role: str
@@ -113,6 +114,9 @@ class ManifestCell(Strict):
             return f"{kind}teacher {self.student}, seed {self.repeat}"
         if self.role == "trial":
             return f"{self.student} <- {self.teacher}, {self.objective}, trial {self.trial}, repeat {self.repeat}"
+        if self.role == "first_stage":
+            of = "" if self.trial is None else " of trials"
+            return f"{self.student} <- {self.teacher}, {self.objective}, first stage{of}, repeat {self.repeat}"
         seed = f", teacher seed {self.teacher_seed}" if self.teacher_seed else ""
         beside = f" <- {self.teacher}" if self.teacher else ""
         return f"{self.student}{beside}, {self.objective}, repeat {self.repeat}{seed}"
@@ -122,7 +126,7 @@ class _PlannedCell(TypedDict):
     """What holds for a cell besides, where it is none of a frame."""
 
     id: CellId
-    role: Literal["student", "teacher", "trial", "control"]
+    role: Literal["student", "teacher", "trial", "control", "first_stage"]
     repeat: Count | None
     teacher_seed: Count | None
 
@@ -226,7 +230,7 @@ class Manifest(Strict):
 
     @property
     def reported(self) -> list[ManifestCell]:
-        """The cells of which a report has a row each: students and teachers, without trials and what controls need."""
+        """The cells of which a report has a row each: students and teachers, without trials, first stages and what controls need."""
         return [cell for cell in self.cells if cell.role in ("student", "teacher")]
 
     @cached_property

@@ -30,6 +30,7 @@ class _Result(TypedDict):
     n_train: Count
     n_test: Count
     diverged_at_step: NotRequired[Count | None]
+    diverged_in: NotRequired[str]
     data_fingerprint: NotRequired[Text]
     weights_digest: NotRequired[Text]
     predictions_digest: NotRequired[Text]
@@ -107,8 +108,9 @@ def same_images(one: str, other: str) -> bool:
 class Record(_Stored):
     """`result` is the same for any two honest runs of the cell; `circumstance` may differ between them (times, host, restarts). `result`
     holds: `metrics` (`<metric>_last`, `<primary>_best_val`, `<primary>_best_test`), `history` (one entry an epoch), `n_train`, `n_test`,
-    `data_fingerprint`, `weights_digest`, `predictions_digest`, `diverged_at_step`, and `tuned` (the point of its search,
-    `kdbench/choice.py`). With `ema` in the recipe, metrics, weights and predictions are those of the average."""
+    `data_fingerprint`, `weights_digest`, `predictions_digest`, `diverged_at_step` (with `diverged_in` where it was the first stage of the
+    cell), and `tuned` (the point of its search, `kdbench/choice.py`). With `ema` in the recipe, metrics, weights and predictions are those
+    of the average."""
 
     id: str
     config: Mapping[str, Any]
@@ -130,6 +132,13 @@ class Record(_Stored):
         except ValueError as error:
             raise ValueError(f"result.history.{error}") from None
         return self.result["history"]
+
+    @property
+    def divergence(self) -> str:
+        """`step 7`, `step 7 of its first stage`: where a training diverged; empty without one."""
+        step = self.result.get("diverged_at_step")
+        stage = self.result.get("diverged_in")
+        return "" if step is None else f"step {step}{f' of its {stage}' if stage else ''}"
 
 
 @dataclass(frozen=True)

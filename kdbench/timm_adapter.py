@@ -75,7 +75,9 @@ def _groups(trained: nn.Module, recipe: Mapping[str, Any]) -> list[dict[str, Any
 
 def learning_rate(optimizer: Optimizer) -> float:
     """The rate of the schedule, which is that of the groups without a factor of their own."""
-    return next(group["lr"] for group in optimizer.param_groups if group.get("lr_scale", 1.0) == 1.0)
+    first = optimizer.param_groups[0]  # all have one where parameters of losses are trained alone
+    rates = (group["lr"] for group in optimizer.param_groups if group.get("lr_scale", 1.0) == 1.0)
+    return next(rates, first["lr"] / first.get("lr_scale", 1.0))
 
 
 def make_scheduler(optimizer: Optimizer, recipe: Mapping[str, Any], steps_per_epoch: int) -> Any:

@@ -60,7 +60,10 @@ SPOILED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda m: m["cells"][1].update(depends={"teacher": "b" * 12}), "cells.1.depends.teacher: 'bbbbbbbbbbbb' is no cell of the suite"),
     (lambda m: m["cells"][1].update(depends=[]), "cells.1.depends: expected a mapping"),
     (lambda m: m["cells"][1].update(objective="dkd"), "cells.1.objective: 'dkd' is no objective of the suite"),
-    (lambda m: m["cells"][1].update(role="pupil"), "cells.1.role: 'pupil': expected 'student', 'teacher', 'trial' or 'control'"),
+    (
+        lambda m: m["cells"][1].update(role="pupil"),
+        "cells.1.role: 'pupil': expected 'student', 'teacher', 'trial', 'control' or 'first_stage'",
+    ),
     (lambda m: m["cells"][1].update(repeat=-1), "cells.1.repeat: -1: expected a number of at least 0"),
     (lambda m: m["cells"][1].update(repeat="0"), "cells.1.repeat: '0': expected a whole number"),
     (lambda m: m["teacher_requirements"].update({STUDENT[::-1]: {"metric": "top1", "min": 0.5}}), "is no cell of the suite"),

@@ -98,6 +98,11 @@ def test_the_stored_variants_are_the_presets_of_the_losses():
             terms = [(name, preset.weight, part.options(dict(preset.options)) | _schedule(ObjectiveFields(), preset) | dot)]
             for other, weight, options, *schedule in preset.terms:
                 terms.append((other, weight, parts.load("loss", other).options(dict(options)) | dict(*schedule) | dot))
+            if preset.two_stages:  # `then` is empty, or the terms of both stages are the same
+                earlier = part.options({**preset.options, **part.make.first_stage_options})
+                epochs = {"two_stages": {"epochs": preset.two_stages["epochs"]}}
+                terms = terms if preset.two_stages.get("then", True) else []
+                terms.append((name, preset.two_stages.get("weight", preset.weight), earlier | epochs))
             expected += [(f"{name}:{key}", preset.task, *term) for term in terms]
     stored = variants()
     found = [

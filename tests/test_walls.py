@@ -40,7 +40,7 @@ FLOORS: list[tuple[str, str]] = [
     (
         "plan",
         "plan.bundle plan.matrix plan.nets plan.new_suite plan.objectives plan.probe plan.reading plan.recipe_limits plan.schema plan.shipped "
-        "plan.suite plan.summary plan.tuning plan.yaml",
+        "plan.stages plan.suite plan.summary plan.tuning plan.yaml",
     ),
     (
         "training",

@@ -173,6 +173,8 @@ class Preset:
     `warm_up` and `decay` change the weight of the loss with the epoch e, counted from 1: it is multiplied by min(e / warm_up, 1), and by
     a cosine from 1 at the first epoch of `decay` to 0 at the second. They are of a training of `epochs` epochs, and scale with its length.
     `dot` is the difference of momentum between distillation terms and task, in distillation-oriented training (kdbench/train/dot.py).
+    `two_stages` is what a suite writes under this word: options of the first stage's recipe, the `weight` of the terms in it, and `then`,
+    the terms of the second stage (a list as in a suite; without it, the same terms).
     """
 
     source: str
@@ -184,6 +186,7 @@ class Preset:
     decay: tuple[float, float] | None = None
     epochs: int | None = None
     dot: float | None = None
+    two_stages: Mapping[str, Any] | None = None
 
 
 class Loss(nn.Module):
@@ -203,6 +206,13 @@ class Loss(nn.Module):
     """What it makes alike, for lists of losses: predictions, features of an image, or relations between images, channels or stages."""
     couples: Literal["sample", "batch"] = "batch"
     """`sample`: the value for a batch is the mean of its values for the images alone. Only such losses can be used with `accumulate`."""
+    first_stage_options: ClassVar[Mapping[str, Any]] = {}
+    """Options that this loss has in the first of two stages, whatever those of the objective are. The second stage starts from the student
+    of the first and from all parameters and buffers of the loss that both stages have, by name, after `bind`. What is not to be trained in
+    the second stage is frozen in `bind` (`requires_grad_(False)`), by an option that differs between the stages."""
+    trains_student: bool = True
+    """Whether the value depends on the student, with these options. In a first stage where no term does, the parameters of the losses are
+    trained alone: the student stays as it is drawn, in evaluation mode."""
     takes_mixed: bool = False
     """Whether a loss that needs `target` or `index` is right for mixed images, as `Batch` describes them."""
 

@@ -29,16 +29,20 @@ class AB(Loss):
         github.com/bhheo/AB_distillation.
     Defaults: as in github.com/HobbitLong/RepDistiller (distiller_zoo/AB.py; models/util.py, Connector), margin 1. That code multiplies
         by 3/1000, which is part of the weight here.
-    Departs: one stage of training, beside the task. The authors and RepDistiller train this loss first, alone (there for 30 epochs),
-        and then the task (the authors: with KD, without T^2). The authors' connectors are 1x1 convolutions without bias, with a norm. The
+    Departs: one stage of training, beside the task, but for the preset `crd_two_stage`. The authors and RepDistiller train this loss
+        first, alone (there for 30 epochs), and then the task (the authors: KD alone, without T^2). In RepDistiller's first stage the
+        learning rate is constant, and its -b has no effect. The authors' connectors are 1x1 convolutions without bias, with a norm. The
         preset `zoo` is another loss of this name, of one map; whether its script adds or averages the maps was not checked.
         With one image and a map of 1x1, a batch norm gives its bias where PyTorch raises.
     """
 
     compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "crd": Preset(
-            "github.com/HobbitLong/RepDistiller, scripts: -b 1 times 3/1000, in a first stage, which is missing here", weight=None
+        "crd": Preset("github.com/HobbitLong/RepDistiller, distiller_zoo/AB.py: 3/1000 in a first stage, here in one stage", weight=None),
+        "crd_two_stage": Preset(
+            "github.com/HobbitLong/RepDistiller, helper/pretrain.py: 3/1000, alone for 30 epochs, then the task alone",
+            weight=0.003,
+            two_stages={"epochs": 30, "schedule": "constant", "then": []},
         ),
         "torchdistill": Preset("github.com/yoshitomo-matsubara/torchdistill, ImageNet sample: 1, without 3/1000", weight=1.0),
         "zoo": Preset(

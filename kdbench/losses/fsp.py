@@ -26,14 +26,20 @@ class FSP(Loss):
 
     Source: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
     Defaults: average, mean squares, all stages with the stem, as in github.com/HobbitLong/RepDistiller, distiller_zoo/FSP.py.
-    Departs: one stage of training, beside the task. The paper and RepDistiller train FSP first, alone (there for 30 epochs), and then
-        the task alone; the weight 50 is that of RepDistiller's script. The paper pools by the maximum, as torchdistill does, whose
+    Departs: one stage of training, beside the task, but for the preset `crd_two_stage`. The paper and RepDistiller train FSP first, alone
+        (there for 30 epochs at a constant learning rate and weight 1: the -b 50 of its script has no effect), and then the task alone. The
+        paper pools by the maximum, as torchdistill does, whose
         loss of this name has column norms. RepDistiller has the transpose of M, which changes nothing.
     """
 
     compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 50, in a first stage, which is missing here", weight=None),
+        "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 50 (without effect), here in one stage", weight=None),
+        "crd_two_stage": Preset(
+            "github.com/HobbitLong/RepDistiller, helper/pretrain.py: weight 1, alone for 30 epochs, then the task alone",
+            weight=1.0,
+            two_stages={"epochs": 30, "schedule": "constant", "then": []},
+        ),
         "torchdistill": Preset(
             "github.com/yoshitomo-matsubara/torchdistill, losses/mid_level.py FSPLoss: no weight is known here",
             weight=None,

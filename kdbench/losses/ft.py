@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class FT(Loss):
     a part of weight 0 not computed. Translator and paraphraser are three 3x3 convolutions with biases, each with a leaky ReLU of slope .1,
     to (c, k c_t, k c_t) channels, c those of their input and k the `rate`; the decoder is the paraphraser backwards, with transposed
     convolutions. The larger factor is averaged to the smaller's size. With reconstruction 0 the paraphraser is frozen, else it is trained
-    by the reconstruction alone.
+    by the reconstruction alone, with distance="l1" by mean | decoder(paraphraser(F_t)) - F_t |. In the first of two stages, that is all.
     form="crd":      g(f) = normalised mean over channels of f^2 (one value a position); the translator has batch norm after each
                      convolution; k c_t is rounded down;
     form="official": g(f) = f, flattened and normalised; no batch norm; k c_t is rounded.
@@ -32,20 +32,31 @@ class FT(Loss):
     Source: Kim et al., "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018;
         github.com/Jangho-Kim/Factor-Transfer-pytorch.
     Defaults: k .5 and weight 200, as in github.com/HobbitLong/RepDistiller (models/util.py; distiller_zoo/FT.py). Its g loses the channels.
-    Departs: one stage of training. Both releases train the paraphraser first, on the teacher's maps by the reconstruction alone (30 and 5
-        epochs), and then freeze it. Here, a frozen paraphraser has the weights that it is drawn with; `reconstruction` trains it beside the
-        student, which no release does.
+    Departs: in one stage, a frozen paraphraser has the weights that it is drawn with; `reconstruction` trains it beside the student, which
+        no release does. Both releases train the paraphraser first, on the teacher's maps by the reconstruction alone, and then freeze it,
+        as the presets with `two_stage` do: the official one by L1 and in 6 epochs (`--epoch 5`, which it counts from 0).
     """
 
     compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset(
-            "github.com/HobbitLong/RepDistiller, scripts: -b 200, after 30 epochs of the paraphraser (missing here)", weight=None
+            "github.com/HobbitLong/RepDistiller, scripts: -b 200, here without the 30 epochs of the paraphraser before", weight=None
+        ),
+        "crd_two_stage": Preset(
+            "github.com/HobbitLong/RepDistiller, scripts and helper/pretrain.py: -b 200, after 30 epochs of the paraphraser at .01",
+            weight=200.0,
+            two_stages={"epochs": 30, "lr": 0.01, "schedule": "constant", "weight": 1.0},
         ),
         "official": Preset(
-            "github.com/Jangho-Kim/Factor-Transfer-pytorch, CIFAR-10: 500, after 5 epochs of the paraphraser",
+            "github.com/Jangho-Kim/Factor-Transfer-pytorch, CIFAR-10: 500, here without the epochs of the paraphraser before",
             weight=None,
             options={"form": "official"},
+        ),
+        "official_two_stage": Preset(
+            "github.com/Jangho-Kim/Factor-Transfer-pytorch, CIFAR-10: 500, after 6 epochs of the paraphraser at .1, by L1",
+            weight=500.0,
+            options={"form": "official", "distance": "l1"},
+            two_stages={"epochs": 6, "lr": 0.1, "schedule": "constant", "weight": 1.0},
         ),
         "joint": Preset(
             "defined by kdbench: the paraphraser is trained beside the student, no weight was published",
@@ -54,10 +65,20 @@ class FT(Loss):
         ),
     }
 
+    added: ClassVar[Mapping[str, Any]] = {"distance": "mse"}
+    first_stage_options: ClassVar[Mapping[str, Any]] = {"factor": 0.0, "reconstruction": 1.0}
     needs = frozenset({"last"})
     laws = frozenset({"permutation"})
 
-    def __init__(self, *, form: Literal["crd", "official"] = "crd", rate: float = 0.5, factor: float = 1.0, reconstruction: float = 0.0):
+    def __init__(
+        self,
+        *,
+        form: Literal["crd", "official"] = "crd",
+        rate: float = 0.5,
+        factor: float = 1.0,
+        reconstruction: float = 0.0,
+        distance: Literal["mse", "l1"] = "mse",
+    ):
         super().__init__()
         if rate <= 0:
             raise ValueError(f"rate must be positive, not {rate}")
@@ -67,10 +88,15 @@ class FT(Loss):
         self.rate = rate
         self.factor = factor
         self.reconstruction = reconstruction
+        self.distance = distance
 
     @property
     def variant(self) -> str:
         return f"{self.form}{', joint' if self.reconstruction else ''}"
+
+    @property
+    def trains_student(self) -> bool:  # type: ignore[override]
+        return bool(self.factor)
 
     @property
     def couples(self) -> Literal["sample", "batch"]:  # type: ignore[override]
@@ -106,7 +132,8 @@ class FT(Loss):
             x, y = smaller(self.translator(student.last), theirs.detach())
             parts["factor"] = self.factor * (self._compared(x) - self._compared(y)).abs().mean()
         if self.reconstruction:
-            parts["reconstruction"] = self.reconstruction * functional.mse_loss(self.decoder(theirs), teacher.last)
+            distance = functional.mse_loss if self.distance == "mse" else functional.l1_loss
+            parts["reconstruction"] = self.reconstruction * distance(self.decoder(theirs), teacher.last)
         return parts
 
     def _compared(self, factor: Map) -> Float[Tensor, "n _"]:

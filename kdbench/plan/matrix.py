@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,8 @@ Box = tuple[str, str | None, ObjectiveSpec]
 @dataclass(frozen=True)
 class Row:
     """One cell of a suite under the names that the suite gives it. A student trained alone has no teacher, a teacher no objective, and a
-    trial (role `trial`) its number in the search of its objective; the teacher of trials is one without objective."""
+    trial (role `trial`) its number in the search of its objective; the teacher of trials is one without objective. A first stage (role
+    `first_stage`) has the names of the first training that needs it, and the trial 0 where that is a trial."""
 
     cell: Cell
     role: str
@@ -110,7 +111,7 @@ class Plan:
                 for row in self.rows
             ),
             description=suite.description,
-            assumed=(*suite.assumed, *_begun_from_weights(suite)),
+            assumed=(*suite.assumed, *_begun_from_weights(suite), *_trained_in_stages(suite)),
             margin=suite.margin,
             teacher_requirements={
                 row.cell.id: TeacherRequirement(self.task.primary().name, net.min_teacher_metric, declared)
@@ -136,6 +137,15 @@ def _begun_from_weights(suite: Suite) -> Iterator[str]:
             how = "starts from" if net.recipe["epochs"] else "is not trained and has"
             leak = ", which may have been trained on the images held out for validation" if held_out else ""
             yield f"{name} {how} the weights of {whose}{leak}"
+
+
+def _trained_in_stages(suite: Suite) -> Iterator[str]:
+    """What a reader must know of objectives in two stages: their trainings are longer than the others."""
+    for one in suite.objectives.values():
+        epochs = {recipe["epochs"] for recipe in one.first.recipes.values()} if one.first and not one.control else ()
+        for count in epochs:
+            more = f"{one.label} is trained for {count} epoch{'s' * (count != 1)} more than the others, in a first stage"
+            yield f"{more}; the costs of a step are those of the second"
 
 
 def expand(suite: Suite) -> Plan:
@@ -174,18 +184,23 @@ def _rows(suite: Suite, kept: list[Box]) -> Iterator[Row]:
             cell = Cell(_config(suite, net, "teacher", alone, seed, {}), sources=suite.sources)
             depends[f"untrained {name}", seed] = {"teacher": cell.id}
             yield Row(cell, "control", name, None, None, seed, seed)
-    searches = _Searches(suite)
+    searches, begun = _Searches(suite), set[str]()
     yield from searches.rows([(student, teacher, one) for student, teacher, one in kept if teacher and one.search])
     for student, teacher, objective in kept:
         asked = suite.teachers[teacher] if teacher else None
         for repeat, among in itertools.product(range(suite.repeats), range(suite.teacher_seeds) if asked else (None,)):
             final, chosen = searches.final(student, teacher, objective)
             taught = depends.get((f"untrained {teacher}" if objective.is_of_untrained else teacher, among), {})
-            config = _config(suite, suite.students[student], "student", final, repeat, {**taught, **chosen})
             least, declared = (asked.min_teacher_metric, asked.declared) if asked else (None, None)
             least, declared = (worst, None) if objective.is_of_untrained else (least, declared)
-            cell = Cell(config, least, suite.sources, declared)
-            yield Row(cell, "student", student, teacher, objective.name, repeat, among)
+            if objective.first:
+                before = replace(suite.students[student], recipe=objective.first.recipes[student])
+                cell = Cell(_config(suite, before, "student", objective.first.config, repeat, taught), least, suite.sources, declared)
+                taught = {**taught, "start": cell.id}
+                yield from [] if cell.id in begun else [Row(cell, "first_stage", student, teacher, objective.name, repeat, among)]
+                begun.add(cell.id)
+            config = _config(suite, suite.students[student], "student", final, repeat, {**taught, **chosen})
+            yield Row(Cell(config, least, suite.sources, declared), "student", student, teacher, objective.name, repeat, among)
 
 
 class _Searches:
@@ -199,6 +214,7 @@ class _Searches:
         metric = suite.metric_of_trials
         self.words = {"metric": metric.name, "higher_is_better": metric.higher_is_better} if metric else {}
         self.chosen: dict[tuple[str, str, str], dict[str, str]] = {}
+        self.begun: set[str] = set()
 
     def rows(self, boxes: list[tuple[str, str, ObjectiveSpec]]) -> Iterator[Row]:
         """All trials, the rounds of all objectives in turn after their teachers."""
@@ -217,15 +233,23 @@ class _Searches:
 
     def _search(self, student: str, teacher: str, objective: ObjectiveSpec, taught: dict[str, str]) -> Iterator[Row]:
         assert self.how is not None and objective.search is not None
-        how, tried = self.how, list[str]()
+        how, tried, begun = self.how, list[str](), dict[int, dict[str, str]]()
+        net, least = self.suite.students[student], self.suite.teachers[teacher].min_teacher_metric
 
         def row(place: int, what: dict[str, Any], repeat: int, chosen: list[str]) -> Row:
-            net, depends = self.suite.students[student], {**taught, **_roles(chosen)}
-            config = self._config(net, "trial", self._objective(objective, what), repeat, depends)
-            cell = Cell(config, self.suite.teachers[teacher].min_teacher_metric, self.suite.sources)
+            config = self._config(net, "trial", self._objective(objective, what), repeat, {**begun[repeat], **_roles(chosen)})
+            cell = Cell(config, least, self.suite.sources)
             tried.append(cell.id)
             return Row(cell, "trial", student, teacher, objective.name, repeat, 0, place)
 
+        for repeat in range(how.repeats + how.more_repeats):
+            begun[repeat] = taught
+            if objective.first:
+                shorter = replace(net, recipe=objective.first.recipes[student])
+                cell = Cell(self._config(shorter, "trial", objective.first.config, repeat, taught), least, self.suite.sources)
+                begun[repeat] = {**taught, "start": cell.id}
+                yield from [] if cell.id in self.begun else [Row(cell, "first_stage", student, teacher, objective.name, repeat, 0, 0)]
+                self.begun.add(cell.id)
         firsts = tuning.points(objective.search)
         for place, point in enumerate(firsts, start=1):
             first = row(place, {"point": point}, 0, [])

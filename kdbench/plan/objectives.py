@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from kdbench import parts
 from kdbench.errors import nearest, shown
-from kdbench.plan import tuning
+from kdbench.plan import stages, tuning
 from kdbench.plan.reading import FileReader
 from kdbench.plan.schema import KD_BESIDE, MAX_NAMES, NOT_OF_A_TERM, Json, ObjectiveFields, ObjectiveSpec, Weight
 from kdbench.plan.yaml import Where
@@ -100,18 +100,27 @@ class ObjectiveReader:
         for place, control in enumerate(asked):
             if control in asked[:place]:
                 self.reader.error((*objective.where, "controls", place), f"'{control}' is given twice")
+            if control == "zero" and objective.first:
+                problem = "a first stage at weight 0 trains nothing, so this is no control of two stages: leave it out"
+                self.reader.error((*objective.where, "controls", place), problem)
+                continue
             config = {**objective.config, "terms": list(objective.config["terms"])}
             if control == "zero":  # without schedules and DOT, which would change the training of the task's loss
                 kept = ("loss", "version", "options", "pairing")
                 terms = [{**{name: term[name] for name in kept}, "weight": 0.0} for term in config["terms"]]
                 config = {"task": config["task"], "terms": terms}
-            elif control != "untrained":
+            first = objective.first
+            if control not in ("zero", "untrained"):
                 config["terms"] = [{**term, "pairing": control} for term in config["terms"]]
+                if first:
+                    theirs = [{**term, "pairing": control} for term in first.config["terms"]]
+                    first = replace(first, config={**first.config, "terms": theirs})
             yield replace(
                 objective,
                 name=f"{objective.name}-{control}",
                 label=f"{objective.label}, {CONTROLS[control]}",
                 config=config,
+                first=first,
                 control=(objective.name, control),
                 search=None if control == "zero" else objective.search,
             )
@@ -146,7 +155,7 @@ class ObjectiveReader:
         if is_alone:
             used = {"task", "+kd", "loss", "label_smoothing"}
         elif fields.terms is not None:
-            used = {"task", "+kd", "terms", "dot", "weight_from", "tune", "controls"}
+            used = {"task", "+kd", "terms", "dot", "weight_from", "tune", "controls", "two_stages"}
         for key in [key for key in given if key in RESERVED and key not in used]:
             what = "has no distillation term" if is_alone else "is made of `terms`: write it in one of them"
             what = "has distillation terms: the recipe has `label_smoothing` for all" if key == "label_smoothing" else what
@@ -195,31 +204,41 @@ class ObjectiveReader:
         task = fields.task if fields.task is not None else preset.task if preset else 1.0
         variant = part.build(resolved).variant
         label = name if variant is None or variant in name else f"{name} ({variant})"
-        own = any(getattr(fields, word) is not None for word in ("weight", "task", "warm_up", "decay", "dot"))
+        own = any(getattr(fields, word) is not None for word in ("weight", "task", "warm_up", "decay", "dot", "two_stages"))
         changed = own or resolved != part.options(dict(preset.options) if preset else {})
         default = "the suite" if changed else "published"
         dot = fields.dot if fields.dot is not None else preset.dot if preset else None
         config = {"task": float(task), "terms": terms} | ({} if dot is None else {"dot": dot})
         label = label if dot is None or "dot" in label.lower() else f"{label}, DOT"
-        return ObjectiveSpec(name, label, config, NO_WEIGHT if unknown else fields.weight_from or default, where)
+        objective = ObjectiveSpec(name, label, config, NO_WEIGHT if unknown else fields.weight_from or default, where)
+        return self._staged(objective, fields, (preset and preset.two_stages) or {})
+
+    def _staged(self, objective: ObjectiveSpec, fields: ObjectiveFields, of_preset: Mapping[str, Any]) -> ObjectiveSpec | None:
+        """The objective in the stages that the suite or else its preset says."""
+        given, where = fields.two_stages, (*objective.where, "two_stages")
+        words = {**of_preset, **(given or {})}
+        if given is False or (given is None and not words):
+            return objective
+        unknown = objective.weight_from == NO_WEIGHT
+        first = stages.first_stage(self.reader, where, objective.config["terms"], words, not unknown)
+        label = objective.label if "two_stage" in objective.label else f"{objective.label}, two stages"
+        objective = replace(objective, first=first, label=label)
+        if "then" not in words:
+            return objective if first else None
+        then = self.reader.checked((*where, "then"), list[Json], words["then"])
+        found = None if then is None else self._singles((*where, "then"), then, fields)
+        if first is None or found is None:
+            return None
+        terms = [term for one in found for term in one.config["terms"]]
+        whose = (fields.weight_from or "the suite") if unknown else objective.weight_from
+        return replace(objective, config={**objective.config, "terms": terms}, weight_from=whose)
 
     def _combined(self, where: Where, name: str, fields: ObjectiveFields, options: Json) -> ObjectiveSpec | None:
         """Several terms: each `{loss: ..., weight: ..., option: ...}`."""
         for key in options:
             self.reader.error((*where, key), "give this option in its term, under `terms`")
-        singles = []
-        for place, given in enumerate(fields.terms or []):
-            at: Where = (*where, "terms", place)
-            for key in sorted(NOT_OF_A_TERM & set(given)):
-                self.reader.error((*at, key), f"'{key}' belongs to the objective, not to a term: write it next to `terms`")
-            if not isinstance(given.get("loss"), str):
-                self.reader.error(at, "the key 'loss' is missing")
-                continue
-            of_the_term = {key: value for key, value in given.items() if key not in NOT_OF_A_TERM}
-            singles.append(self._objective(at, given["loss"], of_the_term, alone="")[0])
-            self._check_preset(at, given, singles[-1], fields)
-        found = [single for single in singles if single]
-        if len(found) < len(fields.terms or []):
+        found = self._singles((*where, "terms"), fields.terms or [], fields)
+        if found is None:
             return None
         variants = [one.label for one in found if one.label != one.name]
         # The objective's weights are as well founded as those of its weakest term.
@@ -230,7 +249,23 @@ class ObjectiveReader:
         terms = [term for one in found for term in one.config["terms"]]
         config = {"task": task, "terms": terms} | ({} if fields.dot is None else {"dot": fields.dot})
         label = label if fields.dot is None or "dot" in label.lower() else f"{label}, DOT"
-        return ObjectiveSpec(name, label, config, fields.weight_from or weakest, where)
+        return self._staged(ObjectiveSpec(name, label, config, fields.weight_from or weakest, where), fields, {})
+
+    def _singles(self, where: Where, terms: list[Json], fields: ObjectiveFields) -> list[ObjectiveSpec] | None:
+        """Each of several terms as an objective; None after an error was noted."""
+        singles = []
+        for place, given in enumerate(terms):
+            at: Where = (*where, place)
+            for key in sorted(NOT_OF_A_TERM & set(given)):
+                self.reader.error((*at, key), f"'{key}' belongs to the objective, not to a term: write it next to `terms`")
+            if not isinstance(given.get("loss"), str):
+                self.reader.error(at, "the key 'loss' is missing")
+                continue
+            of_the_term = {key: value for key, value in given.items() if key not in NOT_OF_A_TERM}
+            singles.append(self._objective(at, given["loss"], of_the_term, alone="")[0])
+            self._check_preset(at, given, singles[-1], fields)
+        found = [single for single in singles if single]
+        return found if len(found) == len(terms) else None
 
     def _check_preset(self, at: Where, given: Json, single: ObjectiveSpec | None, fields: ObjectiveFields) -> None:
         """Note what a term's preset says of the whole objective and the objective does not repeat."""
@@ -239,6 +274,8 @@ class ObjectiveReader:
             self.reader.error(
                 at, f"this preset is trained with DOT: write `dot: {config['dot']:g}` next to `terms`, or take another preset"
             )
+        if single and single.first:
+            self.reader.error(at, "this preset has two stages: take another preset, and write `two_stages` next to `terms`")
         if "weight" not in given and config.get("task", 1.0) != 1.0 and fields.task is None:
             problem = f"this preset weights the loss of the task by {config['task']:g}"
             self.reader.error(at, f"{problem}: write `task: {config['task']:g}` next to `terms`, or give the term's `weight`")
@@ -254,7 +291,8 @@ class ObjectiveReader:
             return None
         terms = [*objective.config["terms"], _term(kd, resolved, weight, "matched")]
         config = {**objective.config, "terms": terms}
-        return ObjectiveSpec(f"{objective.name}+kd", f"{objective.label}+kd", config, objective.weight_from, where)
+        label = f"{objective.label}+kd"
+        return ObjectiveSpec(f"{objective.name}+kd", label, config, objective.weight_from, where, first=objective.first)
 
 
 def _schedule(fields: ObjectiveFields, preset: Any) -> Json:

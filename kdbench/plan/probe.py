@@ -209,7 +209,7 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
         mixing = any(Recipe.complete(suite.students[student].recipe)[option] for option in MIXING)
         targets = plan.task().mix(plain, plain.new_tensor(range(PROBE_IMAGES)).flip(0), 0.75, dataset) if mixing else plain
         shapes = [[list(tensor.shape) for tensor in side.taps.tensors()] for side in (one, other)]
-        for term in objective.config["terms"]:
+        for term in [*(objective.first.config["terms"] if objective.first else ()), *objective.config["terms"]]:
             key = json.dumps([term["loss"], term["options"], shapes, mixing], sort_keys=True)
             if key not in trials:
                 pooled = other.taps.pooled

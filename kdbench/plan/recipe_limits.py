@@ -29,8 +29,10 @@ def unmet(plan: Plan, dataset: Any) -> list[str]:
         elif "dot" in objective.config and recipe["momentum"] + objective.config["dot"] >= 1:
             problem = f"`dot` and the recipe's momentum {recipe['momentum']:g} must be less than 1 in all: write a smaller `dot`"
             found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student}: {problem}")
-        for term in objective.config["terms"]:
-            for problem in _of_loss(term, recipe, suite.sources):
+        stages = [(objective.config, recipe)]
+        stages += [(objective.first.config, Recipe.complete(objective.first.recipes[student]))] if objective.first else []
+        for term, its in [(term, its) for config, its in stages for term in config["terms"]]:
+            for problem in _of_loss(term, its, suite.sources):
                 if (name, problem) not in seen:
                     seen.add((name, problem))
                     found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")

@@ -45,6 +45,16 @@ class Search:
 
 
 @dataclass(frozen=True)
+class FirstStage:
+    """The first of two stages of an objective: `config` is hashed, `changes` are the options of the recipe that differ from those of the
+    second stage, and `recipes` is the whole recipe by student."""
+
+    config: Json
+    changes: Json
+    recipes: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ObjectiveSpec:
     """`config` is hashed; `label` is what tables print; `weight_from` says whose the weight is; `where` is its place in the file."""
 
@@ -58,6 +68,8 @@ class ObjectiveSpec:
     """Of which objective it is a control, and which; the task's loss alone at the weight of one at weight 0 is (empty, `task`)."""
     reference: str | None = None
     """The objective that a control at weight 0 must equal."""
+    first: FirstStage | None = None
+    """The stage before that of `config`."""
 
     @property
     def is_of_untrained(self) -> bool:
@@ -66,7 +78,7 @@ class ObjectiveSpec:
 
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.config["terms"])
+        return bool(self.config["terms"]) or self.first is not None
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,7 @@ WeightFrom = Literal["published", "released", "tuned", "assumed"]
 Names = str | list[str]
 Nets = list[str] | dict[str, Json | None]
 PLACES = ("student", "teacher", "objective")
-NOT_OF_A_TERM = {"task", "+kd", "terms", "dot", "tune", "controls", "label_smoothing"}
+NOT_OF_A_TERM = {"task", "+kd", "terms", "dot", "tune", "controls", "label_smoothing", "two_stages"}
 """Keys of an objective that a single term of it cannot have."""
 MAX_NAMES = 1_000
 MAX_EXCLUDES = 200
@@ -156,6 +168,7 @@ class ObjectiveFields(BaseModel, strict=True, extra="forbid"):
     controls: list[Literal["zero", "untrained", "shuffled", "shuffled_globally", "shuffled_in_class"]] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     tune: Literal[False] | Json | None = None
+    two_stages: Literal[False] | Json | None = None
     beside_kd: bool | Json | None = Field(default=None, alias="+kd")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from kdbench import parts
 from kdbench.errors import PartError, SuiteError, closest, nearest
 from kdbench.manifest import Metric, Tuning
-from kdbench.plan import schema, tuning
+from kdbench.plan import schema, stages, tuning
 from kdbench.plan.nets import NetReader, metric_value
 from kdbench.plan.objectives import ObjectiveReader
 from kdbench.plan.reading import FileReader
@@ -38,6 +38,7 @@ class _SuiteReader(FileReader):
         students, teachers = self._nets(given, task, least)
         tune = tuning.read(self, given["tune"], dataset, students, teachers)
         objectives = ObjectiveReader(self, tune).read(given["objectives"], given["+kd"], task)
+        objectives = stages.with_recipes(self, given["recipe"], students, objectives)
         pairs = self._pairs(given["pairs"], students, teachers)
         self._check_tuned(tune, objectives)
         if tune and tune.how.pair and pairs and tune.how.pair not in pairs and not self.errors:
@@ -124,6 +125,7 @@ class _SuiteReader(FileReader):
         """Refuse a matrix that is too large to be planned, before it is expanded."""
         taught = sum(objective.needs_teacher for objective in objectives.values())
         alone = len({student for student, _ in pairs}) * (len(objectives) - taught) * repeats
+        taught += sum(objective.first is not None for objective in objectives.values())
         cells = alone + (len(pairs) * taught * repeats + len({teacher for _, teacher in pairs})) * seeds
         tuned = [one for one in objectives.values() if one.search and not one.control]
         searches = len(tuned) * (1 if tune and tune.pair else len(pairs))

@@ -81,12 +81,15 @@ def as_text(suite: Path, results: Path) -> str:
     counts = Counter(outlook.states.values())
     trials = sum(row.role == "trial" for row in plan.rows)
     students = sum(row.role == "student" for row in plan.rows)
+    firsts = sum(row.role == "first_stage" for row in plan.rows)
     trained = sum(bool(row.cell.config["recipe"]["epochs"]) for row in plan.teachers)
     others = f" ({len(plan.teachers) - trained} more are not trained)" if trained < len(plan.teachers) else ""
+    stages = f", {firsts} first stage{'s' * (firsts != 1)}" if firsts else ""
     lines = [
         f"{asked.name}: {len(plan.cells)} cells ({', '.join(f'{count} {name}' for name, count in sorted(counts.items()))})",
         f"  trainings: {trained} teacher{'s' * (trained != 1)}{others}, {students} student{'s' * (students != 1)}"
-        f"{f', {trials} trials of tuning and their teachers' if trials else ''} "
+        f"{f', {trials} trials of tuning and their teachers' if trials else ''}"
+        f"{stages} "
         f"(objectives: {len(asked.objectives)}, pairs: {len(asked.pairs)}, repeats: {asked.repeats}, teacher seeds: {asked.teacher_seeds})",
         f"  bundles (students that are trained together in one process): {len(outlook.bundles)}, {len(left)} of them not finished",
         _work(outlook, left),
@@ -104,8 +107,9 @@ def learning_rate_lines(outlook: PlanSummary) -> list[str]:
     """The learning rates of each recipe by epoch, from the schedule that training uses, and the nets that have it."""
     from kdbench.timm_adapter import learning_rates
 
-    rows = [row for row in outlook.plan.rows if row.role in ("student", "teacher")]
-    nets = {f"teacher {row.student}" if row.role == "teacher" else row.student: row.cell.config["recipe"] for row in rows}
+    titles = {"student": "{0}", "teacher": "teacher {0}", "first_stage": "{0}, first stage of {1}"}
+    rows = [(titles[row.role].format(row.student, row.objective), row) for row in outlook.plan.rows if row.role in titles]
+    nets = {title: row.cell.config["recipe"] for title, row in rows}
     named: dict[str, list[str]] = {}
     for name, given in nets.items():
         if given["epochs"]:

@@ -130,14 +130,18 @@ def search(reader: FileReader, tune: Tune | None, objective: ObjectiveSpec, give
         reader.error(where, "the suite has no `tune`: write it at the top level first")
     if tune is None or given is False:
         return None
+    if not terms:
+        reader.error(objective.where, "no term is left in the second stage, so there is no weight to search for: write `tune: false`")
+        return None
     own = _dimensions(reader, where, given, tune.how) if isinstance(given, dict) else {}
-    options = [term["options"] for term in objective.config["terms"][:terms]]
+    # With two stages, options are those of both, and only the second is searched.
+    options = [] if objective.first else [term["options"] for term in objective.config["terms"][:terms]]
     known = {name for some in options for name, value in some.items() if is_factor_of(value)}
     for name in own:
         if name not in (*WEIGHTS, *known):
-            reader.error(
-                (*where, name), f"'{objective.name}' has no option '{name}' that is a number above 0{nearest(name, [*WEIGHTS, *known])}"
-            )
+            lacks = f"has no option '{name}' that is a number above 0{nearest(name, [*WEIGHTS, *known])}"
+            lacks = f"has two stages, and only the weight of the second is searched for, not '{name}'" if objective.first else lacks
+            reader.error((*where, name), f"'{objective.name}' {lacks}")
     if "weight" in own and "gradient" in own:
         reader.error(where, "`weight` and `gradient` are both ranges of the weight: give one of them")
     shared = {name: values for name, values in tune.dimensions.items() if name in (*WEIGHTS, *known)}
@@ -145,7 +149,7 @@ def search(reader: FileReader, tune: Tune | None, objective: ObjectiveSpec, give
     usual = grid(*(FACTORS if first == "weight" else GRADIENTS), tune.how.trials)
     dimensions = {first: shared.get(first, usual)} | {name: values for name, values in shared.items() if name not in WEIGHTS} | own
     tune.used.update(dimensions)
-    if any(not _largest(term["weight"]) for term in objective.config["terms"][:terms]):
+    if any(not largest(term["weight"]) for term in objective.config["terms"][:terms]):
         reader.error(objective.where, "a weight of 0 is not searched around: leave it out, or write `tune: false`")
     if len(dimensions[first]) != tune.how.trials:
         at: Where = (*where, first) if first in own else ("tune", first)
@@ -154,7 +158,8 @@ def search(reader: FileReader, tune: Tune | None, objective: ObjectiveSpec, give
     return Search(dimensions, terms)
 
 
-def _largest(weight: Any) -> float:
+def largest(weight: Any) -> float:
+    """A weight, or the largest of a schedule."""
     return max(one for _, one in weight) if isinstance(weight, list) else weight
 
 

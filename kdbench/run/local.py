@@ -107,7 +107,7 @@ def train(plan: Plan, store: Store, machine: Machine, progress: ProgressBar) -> 
 
 @dataclass
 class _Run:
-    """`alone` are cells that get a try by themselves, `repeated` teachers that were found damaged while their students were trained,
+    """`alone` are cells that get a try by themselves, `repeated` teachers and first stages that were found damaged by those that need them,
     `chosen_from` trials that are done, which are not looked at again: there may be thousands."""
 
     plan: Plan
@@ -212,16 +212,20 @@ class _Run:
                 failure.put(self.store, cell.id, failure.killed(how, self.store.last_lines(job.log)))
 
     def _wait_for(self, cell: Cell) -> None:
-        """Leave a cell to the process that has it. A teacher that was found damaged is trained again before, once in a run."""
-        teacher = cell.depends.get("teacher")
-        if teacher is not None and not self.store.is_done(teacher):
-            under_way = self._under_way()
-            if teacher in self.repeated - under_way:
-                failure.put(self.store, cell.id, failure.blocked(f"blocked by teacher {teacher}: it was damaged twice: check the disk"))
-                return
-            if teacher not in under_way:
-                self.repeated.add(teacher)
-                self.pending.append(self.plan.cells[teacher])
+        """Leave a cell to the process that has it. A teacher or a first stage that was found damaged is trained again before, once in a
+        run."""
+        for role in ("teacher", "start"):
+            other = cell.depends.get(role)
+            if other is not None and not self.store.is_done(other):
+                under_way = self._under_way()
+                if other in self.repeated - under_way:
+                    why = f"blocked by {depended(role)} {other}: it was damaged twice: check the disk"
+                    failure.put(self.store, cell.id, failure.blocked(why))
+                    return
+                if other not in under_way:
+                    self.repeated.add(other)
+                    self.chosen_from.discard(other)
+                    self.pending.append(self.plan.cells[other])
         self.pending.append(cell)
 
 
@@ -232,12 +236,12 @@ def hindered(cell: Cell, unable: Mapping[str, str | None]) -> str:
 
 
 def why_unable(store: Store, manifest: Manifest, needed: str, pending: bool) -> str | None:
-    """Why a teacher or a trial cannot be used; None while it may be, or when it can. `pending`: it will be trained."""
+    """Why a teacher, a trial or a first stage cannot be used; None while it may be, or when it can. `pending`: it will be trained."""
     now = cell_state.of(store, needed)
     if now.name == "finished":
         return cell_state.shortfall(store, manifest, needed) or None
-    if now.name == "diverged" and manifest.roles.get(needed) == "trial":
-        return None  # it is the worst of its search
+    if now.name == "diverged" and manifest.roles.get(needed) in ("trial", "first_stage"):
+        return None  # it is the worst of its search, or its second stage has diverged with it
     finished_meanwhile = now.name == "waiting" and store.is_done(needed)
     return None if pending or now.name == "running" or finished_meanwhile else str(now)
 

@@ -39,8 +39,7 @@ def of(store: Store, cell_id: str) -> State:
         return State("damaged", str(error))
     if record is None:
         return without_record(store, cell_id)
-    step = record.result.get("diverged_at_step")
-    why = "" if step is None else f"the loss or a weight is NaN or infinite at step {step}"
+    why = f"the loss or a weight is NaN or infinite at {record.divergence}" if record.divergence else ""
     return State("diverged" if record.outcome == "diverged" else "finished", why)
 
 
@@ -80,7 +79,7 @@ def why_missing(store: Store, manifest: Manifest, alive: Collection[str] = ()) -
         now = of(store, row.id)
         if row.id in alive and now.name not in DONE:
             continue
-        if now.name == "diverged" and row.role == "trial" and row.objective is not None:
+        if now.name == "diverged" and row.trial is not None:
             continue  # it is the worst of its search
         if now.name != "finished":
             alike.setdefault((now.name, now.why), []).append(row)

@@ -53,6 +53,7 @@ def frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     by_id = {cell.id: cell for cell in manifest.cells}
     for cell in manifest.cells:
         _judge(cell, by_id, observed, manifest)
+        observed[cell.id]["train_s"] = _whole_s(cell, observed)
     primary, *others = (f"{metric.name}_last" for metric in manifest.metrics)
     declared = [primary, *(f"{manifest.primary.name}{kind}" for kind in KINDS[1:]), *others]
     metrics = [*declared, *sorted({name for run in observed.values() for name in run if name.endswith(KINDS)} - set(declared))]
@@ -97,8 +98,15 @@ def _observed(store: Store, cell_id: str, manifest: Manifest) -> dict[str, Any]:
         "idle_term": idle_term,
         "sources": "; ".join(f"{part} {digest}" for part, digest in (circumstance.get("sources") or {}).items()) or None,
         "state": record.outcome,
-        "why": "" if record.outcome == "finished" else f"diverged at step {result.get('diverged_at_step')}",
+        "why": "" if record.outcome == "finished" else f"diverged at {record.divergence or 'an unknown step'}",
     }
+
+
+def _whole_s(cell: ManifestCell, observed: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The seconds that a cell was trained, with those of its first stage."""
+    mine = observed[cell.id].get("train_s")
+    before = observed.get(cell.depends.get("start", ""), {}).get("train_s")
+    return mine if mine is None or before is None else mine + before
 
 
 def _largest_gradients(record: Record) -> dict[str, float]:

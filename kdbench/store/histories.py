@@ -30,7 +30,7 @@ def histories(store: Store, manifest: Manifest) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []
     runs, lengths, evaluated = [], [], []
     for cell in manifest.cells:
-        if cell.role == "trial":
+        if cell.role in ("trial", "first_stage"):
             continue
         with suppress(DamagedError, ValueError):  # the frame reports it
             record, before = store.record(cell.id), len(rows)
@@ -57,9 +57,17 @@ def _chosen(store: Store, cell_id: str) -> dict[str, Any]:
     return applied(objective, record.result["tuned"]) if record and "tuned" in record.result else objective
 
 
+def _of_first_stage(store: Store, cell_id: str) -> list[dict[str, Any]]:
+    """The terms of the first stage of a cell, if it has one."""
+    start = store.cell(cell_id).depends.get("start")
+    config = store.cell(start).config if start else {}
+    return [{**term, "two_stages": {"epochs": config["recipe"]["epochs"]}} for term in config.get("objective", {}).get("terms", ())]
+
+
 def terms(store: Store, manifest: Manifest) -> pd.DataFrame:
     """One row a term of each objective: label, task (the weight of the task's loss), loss, weight, options (JSON, with `warm_up`,
-    `decay`, `of_epochs` and `dot` where there are any), pairing, and weight_from: whose the weights are."""
+    `decay`, `of_epochs` and `dot` where there are any, and `two_stages` where it is a term of the first stage), pairing, and weight_from:
+    whose the weights are."""
     first = {cell.objective: cell.id for cell in reversed(manifest.cells) if cell.role == "student"}
     rows = []
     for one in manifest.objectives:
@@ -67,11 +75,12 @@ def terms(store: Store, manifest: Manifest) -> pd.DataFrame:
             continue
         try:
             config = _chosen(store, first[one.name])
+            earlier = _of_first_stage(store, first[one.name])
         except KdbenchError as error:
-            config = {"task": None, "terms": [{"loss": f"unknown: {error}"}]}
+            config, earlier = {"task": None, "terms": [{"loss": f"unknown: {error}"}]}, []
         shared = {"objective": one.name, "label": one.label, "task": config["task"], "weight_from": one.weight_from}
-        for term in config["terms"] or [{}]:
-            words = {key: term[key] for key in ("warm_up", "decay", "of_epochs") if key in term}
+        for term in [*config["terms"], *earlier] or [{}]:
+            words = {key: term[key] for key in ("warm_up", "decay", "of_epochs", "two_stages") if key in term}
             words |= {"dot": config["dot"]} if "dot" in config else {}
             options = json.dumps({**term["options"], **words}, sort_keys=True) if "options" in term else None
             weights = {key: json.dumps(term[key]) if isinstance(term.get(key), list) else term.get(key) for key in ("weight", "pairing")}

@@ -22,15 +22,16 @@ from kdbench.losses._base import Pair
 from kdbench.models._base import Model
 from kdbench.plan.probe import probe_model
 from kdbench.recipes._base import OF_TASK, Recipe
+from kdbench.record import Record, same_images
 from kdbench.store import Store
 from kdbench.tasks._base import Task
 from kdbench.train.member import Member
 from kdbench.train.numerics import laid_out
 from kdbench.train.objective import Objective
 from kdbench.train.seeds import Streams
-from kdbench.train.start import start_from
+from kdbench.train.start import continue_from, start_from
 from kdbench.train.stream import BatchPlan
-from kdbench.train.teacher import LiveTeacher, load_teacher
+from kdbench.train.teacher import LiveTeacher, load_teacher, load_weights
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,26 @@ class Setup:
             objective.bind(Pair(student_taps, teacher_taps, labels, getattr(teacher, "head", None), teacher, features))
         return objective.to(self.device)
 
-    def member(self, cell: Cell, point: Point | None = None) -> Member:
-        """The student of a cell, ready to train. Raises PartError (missing), RefusedError (a loss), or DataError (initial weights)."""
+    def member(self, cell: Cell, point: Point | None = None, first: Record | None = None, store: Store | None = None) -> Member:
+        """The student of a cell, ready to train; after its first stage, if that has finished. Raises PartError (missing), RefusedError (a
+        loss), DataError (initial weights), or DamagedError (the weights of the first stage)."""
         objective, steps = self.objective(cell, point), BatchPlan.of(cell.config, self.data).steps
-        return Member(cell, self.student(cell), objective, make_task(cell), steps, point)
+        student = self.student(cell)
+        if first and first.outcome == "finished" and store:
+            if not same_images(first.result["data_fingerprint"], self.data.fingerprint):
+                raise DataError(f"its first stage {first.id} was trained on other images than these ({self.data.fingerprint})")
+            continue_from(student, objective, load_weights(store, first), first.config["objective"]["terms"])
+        return Member(cell, student, objective, make_task(cell), steps, point)
+
+
+def first_stage_of(store: Store, cell: Cell) -> Record | None:
+    """The record of the first of two stages; None for a cell without one. Raises DataError: it has not ended."""
+    if "start" not in cell.depends:
+        return None
+    record = store.record(cell.depends["start"])
+    if record is None:
+        raise DataError(f"its first stage {cell.depends['start']} is not trained")
+    return record
 
 
 def point_of(store: Store, cell: Cell) -> Point | None:

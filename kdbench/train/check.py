@@ -64,6 +64,7 @@ def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log
     settle(plan.suite.numerics, device)
     torch.set_num_threads(threads)  # the user's own number: no result of a check is kept
     rows = {(row.student, row.teacher, row.objective): row for row in reversed(plan.rows) if row.role == "student"}
+    earlier = {row.cell.id: replace(row, objective=f"{row.objective}, first stage") for row in plan.rows if row.role == "first_stage"}
     teachers: dict[str, Row] = {row.student: row for row in reversed(plan.teachers)}
     first = next(iter(rows.values())).cell
     setup = Setup.of(first, data_folder, device)
@@ -80,6 +81,8 @@ def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log
         mine = [rows[box] for box in plan.compared if box in rows and box[1] == name]
         if not mine:
             continue
+        starts = dict.fromkeys(row.cell.depends["start"] for row in mine if "start" in row.cell.depends)
+        mine += [earlier[start] for start in starts]
         stream = _stream(mine[0].cell, setup)
         try:
             began = time.perf_counter()

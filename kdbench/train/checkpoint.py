@@ -61,7 +61,7 @@ class Saver:
         cell, numerics = member.cell, member.numerics
         raw, targets = predict(member.task, member.deployed, self.data, "test", numerics)
         predictions = member.task.keep(raw, targets)
-        weights = {name: value.detach().cpu().contiguous() for name, value in member.deployed.state_dict().items()}
+        weights = member.kept()
         buffer = io.BytesIO()
         torch.save(weights, buffer)
         self.store.write_sealed(self.store.file(cell.id, "weights.bin"), buffer.getvalue())
@@ -76,9 +76,11 @@ class Saver:
         }
         self._record(member, "finished", result, files=self.store.sizes_and_digests(cell.id))
 
-    def diverged(self, member: Member, step: int) -> None:
-        self.log(f"{member.cell.id} diverged: the loss or a weight is NaN or infinite at step {step}")
-        self._record(member, "diverged", {"metrics": {}, "weights_digest": None, "predictions_digest": None}, step)
+    def diverged(self, member: Member, step: int, stage: str | None = None) -> None:
+        """`stage`: where it is not the cell itself that diverged, but its first stage."""
+        self.log(f"{member.cell.id} diverged: the loss or a weight is NaN or infinite at step {step}{f' of its {stage}' if stage else ''}")
+        told = {"diverged_in": stage} if stage else {}
+        self._record(member, "diverged", {"metrics": {}, "weights_digest": None, "predictions_digest": None, **told}, step)
 
     def failed(self, member: Member, error: Exception) -> None:
         if isinstance(error, LostClaimError):

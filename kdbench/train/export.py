@@ -65,6 +65,8 @@ def export(store: Store, cell_id: str, folder: Path) -> list[Path]:
     record, cell = store.record(cell_id), store.cell(cell_id)
     if record is None or record.outcome != "finished":
         raise KdbenchError(f"cell {cell_id} is {'not finished' if record is None else record.outcome}: there is nothing to export")
+    if "stage" in cell.config["objective"]:
+        raise KdbenchError(f"cell {cell_id} is a first stage, whose classifier is not trained: export its second stage")
     dataset, task, config = make_dataset(cell), make_task(cell), cell.config["student"]
     model, outputs = make_model(cell, dataset, task), task.outputs(dataset)
     try:

@@ -70,7 +70,8 @@ def train(
                 with isolated(seed_of(plan.streams.augment, total_step)):
                     inputs, targets = next(batches)
                 inputs, targets = plan.mixed(inputs, targets, members[0].task, total_step)
-                taps = teacher.taps(inputs) if teacher else None
+                # The second of two stages may have no terms.
+                taps = teacher.taps(inputs) if teacher and any(member.objective.terms for member in live) else None
                 others: dict[str, Taps] = {}
                 for pairing, reader in elsewhere.items():
                     with isolated(seed_of(plan.streams.augment, total_step, pairing)):

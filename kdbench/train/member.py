@@ -41,6 +41,10 @@ class Member:
         self.cell, self.student, self.objective, self.task = cell, student, objective, task
         self.recipe, self.numerics = Recipe.complete(cell.config["recipe"]), cell.config["numerics"]
         self.streams = Streams.of(cell.config)
+        if not objective.trains_student:
+            student.requires_grad_(False)
+            if not any(weight.requires_grad for weight in objective.parameters()):
+                raise LossError("nothing is trained in this first stage: no loss in it has parameters, and none trains the student")
         self.trained = nn.ModuleDict({"student": student, "objective": objective})
         self.optimizer = make_optimizer(self.trained, self.recipe)
         if (delta := cell.config["objective"].get("dot")) is not None:
@@ -67,9 +71,11 @@ class Member:
             self._find_weight(self.point, inputs, targets, batch, teacher)
         with isolated(seed_of(self.streams.dropout, batch.step)):
             self.trained.train()
+            if not self.objective.trains_student:
+                self.student.eval()
             for place, (share, seed, *part) in enumerate(self.parts(inputs, targets, batch, teacher)):
                 values = self._values(seed, *part)
-                total = torch.stack([weighted for _, weighted in values.values()]).sum()
+                total = self.objective.total(values)
                 if first and len(values) > 1:
                     self._add_gradients(gradients, values, share)
                 if not place:
@@ -151,7 +157,7 @@ class Member:
     def _add_gradients(self, found: dict[str, dict[int, Tensor]], values: dict[str, tuple[Tensor, Tensor]], share: float) -> None:
         """Add each weighted term's gradients of the student's weights (at weight 1 if the task's weight is 0)."""
         weights = [weight for weight in self.student.parameters() if weight.requires_grad]
-        for name, (raw, weighted) in values.items():
+        for name, (raw, weighted) in values.items() if weights else ():
             what = raw if name == "task" and self.objective.task_weight == 0 else weighted
             gradients = torch.autograd.grad(what, weights, retain_graph=True, allow_unused=True) if what.requires_grad else ()
             mine = found.setdefault(name, {})
@@ -178,6 +184,11 @@ class Member:
         if bad == NEVER and not all(bool(torch.isfinite(weight).all()) for weight in self.trained.parameters()):
             return last_step
         return bad
+
+    def kept(self) -> dict[str, Tensor]:
+        """The weights that a finished cell leaves: what is deployed; of a first stage all that the second starts from."""
+        module = self.trained if self.objective.is_first_stage else self.deployed
+        return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
         """Everything that is needed to resume; bit for bit on the CPU with numerics `exact`."""

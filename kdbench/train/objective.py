@@ -26,6 +26,7 @@ class Objective(nn.Module):
         super().__init__()
         self.seed, self.epochs = seed, epochs
         self.task_weight: float = config["task"]
+        self.is_first_stage = "stage" in config
         self.terms = list(config["terms"])
         names = [term["loss"] for term in self.terms]
         self.names = [name if names.count(name) == 1 else f"{name}{names[:place].count(name) + 1}" for place, name in enumerate(names)]
@@ -58,6 +59,15 @@ class Objective(nn.Module):
             for part, value in named.items():
                 values[f"{name}.{part}" if part else name] = (value, weight * value)
         return values
+
+    @property
+    def trains_student(self) -> bool:
+        """Whether the student takes part: always but in a first stage of learnable parts alone."""
+        return not self.is_first_stage or any(loss.trains_student for loss in self._each())
+
+    def total(self, values: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """What is minimised. A first stage is without the task's loss: at weight 0 it would decay a head that nothing trains."""
+        return torch.stack([weighted for name, (_, weighted) in values.items() if name != "task" or not self.is_first_stage]).sum()
 
     @property
     def elsewhere(self) -> set[str]:

@@ -112,7 +112,7 @@ class _Step:
     """One batch and the parts of its training step. The loss is timed on detached taps, since a backward pass cannot be divided."""
 
     def __init__(self, member: Member, plan: BatchPlan, teacher: LiveTeacher | None):
-        self.member, self.plan, self.teacher = member, plan, teacher
+        self.member, self.plan, self.teacher = member, plan, teacher if member.objective.terms else None
         self.index, self.views = next(plan.epoch(0))
         self.inputs, self.targets = self._data()
         self.batch = Batch(self.targets, torch.as_tensor(self.index, device=member.device), 0, 0)

@@ -1,17 +1,18 @@
-"""Initial weights of a net: timm's pretrained weights, or a checkpoint, found in its file and matched key by key."""
+"""Initial weights of a net: timm's pretrained weights, or a checkpoint, found in its file and matched key by key; or those of the first of
+two stages."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.cell import Cell
 from kdbench.errors import DataError, closest, nearest
@@ -19,6 +20,7 @@ from kdbench.models._base import Model
 from kdbench.plan.nets import digest_of_file
 from kdbench.timm_adapter import pretrained_weights
 from kdbench.train.checkpoint_files import described, read_weights, weights_in
+from kdbench.train.objective import Objective
 
 COUNTERS = ("total_ops", "total_params")
 """What tools that count operations add to a net's state. Other counters are whole numbers, which no weight is."""
@@ -64,6 +66,31 @@ def fit(model: Model, held: Any, whose: str, new_head: bool, key: str | None = N
     if bad := [name for name, value in weights.items() if value.is_floating_point() and bool(value.float().isnan().any())]:
         raise DataError(f"{whose} holds values that are not numbers (NaN) in {_listed(bad)}: the training that saved it diverged")
     model.plain.load_state_dict(weights, strict=False)
+
+
+def continue_from(student: nn.Module, objective: Objective, left: Mapping[str, Tensor], terms: Sequence[Mapping[str, Any]]) -> None:
+    """Begin the second of two stages with what the first, whose objective had these terms, `left` (`Member.kept`): the student, and of each
+    loss that both stages have the parameters and buffers that both have. The first of two terms with one loss is the first in both stages.
+    Raises DataError: one of these has another shape."""
+
+    def below(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in left.items() if name.startswith(prefix)}
+
+    student.load_state_dict(below("student."))
+    before = _numbered(terms)
+    for term, loss in zip(_numbered(objective.terms), objective.losses, strict=True):
+        own = loss.state_dict()
+        theirs = below(f"objective.losses.{before.index(term)}.") if term in before else {}
+        shared = {name: value for name, value in theirs.items() if name in own}
+        if wrong := [f"{name} {_shape(value)} for {_shape(own[name])}" for name, value in shared.items() if not _alike(own[name], value)]:
+            raise DataError(f"the loss '{term[0]}' has other shapes in its first stage: {_listed(wrong)}")
+        loss.load_state_dict(shared, strict=False)
+
+
+def _numbered(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Each term as its loss and its number among those of this loss."""
+    names = [term["loss"] for term in terms]
+    return [(name, names[:place].count(name)) for place, name in enumerate(names)]
 
 
 @dataclass(frozen=True)

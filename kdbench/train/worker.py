@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench import failure, parts
-from kdbench.cell import Cell
+from kdbench.cell import Cell, depended
 from kdbench.errors import ClaimError, DamagedError, StoppedError
 from kdbench.failure import STOPPED
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
@@ -140,7 +140,7 @@ def _train_bundle(
     """Train one bundle. Returns whether no cell failed, and the cells that must restart because their checkpoint does not fit."""
     import torch
 
-    from kdbench.train.build import Setup, point_of
+    from kdbench.train.build import Setup, first_stage_of, point_of
     from kdbench.train.checkpoint import CHECKPOINT_EVERY_S, Saver
     from kdbench.train.circumstance import choose_device, circumstance
     from kdbench.train.loop import train
@@ -162,13 +162,20 @@ def _train_bundle(
     afresh: list[Cell] = []
     for cell in bundle.cells:
         try:
-            member = setup.member(cell, point_of(store, cell))
+            earlier = first_stage_of(store, cell)
+            member = setup.member(cell, point_of(store, cell), earlier, store)
+            if earlier and earlier.outcome == "diverged":
+                saver.diverged(member, earlier.result["diverged_at_step"], "first stage")
+                continue
             saver.sources[cell.id] = parts.sources_of(cell.config)
             if _resumed(store, member, start, plan.steps, saver):
                 members.append(member)
             else:
                 afresh.append(cell)
         except Exception as error:  # the other cells can still be trained
+            if isinstance(error, DamagedError) and "start" in cell.depends and _is_set_aside(store, cell, "start"):
+                saver.lost.add(cell.id)
+                continue
             _fail(store, [cell.id], error)
     if members:
         log(f"bundle of {len(members)} from epoch {start[0] + 1}: {' '.join(member.cell.id for member in members)}")
@@ -178,21 +185,29 @@ def _train_bundle(
 
 def _with_teacher(setup: Setup, store: Store, cell: Cell) -> Setup | None:
     """The setup with the cell's teacher; None if the teacher's files are damaged: they are set aside, so that it is trained again."""
+    try:
+        return setup.with_teacher(store, cell)
+    except DamagedError:
+        if not _is_set_aside(store, cell, "teacher"):
+            raise
+        return None
+
+
+def _is_set_aside(store: Store, cell: Cell, role: str) -> bool:
+    """Set aside the damaged files of what a cell depends on in this role, so that it is trained again; False if they are sound."""
     from kdbench.train.teacher import load_weights
 
     def check(cell_id: str) -> None:
         if record := store.record(cell_id):
             load_weights(store, record)
 
-    try:
-        return setup.with_teacher(store, cell)
-    except DamagedError:
-        teacher_id = cell.depends["teacher"]
-        why = store.set_aside_result(teacher_id, check)
-        if not why and store.is_done(teacher_id):
-            raise
-        log(f"{why or 'another process found it damaged'}; teacher {teacher_id} is trained again before its students")
-        return None
+    other = cell.depends[role]
+    why = store.set_aside_result(other, check)
+    if not why and store.is_done(other):
+        return False
+    after = "its students" if role == "teacher" else "its second stage"
+    log(f"{why or 'another process found it damaged'}; {depended(role)} {other} is trained again before {after}")
+    return True
 
 
 def _resumed(store: Store, member: Member, start: Position, steps: int, saver: Saver) -> bool:

@@ -167,6 +167,28 @@ def test_the_rounds_of_a_search_are_jobs_that_wait_for_each_other(
     assert not done.submissions and all(one is not None and one.kind == "blocked" for one in blocked.values())
 
 
+def test_a_second_stage_is_a_job_that_waits_for_its_first(
+    plan_of: Callable[..., Plan], launched: Callable[..., Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Sbatch(monkeypatch)
+    plan = plan_of(objectives="{ce: , kd: , at: {two_stages: {epochs: 2}}}", repeats="1")
+    done = launched(plan)
+    job_of = {cell_id: one.job_of(index) for one in done.submissions for index in range(len(one.elements)) for cell_id in one.cells(index)}
+    after = {cell_id: one.after for one in done.submissions for index in range(len(one.elements)) for cell_id in one.cells(index)}
+    first, second = (
+        next(row.cell for row in plan.rows if (row.role, row.objective) == (role, "at")) for role in ("first_stage", "student")
+    )
+    assert sorted(done.cells) == sorted(plan.cells) and after[first.id] == [job_of[first.depends["teacher"]]]
+    assert job_of[first.id] in after[second.id] and job_of[second.id] != job_of[first.id]
+
+    # One that SLURM refuses blocks what follows from it.
+    monkeypatch.setattr(submitit_adapter, "submit", Sbatch(monkeypatch, 0, RequestError("no such partition")))
+    assert not launched(plan, cells=[first, second]).submissions
+    found = {cell.id: store.failure(cell.id) for cell in (first, second)}
+    assert [one.kind for one in found.values() if one] == ["not granted", "blocked"]
+    assert f"blocked by first stage {first.id}" in found[second.id].message  # type: ignore[union-attr]
+
+
 def test_a_job_is_given_the_results_folder_and_ids_and_little_else(
     plan_of: Callable[..., Plan], launched: Callable[..., Any], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,4 +36,4 @@ GOLDEN = [
         for size, (student, teacher) in FACTORS.items()
     ),
 ]
-FURTHER: list[dict[str, Any]] = []
+FURTHER: list[dict[str, Any]] = [{"reconstruction": 1.0, "distance": "l1"}]
