@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from kdbench.manifest import ProfileRef
 from kdbench.plan.matrix import Plan
 from kdbench.record import Profile
-from kdbench.run import local
+from kdbench.run import local, verbs
 from kdbench.store import Store
 from kdbench.train import profile
 
@@ -97,3 +100,23 @@ def test_a_damaged_profile_is_set_aside_and_measured_again(
         store.write_text(store.profile_file(name), text)
         assert profile.main([str(store.root), cell.id, "--device", "cpu"]) == 0
         assert store.profile(name) == found and f"{name}.json is damaged" in capsys.readouterr().out
+
+
+def test_the_costs_of_a_tuned_loss_are_those_of_its_final_runs(
+    plan_of: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Trials have other images; a cost measured of them would be no cost of the suite's at the next run."""
+    plan = plan_of(objectives="[ce, kd]", repeats="1", tune="{trials: 3}")
+    local.prepare(plan, store)
+    monkeypatch.setattr(verbs.cell_state, "of", lambda *_: SimpleNamespace(name="finished"))
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(stdout="", returncode=0)
+
+    monkeypatch.setattr(verbs.subprocess, "run", run)
+    verbs._measure(plan, store, local.Machine(store.root, tmp_path), Console())
+    measured = {row.role for row in plan.rows if row.cell.id in commands[0]}
+
+    assert measured == {"student"} and len(set(commands[0]) & set(plan.cells)) == 2

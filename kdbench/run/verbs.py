@@ -232,7 +232,7 @@ def _measure(plan: Plan, store: Store, machine: Machine, console: Console) -> bo
     suite = plan.suite
     chosen: dict[tuple[str, str | None, str], str] = {}
     for row in plan.rows:
-        if row.objective is not None and row.role != "first_stage" and cell_state.of(store, row.cell.id).name == "finished":
+        if row.objective is not None and row.role == "student" and cell_state.of(store, row.cell.id).name == "finished":
             chosen.setdefault((row.student, row.teacher, row.objective), row.cell.id)
     if not chosen:
         console.print("no costs are measured: no student has finished training", markup=False)
