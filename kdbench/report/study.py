@@ -14,7 +14,7 @@ import pandas as pd
 from pandas.api.extensions import ExtensionDtype
 
 from kdbench.manifest import Block, Manifest
-from kdbench.report.comparison import asked, comparisons, controlled, student_runs
+from kdbench.report.comparison import asked, claims, comparisons, controlled, student_runs
 from kdbench.stats.collapse import collapsed_runs
 from kdbench.stats.overall import overall, overall_summaries
 from kdbench.stats.ranks import mean_ranks
@@ -82,7 +82,8 @@ class Study:
     `overall_summaries`: a row an objective (of the mean over its pairs: n_pairs, n_pairs_asked, n, n_asked, mean, sd, among_best).
     `collapsed`: the runs that collapse. `ranks`: mean ranks; None with one pair. `costs`, `histories`, `terms`, `trials`, `images`: as
     `frame.costs`, `histories.histories`, `histories.terms`, `store.trials.trials` and `stats.predictions.image_statistics` make them;
-    None: not read or not there. `controls`: as `overall`, each objective with each of its controls as the baseline.
+    None: not read or not there. `controls`: as `overall`, each objective with each of its controls as the baseline. `claims`: as
+    `stats.paper_claims` makes it.
     """
 
     manifest: Manifest
@@ -100,6 +101,7 @@ class Study:
     images: ImageStatistics | None = None
     trials: pd.DataFrame | None = None
     controls: pd.DataFrame | None = None
+    claims: pd.DataFrame | None = None
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str, str], Place]:
@@ -226,6 +228,7 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
         overall_summaries=whole.assign(among_best=["best" if best else "" for best in score == score.max()]),
         collapsed=collapsed,
         controls=overall(students, controlled(students, manifest), alpha, manifest.margin, higher, names) if controls else None,
+        claims=claims(students, costs, manifest, names) if manifest.claims else None,
         ranks=mean_ranks(values[everywhere], higher) if len(blocks) > 1 else None,
         costs=costs,
     )
