@@ -159,9 +159,10 @@ class Tuning(Strict):
 
 @dataclass(frozen=True)
 class ClaimComparison(Strict):
-    """`objective` has a better metric than `baseline`, an equal one, or takes less time or memory for a training step."""
+    """`objective` has a metric that is better than that of `baseline`, not worse, or equal; or takes less time or memory for a training
+    step."""
 
-    relation: Literal["better", "equal", "time", "memory"]
+    relation: Literal["better", "not worse", "equal", "time", "memory"]
     objective: str
     baseline: str
 

@@ -10,7 +10,8 @@ from kdbench.manifest import ClaimComparison, Metric, PaperClaim
 from kdbench.plan.schema import MAX_CLAIMS, ClaimFields, Names
 from kdbench.plan.yaml import Where
 
-FORMS = "`better` with `than`, `equal`, or `cheaper` with `than`"
+WITH_THAN = ("better", "not_worse", "cheaper")
+FORMS = "`better`, `not_worse` or `cheaper` with `than`, or `equal`"
 MOST_EQUAL = 10
 """So many losses can be called equal in one claim: each is compared with each."""
 
@@ -46,27 +47,27 @@ def read(
 
 
 def _comparisons(reader: Reader, where: Where, one: ClaimFields, objectives: Mapping[str, Any]) -> Iterator[ClaimComparison]:
-    sides = {key: _names(getattr(one, key)) for key in ("better", "cheaper", "than", "equal")}
+    sides = {key: _names(getattr(one, key)) for key in (*WITH_THAN, "than", "equal")}
     for key, names in sides.items():
         for place, name in enumerate(names):
             at: Where = (*where, key) if isinstance(getattr(one, key), str) else (*where, key, place)
             reader.known(at, name, objectives, "objectives")
             if name in names[:place]:
                 reader.error(at, f"'{name}' is given twice")
-    first = [key for key in ("better", "cheaper") if sides[key]]
+    first = [key for key in WITH_THAN if sides[key]]
     if not (first or sides["equal"]):
         reader.error(where, f"the claim compares nothing: give {FORMS}")
     if bool(first) != bool(sides["than"]):
-        has, lacks = (f"`{first[0]}`", "than") if first else ("`than`", "better` or `cheaper")
+        has, lacks = (f"`{first[0]}`", "than") if first else ("`than`", "better`, `not_worse` or `cheaper")
         reader.error(where, f"{has} needs `{lacks}`: which losses are compared?")
     if one.cost and not sides["cheaper"]:
         reader.error((*where, "cost"), "`cost` says what is cheaper, and this claim has no `cheaper`")
-    if one.margin and not (sides["better"] or sides["equal"]):
-        reader.error((*where, "margin"), "a margin is for `better` and `equal`: costs are not tested")
+    if one.margin and first == ["cheaper"] and not sides["equal"]:
+        reader.error((*where, "margin"), "a margin is for accuracies: costs are not tested")
     if len(sides["equal"]) > MOST_EQUAL:
         reader.error((*where, "equal"), f"expected at most {MOST_EQUAL} losses, not {len(sides['equal'])}")
         return
-    for key, relation in (("better", "better"), ("cheaper", one.cost or "time")):
+    for key, relation in (("better", "better"), ("not_worse", "not worse"), ("cheaper", one.cost or "time")):
         for name, other in itertools.product(sides[key], sides["than"]):
             if name == other:
                 reader.error((*where, "than"), f"'{name}' is compared with itself")

@@ -148,6 +148,7 @@ class ClaimFields(BaseModel, strict=True, extra="forbid"):
     claim: Annotated[str, Field(min_length=1)]
     source: str = ""
     better: Names | None = None
+    not_worse: Names | None = None
     cheaper: Names | None = None
     than: Names | None = None
     equal: Annotated[list[str], Field(min_length=2)] | None = None

@@ -7,7 +7,7 @@ from kdbench.report.notes import UNTESTED, untested_notes
 from kdbench.report.study import ROLES, Line, Study, lines
 from kdbench.report.table import ABSENT, Column, Entry, Group, Table, row
 
-WORDS = {"better": "{} better than {}", "equal": "{} equal to {}", "time": "{} faster than {}", "memory": "{} with less memory than {}"}
+WORDS = {"equal": "{} equal to {}", "time": "{} faster than {}", "memory": "{} with less memory than {}"}
 UNITS = {"time": ("ms", 1.0), "memory": ("MiB", 1024.0)}
 
 COSTS = (
@@ -41,7 +41,7 @@ def claim_table(study: Study) -> Table | None:
 
 
 def _comparison(study: Study, line: Line) -> str:
-    return WORDS[line["relation"]].format(*(study.manifest.labels[line[role]] for role in ROLES))
+    return WORDS.get(line["relation"], f"{{}} {line['relation']} than {{}}").format(*(study.manifest.labels[line[role]] for role in ROLES))
 
 
 def _row(study: Study, line: Line) -> tuple[Entry, ...]:
@@ -64,7 +64,8 @@ def _caption(study: Study) -> tuple[str, ...]:
     return (
         f"Over all pairs, paired by repeat. The tests of {len(manifest.claimed) - costs} comparisons are corrected together: the "
         f"probability of any wrong supported or contradicted is at most {100 * manifest.alpha:g} %. Undecided does not mean wrong.",
-        f"better: supported if Δ is above 0, contradicted if it is below {least}. equal: supported if Δ is within the margin, contradicted "
-        "if it is outside. A claim is supported if each of its comparisons is, and contradicted if any is.",
+        f"better: supported if Δ is shown to be above 0, contradicted if it is shown to be below {least}. not worse: if it is shown to be "
+        "above minus the margin, or below. equal: if it is shown to be within the margin, or outside. A claim is supported if each of its "
+        "comparisons is, and contradicted if any is.",
         *([COSTS] if costs else []),
     )

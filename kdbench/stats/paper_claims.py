@@ -18,7 +18,7 @@ from kdbench.stats.overall import overall
 from kdbench.stats.repeats import BLOCK, FAILED, block_keys
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
-OF_METRIC = ("better", "equal")
+OF_METRIC = ("better", "not worse", "equal")
 """Relations of the metric; the others are of a measured cost."""
 COST_COLUMNS = {"time": ("step_ms", "step_ms_q1", "step_ms_q3"), "memory": ("peak_mem_gib",) * 3}
 """The median and the quartiles of each measured cost; peak memory has one value."""
@@ -48,12 +48,12 @@ def paper_claims(
 
     - better: supported where d <= 0 is rejected (two-sided t test), contradicted where d >= m is (one-sided). Where both are, the
       objective is better by less than the margin, which contradicts the claim. Without a margin m is 0 and both are two-sided.
+    - not worse: supported where d <= -m is rejected, contradicted where d >= -m is (one-sided t tests). Without a margin neither is tested.
     - equal: supported where |d| > m is rejected (two one-sided t tests), contradicted where |d| <= m is: where the t interval of d, at the
       corrected level, lies outside of the margin. Without a margin neither is tested.
 
     The p values of all these comparisons are corrected together (`corrected`): the chance of any wrong "supported" or "contradicted" is at
-    most alpha. Wrong is: better, supported although d <= 0; better, contradicted although d >= m; equal, supported although |d| > m;
-    equal, contradicted although |d| <= m.
+    most alpha. Wrong is what was rejected although it is true.
 
     A comparison of costs is not tested: it is supported where the objective costs less in every pair (the quartiles of its step lie below
     those of the other), contradicted where it costs more in every pair.
@@ -64,8 +64,8 @@ def paper_claims(
         runs: as for `overall.overall`, with `state`: where a run of either side is neither finished nor failed, nothing is decided.
         costs: dataset, teacher, student, objective, device and the columns of COST_COLUMNS, a row a profile and pair
             (`repeats.spread_over_blocks`).
-        claims: ASKED and any others, one row a comparison; `claim` is a number, `relation` better, equal, time or memory (the
-            objective takes less).
+        claims: ASKED and any others, one row a comparison; `claim` is a number, `relation` better, not worse, equal, time
+            or memory (the objective takes less).
         collapsed: objectives with runs that collapse: nothing is decided about them.
 
     Returns:
@@ -79,7 +79,7 @@ def paper_claims(
     places = _places(runs)
     measured = pd.DataFrame([_cost(line, places, costs) for line in found[~of_metric].to_dict(orient="records")])
     every = pd.concat([part for part in (tested, measured.set_axis(found.index[~of_metric])) if len(part)]).sort_index()
-    found = found.join(every.reindex(columns=COLUMNS).astype({name: "float64" for name in COLUMNS if name not in TEXTS}))
+    found = found.join(every.reindex(columns=COLUMNS).astype({name: object if name in TEXTS else "float64" for name in COLUMNS}))
     whole = found.groupby("claim")["verdict"].agg(lambda verdicts: _whole({*verdicts}))
     return found.fillna(dict.fromkeys(TEXTS, "")).assign(claim_verdict=found["claim"].map(whole))
 
@@ -87,19 +87,24 @@ def paper_claims(
 def p_values(
     relation: np.ndarray, difference: np.ndarray, error: np.ndarray, df: np.ndarray, margin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The p values that support and contradict each comparison, not corrected; NaN where the difference has no error or `equal` no margin.
+    """The p values that support and contradict each comparison, not corrected; NaN where the difference has no error, or there is no margin
+    and the relation needs one.
 
     Args:
-        relation: [comparison], better or equal.
+        relation: [comparison], one of OF_METRIC.
         difference: the objective minus the baseline, positive where it is better; `error` its standard error.
         margin: NaN: there is none.
     """
-    better, least = relation == "better", np.isnan(margin)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        t, to_margin = difference / error, (difference - np.where(least, 0.0, margin)) / error
-        outside = (np.abs(difference) - margin) / error
-        supports = np.where(better, 2 * special.stdtr(df, -t), special.stdtr(df, outside))
-        contradicts = np.where(better, special.stdtr(df, to_margin) * np.where(least, 2, 1), 2 * special.stdtr(df, -outside))
+    none, cases = np.isnan(margin), [relation == one for one in OF_METRIC]
+
+    def below(value: np.ndarray) -> np.ndarray:
+        """The chance that a t of mean 0 is less than `value`, in standard errors."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(special.stdtr(df, value / error))
+
+    least, outside = np.where(none, 0.0, margin), np.abs(difference) - margin
+    supports = np.select(cases, [2 * below(-difference), below(-difference - margin), below(outside)])
+    contradicts = np.select(cases, [below(difference - least) * (1 + none), below(difference + margin), 2 * below(-outside)])
     return np.minimum(supports, 1.0), np.minimum(contradicts, 1.0)
 
 
@@ -132,7 +137,7 @@ def _tested(runs: pd.DataFrame, claims: pd.DataFrame, alpha: float, higher_is_be
     asked = asked[np.logical_and(*np.reshape(np.array(planned, dtype=bool), (2, -1)))]
     tests = overall(runs, asked, alpha, None, higher_is_better, collapsed)[["baseline", "objective", *FROM_OVERALL]]
     found = claims.merge(tests, on=["baseline", "objective"], how="left").set_axis(claims.index)
-    found = found.fillna({"test": "", "why": NOWHERE})
+    found = found.astype({"test": object, "why": object}).fillna({"test": "", "why": NOWHERE})
     unstable = found["objective"].isin(collapsed) | found["baseline"].isin(collapsed)
     found.loc[unstable, ["low", "high"]] = np.nan
     sign = 1.0 if higher_is_better else -1.0
@@ -161,15 +166,18 @@ def _verdict(line: Mapping[Any, Any], alpha: float, sign: float, collapsed: Coll
             return UNDECIDED, words.format(" and of ".join(f"the {side}" for side in SIDES if count[side]))
     if line["why"]:
         return UNDECIDED, ""
-    if line["relation"] == "equal" and line["margin"] != line["margin"]:
+    if line["relation"] != "better" and line["margin"] != line["margin"]:
         return UNDECIDED, "the suite has no margin for this metric"
     supports, contradicts = line["p_supports"] < alpha, line["p_contradicts"] < alpha
     if not (supports or contradicts):
         return UNDECIDED, "the tests show neither"
     verdict = CONTRADICTED if contradicts else SUPPORTED
     ahead = "objective" if sign * line["difference"] > 0 else "baseline"
-    in_favour = {("better", SUPPORTED): SIDES[:1], ("better", CONTRADICTED): SIDES[1:], ("equal", SUPPORTED): SIDES}
-    lost = [side for side in in_favour.get((line["relation"], verdict), (ahead,)) if line[f"failed_{side}"]]
+    if line["relation"] == "equal":
+        favoured: tuple[str, ...] = SIDES if verdict == SUPPORTED else (ahead,)
+    else:
+        favoured = SIDES[:1] if verdict == SUPPORTED else SIDES[1:]
+    lost = [side for side in favoured if line[f"failed_{side}"]]
     if lost:
         texts = [f"{line[f'failed_{side}']:.0f} of {line[f'runs_{side}']:.0f} runs of the {side} failed" for side in lost]
         return UNDECIDED, f"{' and '.join(texts)}, and a mean over the others is too good"
@@ -191,7 +199,7 @@ def _cost(line: Mapping[Any, Any], places: Mapping[str, set[tuple[str, ...]]], c
     apart, differences = Counter[int](), []
     for block in asked:
         one, other = (known.get((*block, line[side]), {}) for side in SIDES)
-        middles, lows, highs = zip(*((side.get(name) for name in COST_COLUMNS[line["relation"]]) for side in (one, other)), strict=True)
+        middles, lows, highs = zip(*([side.get(name) for name in COST_COLUMNS[line["relation"]]] for side in (one, other)), strict=True)
         if any(value is None or value != value for value in middles) or one.get("device") != other.get("device"):
             continue
         differences.append(middles[0] - middles[1])
