@@ -55,7 +55,7 @@ def _comparisons(reader: Reader, where: Where, one: ClaimFields, objectives: Map
             if name in names[:place]:
                 reader.error(at, f"'{name}' is given twice")
     first = [key for key in WITH_THAN if sides[key]]
-    if not (first or sides["equal"]):
+    if not any(sides.values()):
         reader.error(where, f"the claim compares nothing: give {FORMS}")
     if bool(first) != bool(sides["than"]):
         has, lacks = (f"`{first[0]}`", "than") if first else ("`than`", "better`, `not_worse` or `cheaper")

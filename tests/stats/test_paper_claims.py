@@ -227,7 +227,7 @@ def test_any_wrong_verdict_has_a_probability_of_at_most_five_percent(truth, rela
     # Just beyond the margin of `equal`, where calling it equal is wrong.
     means = np.where(np.abs(means) == margin, means * (1 + 1e-9), means)
     relation = np.array(list(itertools.islice(itertools.cycle(relations), len(means))))
-    count, n, draw = 4000, 5, np.random.default_rng(7)
+    count, n, draw = 2000, 5, np.random.default_rng(7)
     # One baseline for all, so that the tests depend on each other.
     values = means[:, None] + draw.standard_normal((count, len(means), n)) - draw.standard_normal((count, 1, n))
     difference, error = values.mean(axis=2), values.std(axis=2, ddof=1) / n**0.5
