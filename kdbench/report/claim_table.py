@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdbench.report import entries
 from kdbench.report.notes import UNTESTED, untested_notes
-from kdbench.report.study import ROLES, Line, Study, lines
+from kdbench.report.study import ROLES, Line, Study, lines, plural
 from kdbench.report.table import ABSENT, Column, Entry, Group, Table, row
 
 WORDS = {"equal": "{} equal to {}", "time": "{} faster than {}", "memory": "{} with less memory than {}"}
@@ -62,7 +62,7 @@ def _caption(study: Study) -> tuple[str, ...]:
     margins = " or ".join(dict.fromkeys(entries.difference_text(manifest, claim.margin) for claim in manifest.claims if claim.margin))
     least = f"the margin ({margins})" if margins else "0, since there is no margin"
     return (
-        f"Over all pairs, paired by repeat. The tests of {len(manifest.claimed) - costs} comparisons are corrected together: the "
+        f"Over all pairs, paired by repeat. The tests of {plural(len(manifest.claimed) - costs, 'comparison')} are corrected together: the "
         f"probability of any wrong supported or contradicted is at most {100 * manifest.alpha:g} %. Undecided does not mean wrong.",
         f"better: supported if Δ is shown to be above 0, contradicted if it is shown to be below {least}. not worse: if it is shown to be "
         "above minus the margin, or below. equal: if it is shown to be within the margin, or outside. A claim is supported if each of its "

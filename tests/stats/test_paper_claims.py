@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from kdbench.stats.paper_claims import CONTRADICTED, SUPPORTED, UNDECIDED, corrected, p_values, paper_claims
+from tests.stats.simulation import CLAIM_RELATIONS, CLAIM_TRUTHS, claim_errors
 
 NOBODY = pd.DataFrame(
     columns=["dataset", "teacher", "student", "objective", "device", "step_ms", "step_ms_q1", "step_ms_q3", "peak_mem_gib"]
@@ -202,39 +203,8 @@ def test_costs_are_compared_in_every_pair_by_quartiles_that_do_not_overlap():
     assert "one device" in judged(runs, (0, "time", "a", "b"), costs=costs_of(*apart[:2]))["why"][0]
 
 
-TRUTHS = {
-    "nothing differs": ([0, 0, 0, 0, 0, 0], 0.5),
-    "all at the margin": ([1, 1, 1, 1, 1, 1], 1.0),
-    "half at 0, half at a wide margin": ([0, 0, 0, 8, 8, 8], 8.0),
-    "half at the margin, half beyond": ([1, 1, 1, -1, 5, 0], 1.0),
-    "at minus the margin": ([-1, -1, -1, 0, 0, -1], 1.0),
-}
-RELATIONS = ("better", "not worse", "equal")
-
-
-def wrong(relation: np.ndarray, verdict: np.ndarray, d: np.ndarray, margin: float) -> np.ndarray:
-    """Which verdicts are wrong, for the true differences."""
-    supported = np.select([relation == one for one in RELATIONS], [d > 0, d > -margin, np.abs(d) <= margin])
-    contradicted = np.select([relation == one for one in RELATIONS], [d < margin, d < -margin, np.abs(d) > margin])
-    return (verdict == SUPPORTED) & ~supported.astype(bool) | (verdict == CONTRADICTED) & ~contradicted.astype(bool)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("truth", TRUTHS)
-@pytest.mark.parametrize("relations", [RELATIONS[:1], RELATIONS[1:2], RELATIONS[2:], RELATIONS])
+@pytest.mark.parametrize("truth", CLAIM_TRUTHS)
+@pytest.mark.parametrize("relations", CLAIM_RELATIONS)
 def test_any_wrong_verdict_has_a_probability_of_at_most_five_percent(truth, relations):
-    means, margin = np.array(TRUTHS[truth][0], dtype=float), TRUTHS[truth][1]
-    # Just beyond the margin of `equal`, where calling it equal is wrong.
-    means = np.where(np.abs(means) == margin, means * (1 + 1e-9), means)
-    relation = np.array(list(itertools.islice(itertools.cycle(relations), len(means))))
-    count, n, draw = 2000, 5, np.random.default_rng(7)
-    # One baseline for all, so that the tests depend on each other.
-    values = means[:, None] + draw.standard_normal((count, len(means), n)) - draw.standard_normal((count, 1, n))
-    difference, error = values.mean(axis=2), values.std(axis=2, ddof=1) / n**0.5
-    df, least = np.full(len(means), n - 1.0), np.full(len(means), margin)
-    errors = 0
-    for d, e in zip(difference, error, strict=True):
-        supports, contradicts = corrected(*p_values(relation, d, e, df, least))
-        verdict = np.select([contradicts < 0.05, supports < 0.05], [CONTRADICTED, SUPPORTED], UNDECIDED)
-        errors += wrong(relation, verdict, means, margin).any()
-    assert errors / count <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / count)
+    assert claim_errors(*CLAIM_TRUTHS[truth], CLAIM_RELATIONS[relations], 2000) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
