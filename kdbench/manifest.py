@@ -162,6 +162,27 @@ class Tuning(Strict):
 
 
 @dataclass(frozen=True)
+class ClaimComparison(Strict):
+    """`objective` has a metric that is better than that of `baseline`, not worse, or equal; or takes less time or memory for a training
+    step."""
+
+    relation: Literal["better", "not worse", "equal", "time", "memory"]
+    objective: str
+    baseline: str
+
+
+@dataclass(frozen=True)
+class PaperClaim(Strict):
+    """A sentence that the suite checks, where it stands, and the comparisons that it is made of: it is true if each is. `margin`: the least
+    difference of the metric that matters for it, as stored (None: nothing is equal)."""
+
+    claim: str
+    source: str
+    comparisons: Annotated[tuple[ClaimComparison, ...], Field(min_length=1)]
+    margin: Annotated[float, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True)
 class ProfileRef(Strict):
     """Which profile holds the cost of an objective."""
 
@@ -176,8 +197,8 @@ class ProfileRef(Strict):
 class Manifest(Strict):
     """`metrics[0]` is the primary one; `margin` is its least difference that matters, as stored; `teacher_requirements` are by cell id;
     `averaged` holds the decay of each student whose evaluated weights are an exponential moving average (`ema` of its recipe);
-    `tuning`: how weights are searched for; `derived`: made from the rows of a frame, so that ids have any form and nobody fixed the
-    family of comparisons beforehand."""
+    `tuning`: how weights are searched for; `claims`: what the suite checks; `derived`: made from the rows of a frame, so that ids have any
+    form and nobody fixed the family of comparisons beforehand."""
 
     suite: str
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
@@ -196,6 +217,7 @@ class Manifest(Strict):
     profiles: tuple[ProfileRef, ...] = ()
     averaged: Mapping[str, Finite] = field(default_factory=dict)
     tuning: Tuning | None = None
+    claims: tuple[PaperClaim, ...] = ()
     schema: Schema1 = 1
 
     @property
@@ -215,8 +237,10 @@ class Manifest(Strict):
         if first == self.primary:
             return self
         note = f"{first.label} was chosen as the metric for this report, in place of {self.primary.label}"
-        margin = self.margin if first.percent == self.primary.percent else None
-        return replace(self, metrics=(first, *others), margin=margin, assumed=(*self.assumed, note))
+        alike = first.percent == self.primary.percent
+        claims = self.claims if alike else tuple(replace(claim, margin=None) for claim in self.claims)
+        margin = self.margin if alike else None
+        return replace(self, metrics=(first, *others), margin=margin, claims=claims, assumed=(*self.assumed, note))
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -227,6 +251,15 @@ class Manifest(Strict):
     def compared(self) -> list[ManifestObjective]:
         """The objectives without the controls, which are compared with nothing but their own objective."""
         return [objective for objective in self.objectives if objective.control is None]
+
+    @property
+    def claimed(self) -> list[dict[str, Any]]:
+        """A row for each comparison of each claim: the number of the claim, its sentence, source and margin, and the comparison."""
+        return [
+            {"claim": place, "sentence": claim.claim, "source": claim.source, "margin": claim.margin, **asdict(one)}
+            for place, claim in enumerate(self.claims)
+            for one in claim.comparisons
+        ]
 
     @property
     def reported(self) -> list[ManifestCell]:
@@ -303,6 +336,8 @@ def _mistakes(manifest: Manifest) -> Iterator[str]:
     named = [(f"baselines.{place}", name) for place, name in enumerate(manifest.baselines)]
     named += [(f"cells.{place}.objective", str(cell.objective)) for place, cell in enumerate(manifest.cells) if cell.role == "student"]
     named += [(f"profiles.{place}.objective", profile.objective) for place, profile in enumerate(manifest.profiles)]
+    compared = [(place, side) for place, claim in enumerate(manifest.claims) for side in claim.comparisons]
+    named += [(f"claims.{place}.comparisons", name) for place, one in compared for name in (one.objective, one.baseline)]
     yield from (f"{where}: {name!r} is no objective of the suite ({', '.join(labels)})" for where, name in named if name not in labels)
     depended = ((place, role, other) for place, cell in enumerate(manifest.cells) for role, other in cell.depends.items())
     referred = [(f"cells.{place}.depends.{role}", other) for place, role, other in depended]

@@ -25,7 +25,7 @@ FLOORS: list[tuple[str, str]] = [
     ("parts", "isolation local_imports parts"),
     (
         "statistics",
-        "stats.calibration stats.collapse stats.compare stats.new_pairs stats.overall stats.paired stats.per_image stats.power "
+        "stats.calibration stats.collapse stats.compare stats.new_pairs stats.overall stats.paired stats.paper_claims stats.per_image stats.power "
         "stats.predictions stats.ranks stats.repeats stats.selection stats.similarity",
     ),
     # A new part is a new file: parts have a row for each folder.
@@ -35,11 +35,11 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "disk",
-        "store.cell_state store.claims store.features store.files store.folders store.frame store.frame_files store.from_file store.histories store.predictions store.store store.tables store.trials store.whole_folder",
+        "store.cell_state store.claims store.derived_manifest store.features store.files store.folders store.frame store.frame_files store.from_file store.histories store.predictions store.store store.tables store.trials store.whole_folder",
     ),
     (
         "plan",
-        "plan.bundle plan.matrix plan.nets plan.new_suite plan.objectives plan.probe plan.reading plan.recipe_limits plan.schema plan.shipped "
+        "plan.bundle plan.matrix plan.nets plan.new_suite plan.objectives plan.paper_claims plan.probe plan.reading plan.recipe_limits plan.schema plan.shipped "
         "plan.stages plan.suite plan.summary plan.tuning plan.yaml",
     ),
     (
@@ -51,7 +51,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "report",
-        "report.across_table report.beside report.class_table report.comparison report.comparison_table report.controls report.cost_table "
+        "report.across_table report.beside report.claim_table report.class_table report.comparison report.comparison_table report.controls report.cost_table "
         "report.document report.entries report.feature_tables report.figures.differences report.figures.draw report.figures.epochs "
         "report.figures.figure_data report.figures.panels report.figures.similarity report.figures.tuning report.figures.values report.sentences "
         "report.latex report.latex_text report.main_table report.notes report.page.page "

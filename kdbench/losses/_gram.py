@@ -14,6 +14,7 @@ from kdbench.losses._base import Taps
 Estimator = Literal["biased", "unbiased", "uncentred"]
 GramNorm = Literal["none", "row_half", "cosine"]
 Kernel = Literal["linear", "rbf"]
+Norms = Literal["own", "teacher"]
 FEWEST = {"biased": 3, "unbiased": 4, "uncentred": 1}
 """The smallest batch for which CKA is informative: below it, it is 1 (or 0/0) for all features."""
 
@@ -59,9 +60,9 @@ def centred(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return x - x.mean(0)
 
 
-def unit_scale(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Divided by its largest entry, held constant: exact, value and gradient, for what does not depend on the scale."""
-    largest = x.detach().abs().amax()
+def unit_scale(x: Float[Tensor, "n d"], of: Tensor | None = None) -> Float[Tensor, "n d"]:
+    """Divided by its largest entry (or that of `of`), held constant: exact, value and gradient, for what does not depend on the scale."""
+    largest = (x if of is None else of).detach().abs().amax()
     return x / torch.where(largest == 0, torch.ones_like(largest), largest)
 
 
@@ -73,38 +74,54 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 def cka(
-    x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"], estimator: Estimator, gram_norm: GramNorm = "none", kernel: Kernel = "linear"
+    x: Float[Tensor, "n d_x"],
+    y: Float[Tensor, "n d_y"],
+    estimator: Estimator,
+    gram_norm: GramNorm = "none",
+    kernel: Kernel = "linear",
+    norms: Norms = "own",
 ) -> Float[Tensor, ""]:
     """The cosine of two kernel matrices, centred or not; 0 for constant features, 1 for batches smaller than `FEWEST`.
 
     `gram_norm` divides row i of each Gram matrix by the norm of (the centred) sample i, and with `cosine` column i too.
     Uncentred, it is 1 but for the last digits when features have a large mean: it is computed and returned in float64.
+    With `norms` "teacher" it is 1 - |K - L|^2 / (2 |L|^2), which depends on the scale of x: the cosine is this with each matrix divided by
+    its own norm.
     """
-    n = len(x)
+    n, compared = len(x), _cosine if norms == "own" else _nearness
     if n < FEWEST[estimator]:
         return 1 + nothing(x)
     if kernel == "rbf":
         kernels = [_centred_kernel(_rbf(one), estimator) for one in (x, y)]
-        return _cosine(*kernels, [_floor(one) for one in kernels])
+        return compared(*kernels, [_floor(one) for one in kernels])
     if estimator == "uncentred":
         x, y = x.double(), y.double()
     floors = [_floor(x), _floor(y)]
-    x, y = unit_scale(x), unit_scale(y)
+    x, y = unit_scale(x, y if norms == "teacher" else None), unit_scale(y)
     if estimator != "uncentred":
         x, y = centred(x), centred(y)
-    if estimator != "unbiased" and gram_norm == "none" and n > x.shape[1] + y.shape[1]:
+    if norms == "own" and estimator != "unbiased" and gram_norm == "none" and n > x.shape[1] + y.shape[1]:
         # <xx', yy'> = |x'y|^2 and |xx'| = |x'x|: the same value from d x d matrices.
         cross = x.T @ y
         return (cross / _norm(x.T @ x, floors[0]) * (cross / _norm(y.T @ y, floors[1]))).sum()
     grams = [_gram(one, gram_norm) for one in (x, y)]
     if estimator == "unbiased":
         grams = [u_centred(gram) for gram in grams]
-    return _cosine(*grams, floors)
+    return compared(*grams, floors)
 
 
 def _cosine(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], floors: list[float]) -> Float[Tensor, ""]:
     """Each is divided by its own norm: the product of the two squared norms overflows float32."""
     return (k / _norm(k, floors[0]) * (m / _norm(m, floors[1]))).sum()
+
+
+def _nearness(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], floors: list[float]) -> Float[Tensor, ""]:
+    """1 - |k - m|^2 / (2 |m|^2); 1/2 where m is constant. An entry of k beyond 1e15 times |m| counts as that, with no gradient, since
+    its square has no place in float32."""
+    square = m.square().sum()
+    dead = square <= floors[1] ** 2
+    norm = square.masked_fill(dead, 1.0).sqrt()
+    return (1 - ((k / norm).clamp(-1e15, 1e15) - m / norm).square().sum() / 2).masked_fill(dead, 0.5)
 
 
 def _gram(x: Float[Tensor, "n d"], gram_norm: GramNorm) -> Float[Tensor, "n n"]:

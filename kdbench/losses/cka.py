@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,8 @@ class CKA(Loss):
     K = F F^T (linear; computed from d x d matrices where these are smaller, with the same value), or
     exp(-|f_i - f_j|^2 / (2 m)) with m the median of all n^2 squared distances (rbf). `form` is 1 - CKA, -CKA
     (neg; it has the same gradient) or 1 - sqrt(CKA) (sqrt).
+    1 - CKA is 1/2 |K - L|^2 of the (centred) matrices, each divided by its own norm. With `norms="teacher"` both are divided by the norm
+    of L, so that the loss also compares their scale.
 
     Shapes: F is n x d; a map (n x c x h x w) is flattened, averaged over positions with `pool="gap"`, or over the fields of a grid
     of k x k with `pool=k`, then flattened. Models may differ in c, h and w. With fewer than 3 samples (unbiased: 4),
@@ -33,8 +35,8 @@ class CKA(Loss):
     Defaults: chosen by kdbench. Neither the code nor the weight of the paper is public. The linear kernel follows from the paper's Gram
         matrices. The biased estimator and the last map are assumed.
     Departs: unknown, since the paper gives no more detail. Features that are constant (within rounding) give CKA = 0 and gradient 0
-        instead of NaN. The biased value increases with d/n, so do not compare it between batch sizes or widths. With rbf, the
-        gradient includes that of the median.
+        instead of NaN (with `norms="teacher"`, such a teacher gives the loss 1/2). The biased value increases with d/n, so do not compare
+        it between batch sizes or widths. With rbf, the gradient includes that of the median. `norms` is an addition of kdbench.
     """
 
     compares = "relations"
@@ -56,7 +58,13 @@ class CKA(Loss):
             weight=None,
             options={"estimator": "uncentred"},
         ),
+        "unnormalised": Preset(
+            "defined by kdbench: the loss without its invariance to the scale of the student's features",
+            weight=None,
+            options={"norms": "teacher"},
+        ),
     }
+    added: ClassVar[Mapping[str, Any]] = {"norms": "own"}
 
     def __init__(
         self,
@@ -66,23 +74,28 @@ class CKA(Loss):
         pool: Literal["flatten", "gap"] | int = "flatten",
         kernel: Literal["linear", "rbf"] = "linear",
         form: Literal["one_minus", "neg", "sqrt"] = "one_minus",
+        norms: Literal["own", "teacher"] = "own",
     ):
         super().__init__()
         if isinstance(pool, int) and pool < 1:
             raise ValueError(f"pool must be at least 1 field per side, not {pool}")
         if form == "sqrt" and estimator == "unbiased":
             raise ValueError("the unbiased CKA can be negative, so it has no square root: use another form")
+        if form == "sqrt" and norms == "teacher":
+            raise ValueError("without its own norm CKA can be negative, so it has no square root: use another form")
         self.estimator = estimator
         self.tap = tap
         self.pool = pool
         self.kernel = kernel
         self.form = form
+        self.norms = norms
 
     @property
     def variant(self) -> str:
         estimator = "centred" if self.estimator == "biased" else self.estimator
         kernel = [self.kernel] if self.kernel != "linear" else []
-        return ", ".join([estimator, *kernel, *(["sqrt"] if self.form == "sqrt" else [])])
+        norms = ["unnormalised, ours"] if self.norms == "teacher" else []
+        return ", ".join([estimator, *kernel, *(["sqrt"] if self.form == "sqrt" else []), *norms])
 
     @property
     def needs(self) -> frozenset[str]:
@@ -92,14 +105,15 @@ class CKA(Loss):
     def laws(self) -> frozenset[str]:
         # The rbf kernel sees distances alone, so that it need not be centred for this.
         moved = {"translation"} if self.estimator != "uncentred" or self.kernel == "rbf" else set()
-        return frozenset({"permutation", "scale", "rotation", *moved})
+        scaled = {"scale"} if self.norms == "own" or self.kernel == "rbf" else set()
+        return frozenset({"permutation", "rotation", *scaled, *moved})
 
     def refuses(self, pair: Pair) -> str | None:
         return unmatched(pair, self.tap)
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         pairs = zip(matrices(student, self.tap, self.pool), matrices(teacher, self.tap, self.pool), strict=True)
-        likenesses = [(x.dtype, cka(x, y, self.estimator, kernel=self.kernel)) for x, y in pairs]
+        likenesses = [(x.dtype, cka(x, y, self.estimator, kernel=self.kernel, norms=self.norms)) for x, y in pairs]
         return torch.stack([self._loss(likeness).to(dtype) for dtype, likeness in likenesses]).sum()
 
     def _loss(self, likeness: Float[Tensor, ""]) -> Float[Tensor, ""]:

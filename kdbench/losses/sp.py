@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ class SP(Loss):
     sum over the tapped maps of 1/n^2 || G_t - G_s ||^2 (Frobenius), where G = F F^T with each row divided by its norm.
     With `row_l2` this is 2/n (1 - mean_i cos(row i of G_s, row i of G_t)), which decreases as 1/n; `rescale="batch"` multiplies it by n/64,
     so that a weight for batches of 64 is valid for other batch sizes.
+    With `compared="means"` it is (mean of the entries of G_t - mean of those of G_s)^2, which by Jensen's inequality is never larger.
 
     Shapes: F is n x d, a map (n x c x h x w) flattened; both models may differ in c, h and w.
 
@@ -26,8 +27,9 @@ class SP(Loss):
     Defaults: rows normalised, the last map, weight 3000, as in github.com/HobbitLong/RepDistiller (which states that the
         author verified it) and github.com/megvii-research/mdistiller. SimKD and the Knowledge-Distillation-Zoo have the same 3000.
     Departs: the paper sums over pairs of layers; these defaults use the last map alone (`tap="stages"` sums over the stages).
-        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller; `rescale` is an addition of kdbench. A batch of
-        one image gives 0. Norms are at least 1e-12, as in the released code, so a sample of zeros gets a finite but very large gradient.
+        `frobenius` divides G by its own norm, a variant in a comment of RepDistiller; `rescale` and `compared` are additions of kdbench. A
+        batch of one image gives 0. Norms are at least 1e-12, as in the released code, so a sample of zeros gets a finite but very large
+        gradient.
     """
 
     compares = "relations"
@@ -47,7 +49,14 @@ class SP(Loss):
             weight=None,
             options={"rescale": "batch"},
         ),
+        "mmd": Preset(
+            "defined by kdbench, after Theorem 2 of Zhou et al., IJCAI 2024: 1 - CKA (uncentred) is n^2/2 times the loss `frobenius`, and "
+            "this loss, their MMD term, is a lower bound of that",
+            weight=None,
+            options={"norm": "frobenius", "compared": "means"},
+        ),
     }
+    added: ClassVar[Mapping[str, Any]] = {"compared": "entries"}
 
     laws = frozenset({"permutation", "scale", "rotation"})
 
@@ -57,15 +66,18 @@ class SP(Loss):
         norm: Literal["row_l2", "frobenius"] = "row_l2",
         tap: Literal["last", "pooled", "stages"] = "last",
         rescale: Literal["none", "batch"] = "none",
+        compared: Literal["entries", "means"] = "entries",
     ):
         super().__init__()
         self.norm = norm
         self.tap = tap
         self.rescale = rescale
+        self.compared = compared
 
     @property
     def variant(self) -> str | None:
         found = [*(["frobenius"] if self.norm == "frobenius" else []), *(["rescaled"] if self.rescale == "batch" else [])]
+        found += ["means"] if self.compared == "means" else []
         return ", ".join(found) or None
 
     @property
@@ -83,7 +95,8 @@ class SP(Loss):
     def _between(self, x: Float[Tensor, "n d_s"], y: Float[Tensor, "n d_t"]) -> Float[Tensor, ""]:
         if len(x) == 1:
             return nothing(x)  # G = 1 for both
-        return (self._similarity(y) - self._similarity(x)).square().mean()
+        difference = self._similarity(y) - self._similarity(x)
+        return difference.mean().square() if self.compared == "means" else difference.square().mean()
 
     def _similarity(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
         gram = x @ x.T

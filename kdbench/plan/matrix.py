@@ -122,6 +122,7 @@ class Plan:
                 if net.min_teacher_metric is not None or declared is not None
             },
             tuning=suite.tuning,
+            claims=suite.claims,
             averaged={name: net.recipe["ema"] for name, net in suite.students.items() if "ema" in net.recipe},
         )
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from kdbench.manifest import Metric, Tuning
+from kdbench.manifest import Metric, PaperClaim, Tuning
 from kdbench.plan.yaml import Where, YamlFile, checked_suite_name
 
 Json = dict[str, Any]
@@ -106,6 +106,7 @@ class Suite:
     seed: int
     margin: float | None = None
     metric: str | None = None
+    claims: tuple[PaperClaim, ...] = ()
     tuning: Tuning | None = None
     metric_of_trials: Metric | None = None
     metric_worst: float = 0.0
@@ -142,14 +143,29 @@ NOT_OF_A_TERM = {"task", "+kd", "terms", "dot", "tune", "controls", "label_smoot
 """Keys of an objective that a single term of it cannot have."""
 MAX_NAMES = 1_000
 MAX_EXCLUDES = 200
+MAX_CLAIMS = 100
 MAX_CELLS = 20_000
-"""The largest suite that is planned: names in a section, rules of `exclude`, cells."""
+"""The largest suite that is planned: names in a section, rules of `exclude`, claims, cells."""
 
 
 class Exclude(BaseModel, strict=True, extra="forbid"):
     student: Names | None = None
     teacher: Names | None = None
     objective: Names | None = None
+
+
+class ClaimFields(BaseModel, strict=True, extra="forbid"):
+    """A claim that a suite checks."""
+
+    claim: Annotated[str, Field(min_length=1)]
+    source: str = ""
+    better: Names | None = None
+    not_worse: Names | None = None
+    cheaper: Names | None = None
+    than: Names | None = None
+    equal: Annotated[list[str], Field(min_length=2)] | None = None
+    cost: Literal["time", "memory"] | None = None
+    margin: Annotated[float, Field(gt=0)] | None = None
 
 
 class ObjectiveFields(BaseModel, strict=True, extra="forbid"):
@@ -186,6 +202,7 @@ SECTIONS: dict[str, tuple[Any, Any]] = {
     "exclude": (list[Exclude], ()),
     "baselines": (list[str] | None, None),
     "assumed": (list[str], ()),
+    "claims": (list[ClaimFields], ()),
     "metric": (str | None, None),
     "margin": (Annotated[float, Field(gt=0)] | None, None),
     "numerics": (Literal["exact", "fast"], "exact"),

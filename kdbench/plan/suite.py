@@ -9,7 +9,7 @@ from typing import Any
 from kdbench import parts
 from kdbench.errors import PartError, SuiteError, closest, nearest
 from kdbench.manifest import Metric, Tuning
-from kdbench.plan import schema, stages, tuning
+from kdbench.plan import paper_claims, schema, stages, tuning
 from kdbench.plan.nets import NetReader, metric_value
 from kdbench.plan.objectives import ObjectiveReader
 from kdbench.plan.reading import FileReader
@@ -46,14 +46,15 @@ class _SuiteReader(FileReader):
         exclude = self._excludes(given["exclude"], students, teachers, objectives)
         baselines = self._baselines(given["baselines"], objectives)
         metric = self._metric(given["metric"], task)
+        margin = given["margin"]
+        if metric and metric.percent:  # given in points, and stored as a fraction
+            margin = (MARGIN_POINTS if margin is None else margin) / 100
+        claims = paper_claims.read(self, given["claims"], objectives, metric, margin)
         if not self.errors:
             self._check_size(pairs, objectives, given["repeats"], given["teacher_seeds"], tune.how if tune else None)
         if self.errors:
             raise SuiteError(sorted(self.errors, key=lambda one: int(one.removeprefix(f"{self.file.path}:").partition(":")[0])))
         assert task and dataset and metric
-        margin = given["margin"]
-        if metric.percent:  # given in points, and stored as a fraction
-            margin = (MARGIN_POINTS if margin is None else margin) / 100
         return Suite(
             name=name,
             file=self.file,
@@ -73,6 +74,7 @@ class _SuiteReader(FileReader):
             seed=given["seed"],
             margin=margin,
             metric=given["metric"],
+            claims=claims,
             tuning=tune.how if tune else None,
             metric_of_trials=metric if tune else None,
             metric_worst=_worst(task.make.primary()),
@@ -135,7 +137,7 @@ class _SuiteReader(FileReader):
             limit = f"the limit is {schema.MAX_CELLS:,}: split it into several suites"
             self.error((), f"the suite has {cells:,} cells before `exclude` ({made_of}), and {limit}")
 
-    def _known(self, where: Where, name: str, known: Mapping[str, Any], section: str) -> None:
+    def known(self, where: Where, name: str, known: Mapping[str, Any], section: str) -> None:
         if name in known:
             return
         given = self.file.data.get(section)
@@ -154,9 +156,9 @@ class _SuiteReader(FileReader):
             return [(student, teacher) for student in students for teacher in teachers]
         pairs: dict[tuple[str, str], None] = {}
         for student, names in given.items():
-            self._known(("pairs", student), student, students, "students")
+            self.known(("pairs", student), student, students, "students")
             for teacher in [names] if isinstance(names, str) else names:
-                self._known(("pairs", student), teacher, teachers, "teachers")
+                self.known(("pairs", student), teacher, teachers, "teachers")
                 if (student, teacher) in pairs:
                     self.error(("pairs", student), f"'{teacher}' is given twice")
                 pairs[student, teacher] = None
@@ -173,7 +175,7 @@ class _SuiteReader(FileReader):
                 self.error(("exclude", place), f"the rule is empty: name a {', '.join(PLACES)}")
             for key, known in zip(PLACES, (students, teachers, objectives), strict=True):
                 for name in rule.get(key, ()):
-                    self._known(("exclude", place, key), name, known, f"{key}s")
+                    self.known(("exclude", place, key), name, known, f"{key}s")
             found.append({key: list(dict.fromkeys(names)) for key, names in rule.items()})
         return found
 
@@ -181,7 +183,7 @@ class _SuiteReader(FileReader):
         if given is None:
             return [name for name in DEFAULT_BASELINES if name in objectives]
         for place, name in enumerate(given):
-            self._known(("baselines", place), name, objectives, "objectives")
+            self.known(("baselines", place), name, objectives, "objectives")
             if name in given[:place]:
                 self.error(("baselines", place), f"'{name}' is given twice")
         return given

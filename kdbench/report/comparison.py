@@ -8,6 +8,7 @@ from kdbench.manifest import Manifest
 from kdbench.record import same_images
 from kdbench.stats.compare import compare
 from kdbench.stats.paired import family
+from kdbench.stats.paper_claims import paper_claims
 from kdbench.stats.repeats import block_keys, spread_over_blocks
 from kdbench.store.frame import block_frame
 
@@ -69,6 +70,13 @@ def controlled(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     pairs = [(one.control_of, one.name) for one in manifest.objectives if one.control_of]
     every = block_frame(manifest).merge(pd.DataFrame(pairs, columns=["objective", "baseline"]), how="cross")
     return _planned(runs, every)
+
+
+def claims(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest, collapsed: frozenset[str]) -> pd.DataFrame:
+    """The verdicts on the suite's claims, as `stats.paper_claims` makes them."""
+    measured = spread_over_blocks(costs[costs["state"] == "measured"], block_frame(manifest))
+    asked = pd.DataFrame(manifest.claimed).astype({"margin": float})
+    return paper_claims(runs, measured, asked, manifest.alpha, manifest.primary.higher_is_better, collapsed)
 
 
 def _planned(runs: pd.DataFrame, every: pd.DataFrame) -> pd.DataFrame:

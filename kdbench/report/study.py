@@ -14,7 +14,7 @@ import pandas as pd
 from pandas.api.extensions import ExtensionDtype
 
 from kdbench.manifest import Block, Manifest
-from kdbench.report.comparison import asked, comparisons, controlled, student_runs
+from kdbench.report.comparison import asked, claims, comparisons, controlled, student_runs
 from kdbench.stats.collapse import collapsed_runs
 from kdbench.stats.overall import overall, overall_summaries
 from kdbench.stats.ranks import mean_ranks
@@ -83,7 +83,7 @@ class Study:
     `collapsed`: the runs that collapse. `ranks`: mean ranks; None with one pair. `costs`, `histories`, `terms`, `trials`, `images`: as
     `frame.costs`, `histories.histories`, `histories.terms`, `store.trials.trials` and `stats.predictions.image_statistics` make them;
     None: not read or not there. `controls`: as `overall`, each objective with each of its controls as the baseline. `features`: as
-    `store.features.frames` makes them.
+    `store.features.frames` makes them, `claims`: as `stats.paper_claims` makes it.
     """
 
     manifest: Manifest
@@ -102,6 +102,7 @@ class Study:
     trials: pd.DataFrame | None = None
     controls: pd.DataFrame | None = None
     features: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    claims: pd.DataFrame | None = None
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str, str], Place]:
@@ -228,6 +229,7 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
         overall_summaries=whole.assign(among_best=["best" if best else "" for best in score == score.max()]),
         collapsed=collapsed,
         controls=overall(students, controlled(students, manifest), alpha, manifest.margin, higher, names) if controls else None,
+        claims=claims(students, costs, manifest, names) if manifest.claims else None,
         ranks=mean_ranks(values[everywhere], higher) if len(blocks) > 1 else None,
         costs=costs,
     )

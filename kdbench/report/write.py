@@ -17,6 +17,7 @@ from kdbench.manifest import Manifest
 from kdbench.report import latex
 from kdbench.report.across_table import across_table
 from kdbench.report.beside import beside
+from kdbench.report.claim_table import claim_table
 from kdbench.report.class_table import class_table
 from kdbench.report.comparison_table import comparison_table
 from kdbench.report.controls import control_table
@@ -43,8 +44,8 @@ from kdbench.store.whole_folder import fresh_report, put_at_the_end
 if TYPE_CHECKING:
     from kdbench.store import Store
 
-ASKED_FOR = ("paper", "beside")
-"""Tables that are printed whole, since an option asks for them."""
+ASKED_FOR = ("claims", "paper", "beside")
+"""Tables that are printed whole, since the suite or an option asks for them."""
 SHORT = 60
 """About so many lines are printed without `--full`."""
 HINT = "--full prints all tables: pair by pair, across pairs, comparisons and costs."
@@ -191,6 +192,7 @@ def report_tables(whole: Study, options: ReportOptions | None = None) -> list[Ta
     options = options or ReportOptions()
     found = [
         *main_tables(whole),
+        claim_table(whole),
         paper_table(whole) if options.layout == "paper" else None,
         beside(options.beside, whole) if options.beside else None,
         across_table(whole),
@@ -268,7 +270,8 @@ def write(whole: Study, document: Document, store: Store, folder: Path, options:
 
 def frames(whole: Study, options: ReportOptions) -> Iterator[tuple[str, pd.DataFrame]]:
     """The tables behind the tables, by file name."""
-    names = ("summaries", "comparisons", "overall", "costs", "trials", "controls", *(("terms", "histories") if options.histories else ()))
+    names = ["summaries", "comparisons", "overall", "costs", "trials", "controls", "claims"]
+    names += ["terms", "histories"] if options.histories else []
     held = [(name, getattr(whole, name)) for name in names]
     held += [(f"images_{name}", getattr(whole.images, name)) for name in from_file.IMAGE_FRAMES] if whole.images is not None else []
     held += [(f"features_{name}", table) for name, table in whole.features.items()]

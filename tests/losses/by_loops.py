@@ -28,8 +28,9 @@ def kd(loss: Any, s: Taps, t: Taps) -> float:
 
 def sp(loss: Any, s: Taps, t: Taps) -> float:
     norm = {"row_l2": slow.unit, "frobenius": slow.whole}[loss.norm]
+    value = slow.sp_of_means if loss.compared == "means" else slow.sp
     pairs = zip(stages(s, loss.tap), stages(t, loss.tap), strict=True)
-    total = sum(slow.sp(slow.rows(x), slow.rows(y), norm) for x, y in pairs)
+    total = sum(value(slow.rows(x), slow.rows(y), norm) for x, y in pairs)
     return total * (len(s.pooled) / 64 if loss.rescale == "batch" else 1)
 
 
@@ -68,14 +69,17 @@ def rkd(loss: Any, s: Taps, t: Taps) -> float:
 def cka(loss: Any, s: Taps, t: Taps) -> float:
     def likeness(x: Tensor, y: Tensor) -> float:
         k, m = (kernel(samples(z)) for z in (x, y))
+        if loss.norms == "teacher":
+            return 1 - slow.relative_square(*(centre(one) for one in (k, m))) / 2
         if loss.estimator == "unbiased":
             return slow.hsic1(k, m) / (slow.hsic1(k, k) * slow.hsic1(m, m)) ** 0.5
-        return slow.cosine(*(slow.double_centred(one) if loss.estimator == "biased" else one for one in (k, m)))
+        return slow.cosine(*(centre(one) for one in (k, m)))
 
     def samples(x: Tensor) -> slow.Rows:
         return slow.rows(x) if loss.pool == "flatten" or x.ndim == 2 else slow.grid(x, 1 if loss.pool == "gap" else loss.pool)
 
     kernel = {"linear": slow.gram, "rbf": slow.rbf}[loss.kernel]
+    centre = {"biased": slow.double_centred, "uncentred": list, "unbiased": slow.u_centred}[loss.estimator]
     form = {"one_minus": lambda a: 1 - a, "neg": lambda a: -a, "sqrt": lambda a: 1 - a**0.5}[loss.form]
     return sum(form(likeness(x, y)) for x, y in zip(stages(s, loss.tap), stages(t, loss.tap), strict=True))
 

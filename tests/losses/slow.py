@@ -106,6 +106,25 @@ def sp(x: Rows, y: Rows, norm: Any = unit) -> float:
     return math.fsum((s[i][j] - t[i][j]) ** 2 for i in range(n) for j in range(n)) / n**2
 
 
+def sp_of_means(x: Rows, y: Rows, norm: Any = unit) -> float:
+    means = [math.fsum(a for one in norm(gram(z)) for a in one) / len(z) ** 2 for z in (x, y)]
+    return (means[1] - means[0]) ** 2
+
+
+def relative_square(k: Rows, m: Rows) -> float:
+    """|k - m|^2 / |m|^2."""
+    return math.fsum((a - b) ** 2 for u, v in zip(k, m, strict=True) for a, b in zip(u, v, strict=True)) / math.fsum(
+        b * b for v in m for b in v
+    )
+
+
+def u_centred(k: Rows) -> Rows:
+    n = len(k)
+    rows = [math.fsum(u) - u[i] for i, u in enumerate(k)]
+    total = math.fsum(rows) / ((n - 1) * (n - 2))
+    return [[0.0 if i == j else k[i][j] - (rows[i] + rows[j]) / (n - 2) + total for j in range(n)] for i in range(n)]
+
+
 def soft(z: list[float], temperature: float) -> list[float]:
     e = [math.exp(a / temperature) for a in z]
     return [a / math.fsum(e) for a in e]

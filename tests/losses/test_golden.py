@@ -204,9 +204,13 @@ SLOW: dict[tuple[str, str], Any] = {
     ("rkd", "official_metric"): rkd_slowly(1.0, 2.0, "t"),
     ("cka", "saha"): lambda loss, s, t: 1 - slow.cosine(*(slow.double_centred(slow.gram(slow.rows(z.last))) for z in (s, t))),
     ("cka", "uncentred"): lambda loss, s, t: 1 - slow.cosine(*(slow.gram(slow.rows(z.last)) for z in (s, t))),
+    ("cka", "unnormalised"): lambda loss, s, t: (
+        slow.relative_square(*(slow.double_centred(slow.gram(slow.rows(z.last))) for z in (s, t))) / 2
+    ),
     ("kd", "lskd"): lambda loss, s, t: 4 * slow.kd(*(slow.standardised(slow.rows(z.logits)) for z in (s, t)), 2.0),
     ("sp", "torchdistill"): lambda loss, s, t: slow.sp(slow.rows(s.last), slow.rows(t.last)),
     ("sp", "frobenius"): lambda loss, s, t: slow.sp(slow.rows(s.last), slow.rows(t.last), slow.whole),
+    ("sp", "mmd"): lambda loss, s, t: slow.sp_of_means(slow.rows(s.last), slow.rows(t.last), slow.whole),
     ("sp", "rescaled"): lambda loss, s, t: slow.sp(slow.rows(s.last), slow.rows(t.last)) * 6 / 64,
     ("rkd", "mmrazor"): rkd_slowly(25.0, 50.0, "s", "t"),
     ("rkd", "torchdistill"): lambda loss, s, t: (
@@ -231,6 +235,25 @@ def test_sp_over_the_stages_is_the_sum_over_them() -> None:
     s, t = toys.taps(6, 4, 1), toys.taps(6, 6, 2)
     each = [slow.sp(slow.rows(a), slow.rows(b)) for a, b in zip(s.stages, t.stages, strict=True)]
     assert toys.near(built("sp", {"tap": "stages"})(s, t).item(), sum(each), 1e-10)
+
+
+def test_cka_is_the_squared_distance_of_gram_matrices_and_the_term_of_their_means_a_lower_bound_of_it() -> None:
+    s, t = toys.taps(7, 4, 1), toys.taps(7, 6, 2)
+    entries, means = (7**2 / 2 * built("sp", {"norm": "frobenius", "compared": one})(s, t).item() for one in ("entries", "means"))
+    assert toys.near(built("cka", {"estimator": "uncentred"})(s, t).item(), entries, 1e-10) and 0 < means < entries
+
+
+def test_cka_with_the_norm_of_the_teacher_is_cka_for_gram_matrices_of_one_norm_and_not_for_others() -> None:
+    s, t = toys.taps(7, 4, 1), toys.taps(7, 6, 2)
+    for estimator in ("biased", "unbiased", "uncentred"):
+        own, teacher = (built("cka", {"estimator": estimator, "norms": norms}) for norms in ("own", "teacher"))
+        # The loss is r^2/2 - r CKA + 1/2, r the ratio of the norms: of features divided by the root of r it is 1 - CKA.
+        nothing = teacher(s.map(lambda x: 0 * x), t).item()
+        linear = [teacher(s.map(lambda x, by=by: by**0.5 * x), t).item() - nothing for by in (1, 2)]
+        ratio = (linear[1] - 2 * linear[0]) ** 0.5
+        scaled = s.map(lambda x, by=ratio: x / by**0.5)
+        assert toys.near(teacher(scaled, t).item(), own(s, t).item(), 1e-9) and toys.near(nothing, 0.5, 1e-12)
+        assert abs(teacher(s.map(lambda x: 3 * x), t).item() - teacher(s, t).item()) > 0.1
 
 
 def test_unbiased_cka_is_the_ratio_of_printed_unbiased_hsic() -> None:

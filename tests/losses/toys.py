@@ -72,7 +72,7 @@ class Net(nn.Module):
 
 
 FURTHER: dict[str, list[dict[str, Any]]] = {
-    "sp": [{"tap": "pooled"}, {"tap": "stages"}],
+    "sp": [{"tap": "pooled"}, {"tap": "stages"}, {"compared": "means", "tap": "stages", "rescale": "batch"}],
     "cc": [
         {"order": 3, "gamma": 0.7, "reduction": "fro_over_n2"},
         {"kernel": "bilinear"},
@@ -98,6 +98,9 @@ FURTHER: dict[str, list[dict[str, Any]]] = {
         {"pool": "gap"},
         {"estimator": "uncentred", "form": "sqrt"},
         {"kernel": "rbf", "estimator": "unbiased"},
+        {"norms": "teacher", "estimator": "unbiased", "tap": "stages"},
+        {"norms": "teacher", "estimator": "uncentred", "tap": "pooled", "form": "neg"},
+        {"norms": "teacher", "kernel": "rbf"},
         {"kernel": "rbf", "estimator": "uncentred", "tap": "stages", "pool": 2, "form": "sqrt"},
     ],
     "rcka": [

@@ -13,6 +13,7 @@ from scipy import stats
 from kdbench.stats.collapse import FAR, deviations
 from kdbench.stats.new_pairs import new_pairs
 from kdbench.stats.paired import family
+from kdbench.stats.paper_claims import CONTRADICTED, OF_METRIC, SUPPORTED, UNDECIDED, corrected, p_values
 
 ALPHA = 0.05
 SEED = 2026
@@ -258,6 +259,36 @@ def new_pairs_coverage(layout: str, effects: tuple[float, ...], noise: tuple[flo
     return float(mean), float(np.mean([one.pair_low <= at <= one.pair_high for one, at in zip(found, new, strict=True)]))
 
 
+CLAIM_TRUTHS = {
+    "no difference, margin 0.5": ((0, 0, 0, 0, 0, 0), 0.5),
+    "all differ by the margin of 1": ((1, 1, 1, 1, 1, 1), 1.0),
+    "half do not differ, half by the margin of 8": ((0, 0, 0, 8, 8, 8), 8.0),
+    "by 1, 1, 1, -1, 5, 0; margin 1": ((1, 1, 1, -1, 5, 0), 1.0),
+    "by -1, -1, -1, 0, 0, -1; margin 1": ((-1, -1, -1, 0, 0, -1), 1.0),
+}
+"""The true differences of six comparisons in standard deviations of a run, and the margin."""
+CLAIM_RELATIONS = {**{one: (one,) for one in OF_METRIC}, "each of them twice": OF_METRIC}
+
+
+def claim_errors(differences: tuple[float, ...], margin: float, relations: tuple[str, ...], count: int, seed: int = SEED) -> float:
+    """The share of suites with any wrong verdict on a comparison with the one baseline that all share, so that the tests depend on each
+    other; n = 5."""
+    d = np.array(differences, dtype=float)
+    # Where `equal` is wrong just beyond the margin.
+    d = np.where(np.abs(d) == margin, d * (1 + 1e-9), d)
+    relation = np.resize(np.array(relations), len(d))
+    supported = np.select([relation == one for one in OF_METRIC], [d > 0, d > -margin, np.abs(d) <= margin])
+    contradicted = np.select([relation == one for one in OF_METRIC], [d < margin, d < -margin, np.abs(d) > margin])
+    rng, n = np.random.default_rng(seed), 5
+    values = d[:, None] + rng.standard_normal((count, len(d), n)) - rng.standard_normal((count, 1, n))
+    df, least, errors = np.full(len(d), n - 1.0), np.full(len(d), margin), 0
+    for mean, error in zip(values.mean(axis=2), values.std(axis=2, ddof=1) / n**0.5, strict=True):
+        supports, contradicts = corrected(*p_values(relation, mean, error, df, least))
+        verdict = np.select([contradicts < ALPHA, supports < ALPHA], [CONTRADICTED, SUPPORTED], UNDECIDED)
+        errors += bool(((verdict == SUPPORTED) & (supported == 0) | (verdict == CONTRADICTED) & (contradicted == 0)).any())
+    return errors / count
+
+
 def frames(values: np.ndarray, suite: Suite) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One suite's values [pair, objective, repeat] as the runs and the family that the public functions take."""
     pair, objective, repeat = (axis.ravel() for axis in np.indices(values.shape))
@@ -342,6 +373,10 @@ if __name__ == "__main__":
     markdown("scenario", {title: coverage(ERROR_SCENARIOS[title], counts) for title in COVERED})
     markdown("scenario", {title: power(suite, counts) for title, suite in POWER_SCENARIOS.items()})
     markdown("suite", {title: collapses(suite, counts) for title, suite in COLLAPSES.items()})
+    rates = {
+        truth: {name: claim_errors(*CLAIM_TRUTHS[truth], of, counts) for name, of in CLAIM_RELATIONS.items()} for truth in CLAIM_TRUTHS
+    }
+    markdown("true differences", rates)
     ranges = {}
     for layout in LAYOUTS:
         grid = [(one, noise) for one in PAIR_EFFECTS for noise in REPEAT_NOISE if any(one[1:]) or not layout.startswith("1 student")]
