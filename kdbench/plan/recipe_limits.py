@@ -9,7 +9,7 @@ from kdbench import parts
 from kdbench.isolation import isolated
 from kdbench.plan.matrix import Plan
 from kdbench.plan.schema import Json, Net
-from kdbench.recipes._base import MIXING, OF_DATA, OF_TASK, Recipe, steps_per_epoch
+from kdbench.recipes._base import MIXING, OF_DATA, OF_TASK, RAND_AUGMENT_WORDS, Recipe, is_rand_augment, steps_per_epoch
 
 
 def unmet(plan: Plan, dataset: Any) -> list[str]:
@@ -29,11 +29,14 @@ def unmet(plan: Plan, dataset: Any) -> list[str]:
         elif "dot" in objective.config and recipe["momentum"] + objective.config["dot"] >= 1:
             problem = f"`dot` and the recipe's momentum {recipe['momentum']:g} must be less than 1 in all: write a smaller `dot`"
             found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student}: {problem}")
-        for term in objective.config["terms"]:
-            for problem in _of_loss(term, recipe, suite.sources):
+        losses = [(term, _built(term, suite.sources)) for term in objective.config["terms"]]
+        for term, loss in losses:
+            for problem in _of_loss(term, loss, recipe) if loss else ():
                 if (name, problem) not in seen:
                     seen.add((name, problem))
                     found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")
+        for problem in _of_second_views({term["loss"]: loss for term, loss in losses if loss}, dataset, suite.dataset["name"]):
+            found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")
     return list(dict.fromkeys(found))
 
 
@@ -83,16 +86,33 @@ def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
         yield option, f"the dataset '{name}' has no {option}: leave it out of the recipe"
 
 
-def _of_loss(term: Mapping[str, Any], recipe: Json, sources: Mapping[str, str]) -> Iterator[str]:
-    name, mixing, divided = term["loss"], any(recipe[option] for option in MIXING), recipe["accumulate"] > 1
-    if not mixing and not divided:
-        return
+def _built(term: Mapping[str, Any], sources: Mapping[str, str]) -> Any:
+    """The loss of a term; None if something is wrong with it, which is found where it is tried."""
     try:
         with isolated(0):
-            loss = parts.from_config("loss", {**term, "name": name}, sources)
-            couples, takes_mixed = loss.couples, loss.takes_mixed or not loss._needs() & {"target", "index"}
-    except Exception:  # what is wrong with the loss is found where it is tried
-        return
+            loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
+            return loss if loss._needs() is not None else None
+    except Exception:
+        return None
+
+
+def _of_second_views(losses: Mapping[str, Any], dataset: Any, name: str) -> Iterator[str]:
+    from kdbench.datasets._fixmatch import NAME
+
+    asked = {called: loss.augmentation for called, loss in losses.items() if "second_view" in loss._needs()}
+    for called, augmentation in asked.items():
+        if not dataset.augments:
+            yield f"the loss '{called}' needs a second view of each image, and the dataset '{name}' has none: choose another loss"
+        if augmentation != NAME and not is_rand_augment(str(augmentation)):
+            yield f"the `augmentation` {augmentation!r} of the loss '{called}' is not understood: write '{NAME}', or {RAND_AUGMENT_WORDS}"
+    if len(set(map(str, asked.values()))) > 1:
+        each = "; ".join(f"{called}: {augmentation}" for called, augmentation in asked.items())
+        yield f"its losses need second views that are augmented differently ({each}): give all the same `augmentation`"
+
+
+def _of_loss(term: Mapping[str, Any], loss: Any, recipe: Json) -> Iterator[str]:
+    name, mixing, divided = term["loss"], any(recipe[option] for option in MIXING), recipe["accumulate"] > 1
+    couples, takes_mixed = loss.couples, loss.takes_mixed or not loss._needs() & {"target", "index"}
     if mixing and term["pairing"] in ("shuffled_globally", "shuffled_in_class"):
         text = f"the pairing '{term['pairing']}' gives '{name}' the teacher's outputs for images that are not mixed"
         yield f"{text}: leave mixup and cutmix out of the recipe"

@@ -78,14 +78,22 @@ class Setup:
             student_taps = probe_model(cell.config["student"], self.dataset, outputs, cell.sources).taps
             teacher_taps = probe_model(self.teacher.cell.config["student"], self.dataset, outputs, self.teacher.cell.sources).taps
             teacher, labels = self.teacher.model, self.data.targets("train").cpu()
+            if self.dataset.augments:
+                student_taps, teacher_taps = student_taps.with_second_view(), teacher_taps.with_second_view()
             features = partial(self.teacher.features, self.data) if teacher_taps.pooled is not None else None
             objective.bind(Pair(student_taps, teacher_taps, labels, getattr(teacher, "head", None), teacher, features))
         return objective.to(self.device)
 
     def member(self, cell: Cell, point: Point | None = None) -> Member:
-        """The student of a cell, ready to train. Raises PartError (missing), RefusedError (a loss), or DataError (initial weights)."""
-        objective, steps = self.objective(cell, point), BatchPlan.of(cell.config, self.data).steps
-        return Member(cell, self.student(cell), objective, make_task(cell), steps, point)
+        """The student of a cell, ready to train. Raises PartError (missing), RefusedError (a loss), or DataError (initial weights, or a
+        second view of the images)."""
+        objective, plan = self.objective(cell, point), BatchPlan.of(cell.config, self.data)
+        if objective.augmentation is not None:  # what cannot be augmented so is a failure of this cell alone
+            second = plan.second_views(objective.augmentation)
+            index, views = next(second.epoch(0))
+            with isolated(0):
+                second.data.batch("train", index[:1], views[:1])
+        return Member(cell, self.student(cell), objective, make_task(cell), plan.steps, point)
 
 
 def point_of(store: Store, cell: Cell) -> Point | None:
