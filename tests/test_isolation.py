@@ -82,7 +82,7 @@ def spoil_net(net):
 class Adversary(Loss):
     """Writes to everything in `bind` and in `forward`; `step` is when it raises."""
 
-    needs = frozenset({"logits", "pooled", "last", "stages", "preact", "target", "index", "labels", "teacher_head", "teacher_model"})
+    needs = frozenset({"logits", "pooled", "last", "stages", "preact", "target", "index", "labels", "teacher_head", "teacher_model", "second_view"})
 
     def __init__(self, *, step: int = 10**6):
         super().__init__()
@@ -93,6 +93,8 @@ class Adversary(Loss):
             spoil(getattr(taps, name))
         for tensor in (*taps.stages, *taps.preact):
             spoil(tensor)
+        if vars(taps).get("second_view") is not None:
+            self.spoil_taps(taps.second_view)
         vars(taps).update(logits=None, stages=())
 
     def bind(self, pair):
