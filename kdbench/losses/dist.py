@@ -43,8 +43,8 @@ class DIST(Loss):
         "cifar100": Preset(f"{SOURCE}: CIFAR-100, twice (beta 1, gamma 1), tau 4", weight=2.0),
         "imagenet": Preset(f"{SOURCE}: ImageNet, twice (beta 1, gamma 1), tau 1", weight=2.0, options={"tau": 1.0}),
         "plus_torchdistill": Preset(
-            "github.com/yoshitomo-matsubara/torchdistill, configs/sample/ilsvrc2012/dist_plus: beta 2, gamma 2, iota 1, kappa 1, tau 1",
-            weight=1.0,
+            "github.com/yoshitomo-matsubara/torchdistill, ImageNet sample: twice (beta 2, gamma 2, iota 1, kappa 1), tau 1",
+            weight=2.0,
             options={"beta": 2.0, "gamma": 2.0, "tau": 1.0, "plus": "torchdistill"},
         ),
     }

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Preset, Taps
-from kdbench.losses._soft import Transform, divergence, positive, transformed
+from kdbench.losses._soft import divergence, positive, transformed
 
 FURTHER = (3.0, 5.0, 2.0, 6.0)
 OF_FIRST_VIEW = 2
@@ -67,7 +67,7 @@ class MLKD(Loss):
     laws = frozenset({"permutation"})
     task_of_both_views = True
 
-    def __init__(self, *, temperature: float = 4.0, transform: Transform = "none", augmentation: str = "fixmatch"):
+    def __init__(self, *, temperature: float = 4.0, transform: Literal["none", "zscore"] = "none", augmentation: str = "fixmatch"):
         super().__init__()
         positive(temperature=temperature)
         self.temperature = temperature
