@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbench import parts
 from kdbench.isolation import isolated
@@ -29,13 +29,14 @@ def unmet(plan: Plan, dataset: Any) -> list[str]:
         elif "dot" in objective.config and recipe["momentum"] + objective.config["dot"] >= 1:
             problem = f"`dot` and the recipe's momentum {recipe['momentum']:g} must be less than 1 in all: write a smaller `dot`"
             found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student}: {problem}")
-        losses = [(term, _built(term, suite.sources)) for term in objective.config["terms"]]
+        losses = [(term, loss) for term in objective.config["terms"] if (loss := _said(term, suite.sources))]
         for term, loss in losses:
-            for problem in _of_loss(term, loss, recipe) if loss else ():
+            for problem in _of_loss(term, loss, recipe):
                 if (name, problem) not in seen:
                     seen.add((name, problem))
                     found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")
-        for problem in _of_second_views({term["loss"]: loss for term, loss in losses if loss}, dataset, suite.dataset["name"]):
+        asked = [(term["loss"], loss.augmentation) for term, loss in losses if "second_view" in loss.needs]
+        for problem in _of_second_views(asked, dataset, suite.dataset["name"]):
             found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")
     return list(dict.fromkeys(found))
 
@@ -86,33 +87,41 @@ def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
         yield option, f"the dataset '{name}' has no {option}: leave it out of the recipe"
 
 
-def _built(term: Mapping[str, Any], sources: Mapping[str, str]) -> Any:
-    """The loss of a term; None if something is wrong with it, which is found where it is tried."""
+class _Said(NamedTuple):
+    """What a loss declares."""
+
+    needs: frozenset[str]
+    couples: str
+    takes_mixed: bool
+    augmentation: str
+
+
+def _said(term: Mapping[str, Any], sources: Mapping[str, str]) -> _Said | None:
+    """None if something is wrong with the loss, which is found where it is tried."""
     try:
         with isolated(0):
             loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
-            return loss if loss._needs() is not None else None
+            return _Said(loss._needs(), loss.couples, loss.takes_mixed, str(loss.augmentation))
     except Exception:
         return None
 
 
-def _of_second_views(losses: Mapping[str, Any], dataset: Any, name: str) -> Iterator[str]:
+def _of_second_views(asked: list[tuple[str, str]], dataset: Any, name: str) -> Iterator[str]:
     from kdbench.datasets._fixmatch import NAME
 
-    asked = {called: loss.augmentation for called, loss in losses.items() if "second_view" in loss._needs()}
-    for called, augmentation in asked.items():
+    for called, augmentation in asked:
         if not dataset.augments:
             yield f"the loss '{called}' needs a second view of each image, and the dataset '{name}' has none: choose another loss"
-        if augmentation != NAME and not is_rand_augment(str(augmentation)):
+        if augmentation != NAME and not is_rand_augment(augmentation):
             yield f"the `augmentation` {augmentation!r} of the loss '{called}' is not understood: write '{NAME}', or {RAND_AUGMENT_WORDS}"
-    if len(set(map(str, asked.values()))) > 1:
-        each = "; ".join(f"{called}: {augmentation}" for called, augmentation in asked.items())
+    if len({augmentation for _, augmentation in asked}) > 1:
+        each = "; ".join(f"{called}: {augmentation}" for called, augmentation in asked)
         yield f"its losses need second views that are augmented differently ({each}): give all the same `augmentation`"
 
 
-def _of_loss(term: Mapping[str, Any], loss: Any, recipe: Json) -> Iterator[str]:
+def _of_loss(term: Mapping[str, Any], loss: _Said, recipe: Json) -> Iterator[str]:
     name, mixing, divided = term["loss"], any(recipe[option] for option in MIXING), recipe["accumulate"] > 1
-    couples, takes_mixed = loss.couples, loss.takes_mixed or not loss._needs() & {"target", "index"}
+    couples, takes_mixed = loss.couples, loss.takes_mixed or not loss.needs & {"target", "index"}
     if mixing and term["pairing"] in ("shuffled_globally", "shuffled_in_class"):
         text = f"the pairing '{term['pairing']}' gives '{name}' the teacher's outputs for images that are not mixed"
         yield f"{text}: leave mixup and cutmix out of the recipe"
