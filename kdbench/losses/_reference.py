@@ -52,7 +52,7 @@ def value(make: Callable[[], Loss]) -> float:
         return loss(given.student, given.teacher, Batch(torch.arange(5), torch.arange(5))).item()
 
 
-def _taps(function: Callable[[Tensor], Tensor], step: float, width: int, earlier: int, size: float, slow: float, first: int) -> Taps:
+def _taps(function: Callable[[Tensor], Tensor], step: float, width: int, earlier: int, size: int, slow: float, first: int) -> Taps:
     """`first` is the k of the first number of each tensor; `size` and `slow` are amplitude and step of the logits."""
 
     def wave(step: float, *shape: int) -> Tensor:
