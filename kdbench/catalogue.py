@@ -91,7 +91,7 @@ def _example_pair() -> Any:
     labels = torch.empty(dataset.n_train, dtype=torch.int64, device="meta")
     assert teacher.taps.pooled is not None
     features = torch.empty(dataset.n_train, teacher.taps.pooled.shape[1], device="meta")
-    return Pair(student.taps, teacher.taps, labels, teacher.model.head, teacher.model, features)
+    return Pair(student.taps.with_second_view(), teacher.taps.with_second_view(), labels, teacher.model.head, teacher.model, features)
 
 
 def _parameters(loss: Any, pair: Any) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -98,15 +99,16 @@ def test_every_loss_in_a_file_is_one_that_trains(folder: Path) -> None:
         for line in name.read_text().splitlines()
         if line[:6] == "class "
     ]
-    assert len(made) == 3
+    assert len(made) == 4
     for path, name in made:
         draw = torch.Generator().manual_seed(0)
-        student, teacher = (
+        views = [
             kdbench.Taps(
                 **{key: torch.randn(16, size, generator=draw).requires_grad_() for key, size in (("logits", 3), ("pooled", width))}
             )
-            for width in (5, 6)
-        )
+            for width in (5, 6, 5, 6)
+        ]
+        student, teacher = (replace(one, second_view=second) for one, second in zip(views[:2], views[2:], strict=True))
         loss = kdbench.make_loss(f"{path}:{name}")
         loss.prepare(Pair(student, teacher))
         loss(student, teacher, torch.arange(16) % 3).backward()

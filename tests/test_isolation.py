@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def spoil_net(net):
 class Adversary(Loss):
     """Writes to everything in `bind` and in `forward`; `step` is when it raises."""
 
-    needs = frozenset({"logits", "pooled", "last", "stages", "preact", "target", "index", "labels", "teacher_head", "teacher_model"})
+    needs = frozenset({"logits", "pooled", "last", "stages", "preact", "target", "index", "labels", "teacher_head", "teacher_model", "second_view"})
 
     def __init__(self, *, step: int = 10**6):
         super().__init__()
@@ -93,6 +94,8 @@ class Adversary(Loss):
             spoil(getattr(taps, name))
         for tensor in (*taps.stages, *taps.preact):
             spoil(tensor)
+        if vars(taps).get("second_view") is not None:
+            self.spoil_taps(taps.second_view)
         vars(taps).update(logits=None, stages=())
 
     def bind(self, pair):
@@ -262,8 +265,9 @@ def test_no_term_changes_another_of_its_objective_whatever_the_order(tmp_path: P
     def run(*terms: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Taps]:
         objective = Objective({"task": 1.0, "terms": list(terms)}, {"bad.py:Adversary": str(tmp_path)})
         net = torch.nn.Linear(4, 5)
-        student, teacher = taps(0).map(lambda tensor: tensor.requires_grad_()), taps(1)
-        batch = Batch(torch.arange(6) % 5, torch.arange(6))
+        student = replace(taps(0), second_view=taps(2)).map(lambda tensor: tensor.requires_grad_())
+        teacher, further = replace(taps(1), second_view=taps(3)), taps(3)
+        batch = Batch(torch.arange(6) % 5, torch.arange(6), second_views={("matched", "fixmatch"): (None, further)})
         objective.bind(Pair(student, teacher, torch.arange(30) % 5, net, net))
         values = {
             name: value
@@ -271,7 +275,9 @@ def test_no_term_changes_another_of_its_objective_whatever_the_order(tmp_path: P
             if name.startswith(("kd", "rkd"))
         }
         torch.stack(list(values.values())).sum().backward()
-        assert all(torch.equal(one, other) for one, other in zip(teacher.tensors(), taps(1).tensors(), strict=True))
+        before = replace(taps(1), second_view=taps(3)).tensors()
+        assert all(torch.equal(one, other) for one, other in zip(teacher.tensors(), before, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(further.tensors(), taps(3).tensors(), strict=True))
         assert torch.equal(batch.target, torch.arange(6) % 5) and torch.equal(batch.index, torch.arange(6)) and batch.step == 0
         assert not net.weight.eq(9).any() and not net._forward_hooks
         return values, student

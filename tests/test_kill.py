@@ -17,7 +17,7 @@ EPOCHS = 5
 SUITE = {
     "recipe": f"{{name: short, epochs: {EPOCHS}, batch_size: 16, lr: 0.02, milestones: [3], mixup: 0.8, cutmix: 1, random_erasing: 0.3, ema: 0.9}}",
     "students": "{drops: {model: cifar_resnet, depth: 8, widths: [8, 8, 8, 16], dropout: 0.3, drop_path: 0.2}}",
-    "objectives": "[kd, 'cc:crd']",
+    "objectives": "[kd, 'cc:crd', mlkd]",
     "repeats": "1",
 }
 

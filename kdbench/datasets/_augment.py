@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdbench.datasets._fixmatch import NAME as FIXMATCH
+from kdbench.datasets._fixmatch import fixmatch
 from kdbench.errors import DataError
 
 
@@ -41,7 +43,8 @@ def draw_from(view: int, purpose: str) -> None:
 @dataclass(frozen=True)
 class RandAugment:
     """timm's RandAugment as its training script uses it: new pixels have the mean colour, translations are at most 0.45 of the image, and
-    each operation interpolates bilinearly or bicubically, by chance. A grey image is augmented as a colour image of equal channels."""
+    each operation interpolates bilinearly or bicubically, by chance. Or, where `config` is `fixmatch`, the augmentation of that name. A
+    grey image is augmented as a colour image of equal channels."""
 
     config: str
     size: int
@@ -49,6 +52,8 @@ class RandAugment:
 
     @cached_property
     def change(self) -> Any:
+        if self.config == FIXMATCH:
+            return fixmatch
         from kdbench.timm_adapter import make_rand_augment
 
         return make_rand_augment(self.config, self.size, self.mean)

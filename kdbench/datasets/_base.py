@@ -52,10 +52,13 @@ class Data:
             yield self.batch(split, index, views)
 
     def augmented(self, rand_augment: str | None, random_erasing: float) -> Data:
-        """The same data with these options of a recipe: the training images, and no others, also change by them, each by its view."""
+        """The same data with these options of a recipe in place of any before: the training images, and no others, also change by them,
+        each by its view. A second view has `fixmatch` or a text of `rand_augment` (`Loss.augmentation`)."""
         if rand_augment is None and not random_erasing:
             return self
-        raise DataError(f"{type(self).__name__} has neither rand_augment nor random_erasing: define `augmented`, or leave them out")
+        raise DataError(
+            f"{type(self).__name__} has neither rand_augment nor random_erasing, nor a second view of an image: define `augmented`"
+        )
 
     def read_with(self, processes: int) -> None:
         """Set the number of processes that read ahead. No result depends on it."""
@@ -73,7 +76,8 @@ class Dataset:
 
     task: ClassVar[str] = "classification"
     augments: ClassVar[bool] = True
-    """Whether the data have `rand_augment` and `random_erasing` (`Data.augmented`); where not, a recipe with them is refused."""
+    """Whether the data have `rand_augment` and `random_erasing` (`Data.augmented`); where not, a recipe with them is refused, as is a loss
+    that needs a second view."""
 
     n_classes: int
     input_shape: tuple[int, ...]

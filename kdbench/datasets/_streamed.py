@@ -69,7 +69,7 @@ class StreamedData(Data):
                 yield self._erased(self._placed(split, index, pixels), views)
 
     def augmented(self, rand_augment: str | None, random_erasing: float) -> StreamedData:
-        seen = self.seen
+        seen = self.seen.first if isinstance(self.seen, AlsoRandAugment) else self.seen
         if rand_augment is not None:
             seen = AlsoRandAugment(seen, RandAugment(rand_augment, min(self.input_shape[1:]), self.mean))
         return replace(self, seen=seen, random_erasing=random_erasing)

@@ -18,8 +18,9 @@ from kdbench.errors import LossError, RefusedError, nearest
 TAPS = ("logits", "pooled", "last", "stages", "preact", "tokens", "class_token", "distillation_token", "registers")
 """What a loss may need of both models; not every model has all of them."""
 
-CONTEXT = ("target", "index", "classifier", "labels", "teacher_head", "teacher_model", "teacher_features")
-"""What else a loss may need: of the batch (target, index), the weights of both classifiers (classifier), or when it is bound (the rest)."""
+CONTEXT = ("second_view", "target", "index", "classifier", "labels", "teacher_head", "teacher_model", "teacher_features")
+"""What else a loss may need: the taps of both models for a second view of the same images (second_view), of the batch (target, index), the
+weights of both classifiers (classifier), or when it is bound (the rest)."""
 
 NEEDS = frozenset({*TAPS, *CONTEXT})
 
@@ -71,16 +72,18 @@ class Taps(Restricted):
     registers: Float[Tensor, "n registers embedding"] | None = field(default_factory=_none)
     classifier: Sequence[Tensor] = field(default_factory=tuple)
     """Weight (classes x width) and bias of the linear layer that makes the logits from `pooled`; empty where there is no such layer."""
+    second_view: Taps | None = field(default_factory=_none)
+    """The taps of the same images in a second view, for a loss that needs it: those among these that the loss needs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "preact", tuple(self.preact))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
-        """The same taps with `change` applied to every tensor that has a row for each image."""
-        return Taps(
-            **{name: _mapped(vars(self)[name], change) for name in TAPS if self.has(name)}, classifier=vars(self).get("classifier", ())
-        )
+        """The same taps, those of a second view among them, with `change` applied to every tensor that has a row for each image."""
+        second = self.second_view.map(change) if self.has("second_view") else None
+        changed = {name: _mapped(vars(self)[name], change) for name in TAPS if self.has(name)}
+        return Taps(**changed, classifier=vars(self).get("classifier", ()), second_view=second)
 
     def with_classifier(self, model: nn.Module) -> Taps:
         """The same taps with the weights of the model's classifier, if that is one linear layer with a bias."""
@@ -92,13 +95,21 @@ class Taps(Restricted):
         value = vars(self).get(name)
         return value is not None and not (isinstance(value, tuple) and not value)
 
+    def with_second_view(self) -> Taps:
+        """The same taps with those of a second view, of the same shapes."""
+        return replace(self, second_view=self)
+
     def tensors(self) -> list[Tensor]:
         values = [vars(self)[name] for name in TAPS if self.has(name)]
+        values += [tuple(self.second_view.tensors())] if self.has("second_view") else []
         return [one for value in values for one in (value if isinstance(value, tuple) else [value])]
 
     def needed(self, needs: frozenset[str], loss: str, side: str, change: Callable[[Tensor], Tensor]) -> Taps:
         """The taps that a loss needs, with `change` applied."""
-        return self._with({name: _mapped(vars(self)[name], change) for name in (*TAPS, "classifier") if name in needs}, loss, side)
+        given = {name: _mapped(vars(self)[name], change) for name in (*TAPS, "classifier") if name in needs}
+        if "second_view" in needs:
+            given["second_view"] = self.second_view and self.second_view.needed(needs - {"second_view"}, loss, side, change)
+        return self._with(given, loss, side)
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,9 @@ class Batch(Restricted):
     step: int = 0
     others: Mapping[str, Taps] | None = field(default_factory=_none)
     """The teacher's taps of other images, row by row, for the objectives that ask for them (`pairing`); no loss sees them."""
+    second_views: Mapping[tuple[str, str], tuple[Any, Taps]] = field(default_factory=dict)
+    """By pairing and augmentation, the images in a second view (of pairing `matched` those of the batch) and the teacher's taps of it, for
+    the objectives that ask for them; no loss sees them."""
 
     def needed(self, needs: frozenset[str], loss: str) -> Batch:
         """Copies of what a loss needs of this batch, with `epoch` and `step`."""
@@ -215,6 +229,13 @@ class Loss(nn.Module):
     trained alone: the student stays as it is drawn, in evaluation mode."""
     takes_mixed: bool = False
     """Whether a loss that needs `target` or `index` is right for mixed images, as `Batch` describes them."""
+    augmentation: str = "fixmatch"
+    """How the second view of an image is augmented, for a loss that needs `second_view`: `fixmatch` (kdbench/datasets/_fixmatch.py) or a
+    text as `rand_augment` of a recipe has it. Crop and flip are drawn anew; `rand_augment` and `random_erasing` of the recipe are those of
+    the first view alone, and both views are mixed alike. The student makes a forward pass of each view, one after the other, both in
+    training mode: batch norm has statistics of each view, and its running averages are updated by both."""
+    task_of_both_views: bool = False
+    """Whether the task's loss of the second view is added to that of the first, with the same weight."""
 
     def __init__(self) -> None:
         # nn.Module.__init__ accepts any argument; a loss without options accepts none.
@@ -268,6 +289,8 @@ class Loss(nn.Module):
             lacking = [side for side in ("student", "teacher") if not getattr(pair, side).has(name)]
             if lacking:
                 return f"it needs the tap '{name}', which the {' and the '.join(lacking)} {'do' if len(lacking) > 1 else 'does'} not have"
+        if "second_view" in needs and not (pair.student.second_view and pair.teacher.second_view):
+            return "it needs 'second_view', a second view of each image, and images of this dataset have none"
         if "teacher_head" in needs and pair.teacher_head is None:
             return "it needs 'teacher_head', and no module of the teacher makes its logits from 'pooled' alone"
         if "classifier" in needs:
@@ -297,9 +320,11 @@ class Loss(nn.Module):
             batch = Batch(target=batch)
         needs, name = self._needs(), type(self).__name__
         for side, given in (("student", student), ("teacher", teacher)):
-            for tap in (*TAPS, "classifier"):
+            for tap in (*TAPS, "classifier", "second_view"):
                 if tap in needs and not given.has(tap):
                     raise RefusedError(f"{name} needs the {side}'s '{tap}', and these taps have none")
+                if tap in needs & set(TAPS) and "second_view" in needs and given.second_view and not given.second_view.has(tap):
+                    raise RefusedError(f"{name} needs the {side}'s '{tap}' of the second view, and these taps have none")
         for field_name in ("index", "target"):
             if field_name in needs and getattr(batch, field_name) is None:
                 raise RefusedError(f"{name} needs the batch's '{field_name}', and this batch has none")

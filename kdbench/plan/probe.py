@@ -208,13 +208,14 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
         one, other = models[model_key(suite.students[student].model)], models[model_key(suite.teachers[teacher].model)]
         mixing = any(Recipe.complete(suite.students[student].recipe)[option] for option in MIXING)
         targets = plan.task().mix(plain, plain.new_tensor(range(PROBE_IMAGES)).flip(0), 0.75, dataset) if mixing else plain
+        own, theirs = (side.taps.with_second_view() if dataset.augments else side.taps for side in (one, other))
         shapes = [[list(tensor.shape) for tensor in side.taps.tensors()] for side in (one, other)]
         for term in [*(objective.first.config["terms"] if objective.first else ()), *objective.config["terms"]]:
             key = json.dumps([term["loss"], term["options"], shapes, mixing], sort_keys=True)
             if key not in trials:
                 pooled = other.taps.pooled
                 features = None if pooled is None else torch.empty(len(labels), pooled.shape[1], device="meta")
-                pair = Pair(one.taps, other.taps, labels, other.model.head, other.model, features)
+                pair = Pair(own, theirs, labels, other.model.head, other.model, features)
                 trials[key] = _try(term, pair, targets, outputs, suite.sources)
             refusal, why_untried = trials[key]
             if refusal:

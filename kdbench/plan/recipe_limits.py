@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbench import parts
 from kdbench.isolation import isolated
 from kdbench.plan.matrix import Plan
 from kdbench.plan.schema import Json, Net
-from kdbench.recipes._base import MIXING, OF_DATA, OF_TASK, Recipe, steps_per_epoch
+from kdbench.recipes._base import MIXING, OF_DATA, OF_TASK, RAND_AUGMENT_WORDS, Recipe, is_rand_augment, steps_per_epoch
 
 
 def unmet(plan: Plan, dataset: Any) -> list[str]:
@@ -31,8 +31,11 @@ def unmet(plan: Plan, dataset: Any) -> list[str]:
             found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student}: {problem}")
         stages = [(objective.config, recipe)]
         stages += [(objective.first.config, Recipe.complete(objective.first.recipes[student]))] if objective.first else []
-        for term, its in [(term, its) for config, its in stages for term in config["terms"]]:
-            for problem in _of_loss(term, its, suite.sources):
+        for config, its in stages:
+            losses = [(term, loss) for term in config["terms"] if (loss := _said(term, suite.sources))]
+            asked = [(term["loss"], loss.augmentation) for term, loss in losses if "second_view" in loss.needs]
+            problems = [problem for term, loss in losses for problem in _of_loss(term, loss, its)]
+            for problem in (*problems, *_of_second_views(asked, dataset, suite.dataset["name"])):
                 if (name, problem) not in seen:
                     seen.add((name, problem))
                     found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")
@@ -85,16 +88,41 @@ def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
         yield option, f"the dataset '{name}' has no {option}: leave it out of the recipe"
 
 
-def _of_loss(term: Mapping[str, Any], recipe: Json, sources: Mapping[str, str]) -> Iterator[str]:
-    name, mixing, divided = term["loss"], any(recipe[option] for option in MIXING), recipe["accumulate"] > 1
-    if not mixing and not divided:
-        return
+class _Said(NamedTuple):
+    """What a loss declares."""
+
+    needs: frozenset[str]
+    couples: str
+    takes_mixed: bool
+    augmentation: str
+
+
+def _said(term: Mapping[str, Any], sources: Mapping[str, str]) -> _Said | None:
+    """None if something is wrong with the loss, which is found where it is tried."""
     try:
         with isolated(0):
-            loss = parts.from_config("loss", {**term, "name": name}, sources)
-            couples, takes_mixed = loss.couples, loss.takes_mixed or not loss._needs() & {"target", "index"}
-    except Exception:  # what is wrong with the loss is found where it is tried
-        return
+            loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
+            return _Said(loss._needs(), loss.couples, loss.takes_mixed, str(loss.augmentation))
+    except Exception:
+        return None
+
+
+def _of_second_views(asked: list[tuple[str, str]], dataset: Any, name: str) -> Iterator[str]:
+    from kdbench.datasets._fixmatch import NAME
+
+    for called, augmentation in asked:
+        if not dataset.augments:
+            yield f"the loss '{called}' needs a second view of each image, and the dataset '{name}' has none: choose another loss"
+        if augmentation != NAME and not is_rand_augment(augmentation):
+            yield f"the `augmentation` {augmentation!r} of the loss '{called}' is not understood: write '{NAME}', or {RAND_AUGMENT_WORDS}"
+    if len({augmentation for _, augmentation in asked}) > 1:
+        each = "; ".join(f"{called}: {augmentation}" for called, augmentation in asked)
+        yield f"its losses need second views that are augmented differently ({each}): give all the same `augmentation`"
+
+
+def _of_loss(term: Mapping[str, Any], loss: _Said, recipe: Json) -> Iterator[str]:
+    name, mixing, divided = term["loss"], any(recipe[option] for option in MIXING), recipe["accumulate"] > 1
+    couples, takes_mixed = loss.couples, loss.takes_mixed or not loss.needs & {"target", "index"}
     if mixing and term["pairing"] in ("shuffled_globally", "shuffled_in_class"):
         text = f"the pairing '{term['pairing']}' gives '{name}' the teacher's outputs for images that are not mixed"
         yield f"{text}: leave mixup and cutmix out of the recipe"

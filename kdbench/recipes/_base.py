@@ -12,6 +12,11 @@ from kdbench.errors import OptionsError
 
 RAND_AUGMENT = r"rand(-(m\d+|n[1-9]|p(0|0\.\d+|1)|mstd\d+(\.\d+)?|mmax\d+|inc1|t(weights|3a)))*"
 """What every timm since 1.0.12 understands alike; it ignores much else in silence."""
+RAND_AUGMENT_WORDS = (
+    "'rand' and, each at most once after a hyphen, m (magnitude, 0 to mmax), n (number of operations, 1 to 9), p (probability of each), "
+    "mstd (spread of the magnitude), mmax (10 if left out), inc1 (a larger magnitude always means a larger change), and one of tweights "
+    "and t3a, for example rand-m6-mstd0.5-inc1"
+)
 
 OF_TASK = ("label_smoothing", "task_loss", "target_threshold")
 """The options that a task takes in its constructor."""
@@ -143,7 +148,8 @@ class Recipe:
             raise ValueError(f"accumulate must divide the batch of {self.batch_size}, and is {self.accumulate}")
         if self.target_threshold is not None and (self.task_loss != "binary_cross_entropy" or not 0 <= self.target_threshold < 1):
             raise ValueError("target_threshold must be at least 0 and below 1, and is only for `task_loss: binary_cross_entropy`")
-        self._check_rand_augment()
+        if self.rand_augment is not None and not is_rand_augment(self.rand_augment):
+            raise ValueError(f"rand_augment {self.rand_augment!r} is not understood: write {RAND_AUGMENT_WORDS}")
         self._check_schedule()
         self._check_optimizer()
 
@@ -175,20 +181,6 @@ class Recipe:
         for name in ("eps", "loss_lr_scale"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-
-    def _check_rand_augment(self) -> None:
-        if self.rand_augment is None:
-            return
-        sections = [one if one != "tweights" else "t" for one in re.findall(r"-([a-z]+)", self.rand_augment)]
-        if re.fullmatch(RAND_AUGMENT, self.rand_augment) and len(set(sections)) == len(sections):
-            magnitude, largest = (re.search(rf"-{name}(\d+)", self.rand_augment) for name in ("m", "mmax"))
-            if (largest is None or int(largest[1]) > 0) and (magnitude is None or int(magnitude[1]) <= int(largest[1] if largest else 10)):
-                return
-        raise ValueError(
-            f"rand_augment {self.rand_augment!r} is not understood: write 'rand' and, each at most once after a hyphen, m (magnitude, 0 to "
-            "mmax), n (number of operations, 1 to 9), p (probability of each), mstd (spread of the magnitude), mmax (10 if left out), "
-            "inc1 (a larger magnitude always means a larger change), and one of tweights and t3a, for example rand-m6-mstd0.5-inc1"
-        )
 
     @classmethod
     def settled(cls, options: dict[str, Any], *given: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,6 +221,14 @@ class Recipe:
     def complete(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of a cell's configuration with every option, including those of `added`."""
         return {**cls.added, **config}
+
+
+def is_rand_augment(text: str) -> bool:
+    sections = [one if one != "tweights" else "t" for one in re.findall(r"-([a-z]+)", text)]
+    if not re.fullmatch(RAND_AUGMENT, text) or len(set(sections)) < len(sections):
+        return False
+    magnitude, largest = (re.search(rf"-{name}(\d+)", text) for name in ("m", "mmax"))
+    return (largest is None or int(largest[1]) > 0) and (magnitude is None or int(magnitude[1]) <= int(largest[1] if largest else 10))
 
 
 def steps_per_epoch(images: int, batch_size: int, drop_last: bool) -> int:

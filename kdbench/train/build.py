@@ -79,20 +79,27 @@ class Setup:
             student_taps = probe_model(cell.config["student"], self.dataset, outputs, cell.sources).taps
             teacher_taps = probe_model(self.teacher.cell.config["student"], self.dataset, outputs, self.teacher.cell.sources).taps
             teacher, labels = self.teacher.model, self.data.targets("train").cpu()
+            if self.dataset.augments:
+                student_taps, teacher_taps = student_taps.with_second_view(), teacher_taps.with_second_view()
             features = partial(self.teacher.features, self.data) if teacher_taps.pooled is not None else None
             objective.bind(Pair(student_taps, teacher_taps, labels, getattr(teacher, "head", None), teacher, features))
         return objective.to(self.device)
 
     def member(self, cell: Cell, point: Point | None = None, first: Record | None = None, store: Store | None = None) -> Member:
         """The student of a cell, ready to train; after its first stage, if that has finished. Raises PartError (missing), RefusedError (a
-        loss), DataError (initial weights), or DamagedError (the weights of the first stage)."""
-        objective, steps = self.objective(cell, point), BatchPlan.of(cell.config, self.data).steps
+        loss), DataError (initial weights, or a second view of the images), or DamagedError (the weights of the first stage)."""
+        objective, plan = self.objective(cell, point), BatchPlan.of(cell.config, self.data)
+        if objective.augmentation is not None:  # what cannot be augmented so is a failure of this cell alone
+            second = plan.second_views(objective.augmentation)
+            index, views = next(second.epoch(0))
+            with isolated(0):
+                second.data.batch("train", index[:1], views[:1])
         student = self.student(cell)
         if first and first.outcome == "finished" and store:
             if not same_images(first.result["data_fingerprint"], self.data.fingerprint):
                 raise DataError(f"its first stage {first.id} was trained on other images than these ({self.data.fingerprint})")
             continue_from(student, objective, load_weights(store, first), first.config["objective"]["terms"])
-        return Member(cell, student, objective, make_task(cell), steps, point)
+        return Member(cell, student, objective, make_task(cell), plan.steps, point)
 
 
 def first_stage_of(store: Store, cell: Cell) -> Record | None:

@@ -133,6 +133,19 @@ def _stream(cell: Cell, setup: Setup) -> list[Step]:
     return steps
 
 
+def _of_two_views(cell: Cell, setup: Setup, stream: list[Step], augmentation: str) -> list[Step]:
+    """The same batches with a second view of their images."""
+    assert setup.teacher is not None
+    plan = BatchPlan.of(cell.config, setup.data).second_views(augmentation)
+    batches, steps = list(plan.epoch(0)), []
+    given = plan.data.batches("train", [batches[0], batches[-1]])
+    for (inputs, targets, batch, teacher), second in zip(stream, given, strict=True):
+        seen, _ = plan.mixed(*second, setup.task, batch.step)
+        views = {("matched", augmentation): (seen, setup.teacher.taps(seen))}
+        steps.append((inputs, targets, replace(batch, second_views=views), teacher))
+    return steps
+
+
 def _teacher(
     row: Row, student: Row, store: Store, stream: list[Step], setup: Setup, log: Callable[[str], None]
 ) -> tuple[LiveTeacher, str | None]:
@@ -195,7 +208,7 @@ def _checked(row: Row, setup: Setup, stream: list[Step]) -> Checked:
 
 def _try(found: Checked, cell: Cell, setup: Setup, stream: list[Step]) -> None:
     member = setup.member(cell)
-    whole, ragged = stream
+    whole, ragged = stream if member.objective.augmentation is None else _of_two_views(cell, setup, stream, member.objective.augmentation)
     with saved_pieces() as pieces:
         found.step_s = timed_s(setup.device, lambda: member.step(*whole))
     found.saved_mib = sum(pieces.values()) / MIB

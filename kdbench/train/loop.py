@@ -61,6 +61,11 @@ def train(
                 pairing: readers.enter_context(closing(plan.data.batches("train", list(plan.epoch(epoch, pairing))[skipped:])))
                 for pairing in pairings
             }
+            seconds = {}
+            for pairing, augmentation in sorted(set().union(*(member.objective.second_views for member in live))):
+                other = plan.second_views(augmentation)
+                reader = other.data.batches("train", list(other.epoch(epoch, pairing))[skipped:])
+                seconds[pairing, augmentation] = readers.enter_context(closing(reader))
             for step, (index, _) in enumerate(wanted, start=skipped):
                 if stop():
                     for member in live:
@@ -76,7 +81,12 @@ def train(
                 for pairing, reader in elsewhere.items():
                     with isolated(seed_of(plan.streams.augment, total_step, pairing)):
                         others[pairing] = teacher.taps(next(reader)[0]) if teacher else Taps()
-                batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, total_step, others)
+                second_views: dict[tuple[str, str], tuple[Any, Taps]] = {}
+                for asked, reader in seconds.items():
+                    with isolated(seed_of(plan.streams.augment, total_step, "second_view", *asked)):
+                        seen, _ = plan.mixed(*next(reader), members[0].task, total_step)
+                        second_views[asked] = seen, teacher.taps(seen) if teacher else Taps()
+                batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, total_step, others, second_views)
                 live = [member for member in live if _survives(recorder, member, member.step, inputs, targets, batch, taps, step == 0)]
                 if not live:
                     return

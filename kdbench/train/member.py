@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,15 +135,32 @@ class Member:
         for place, rows in enumerate(np.array_split(np.arange(n), -(-n // largest))):
             chosen = slice(int(rows[0]), int(rows[-1]) + 1)
             own_inputs, own_targets = self.task.rows(inputs, targets, chosen)
-            own_batch = Batch(own_targets, batch.index[chosen], batch.epoch, batch.step)
             own_teacher = teacher.map(lambda tensor, chosen=chosen: tensor[chosen]) if teacher else None
+            seconds = {
+                asked: (self.task.rows(seen, targets, chosen)[0], taps.map(lambda tensor, chosen=chosen: tensor[chosen]))
+                for asked, (seen, taps) in batch.second_views.items()
+            }
+            own_batch = Batch(own_targets, batch.index[chosen], batch.epoch, batch.step, second_views=seconds)
             yield len(rows) / n, seed_of(seed, place), own_inputs, own_targets, own_batch, own_teacher
 
     def _values(self, seed: int, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> dict[str, tuple[Tensor, Tensor]]:
+        task_losses, taps = self.forward(inputs, targets, batch)
+        return self.objective(task_losses, taps, teacher, batch, seed)
+
+    def forward(self, inputs: Any, targets: Any, batch: Batch) -> tuple[dict[str, Tensor], Taps]:
+        """The task's losses and the taps, of the second view too where the objective needs one."""
+        # Copies, since the model may change its inputs, which all students share.
         with autocast(self.numerics, inputs):
-            # Copies, since the model may change its inputs, which all students share.
-            task_losses, taps = self.task.step(self.student, private(inputs), private(targets))
-        return self.objective(task_losses, taps.with_classifier(self.student), teacher, batch, seed)
+            losses, taps = self.task.step(self.student, private(inputs), private(targets))
+        taps = taps.with_classifier(self.student)
+        if self.objective.augmentation is None:
+            return losses, taps
+        seen, _ = batch.second_views["matched", self.objective.augmentation]
+        with autocast(self.numerics, seen):
+            further, second = self.task.step(self.student, private(seen), private(targets))
+        if self.objective.task_of_both_views:
+            losses = {**losses, **{f"{name} of the second view": value for name, value in further.items()}}
+        return losses, replace(taps, second_view=second.with_classifier(self.student))
 
     def _note(self, values: dict[str, tuple[Tensor, Tensor]], total: Tensor, batch: Batch) -> None:
         """Sums stay on the device, so that nothing here waits for it."""

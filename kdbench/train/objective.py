@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,19 +32,27 @@ class Objective(nn.Module):
         names = [term["loss"] for term in self.terms]
         self.names = [name if names.count(name) == 1 else f"{name}{names[:place].count(name) + 1}" for place, name in enumerate(names)]
         self.losses = nn.ModuleList()
+        self.augmentation: str | None = None
+        """How the second view of its images is augmented; None if no loss needs one."""
+        self.task_of_both_views = False
         for place, term in enumerate(self.terms):
             with isolated(seed + place):
                 # Anew, so that cells and terms share no variables of a user's module.
                 self.losses.append(parts.from_config("loss", {**term, "name": term["loss"]}, sources, anew=True))
 
     def bind(self, pair: Pair) -> None:
-        """Raises RefusedError if a loss cannot be used with the pair."""
+        """Raises RefusedError if a loss cannot be used with the pair, or if two of them need different second views."""
         for place, (name, loss) in enumerate(zip(self.names, self._each(), strict=True)):
             try:
                 with isolated(self.seed + place):
                     loss.prepare(pair)
             except RefusedError as error:
                 raise RefusedError(f"the loss '{name}' refuses this pair: {error}") from error
+        of_two_views = [loss for loss in self._each() if "second_view" in loss._needs()]
+        if len(asked := dict.fromkeys(loss.augmentation for loss in of_two_views)) > 1:
+            raise RefusedError(f"its losses need second views that are augmented differently ({', '.join(asked)}): let them need the same")
+        self.augmentation = next(iter(asked), None)
+        self.task_of_both_views = any(loss.task_of_both_views for loss in of_two_views)
 
     def forward(
         self, task_losses: Mapping[str, Tensor], student: Taps, teacher: Taps | None, batch: Batch, seed: int = 0
@@ -54,7 +63,7 @@ class Objective(nn.Module):
         for place, (name, term, loss) in enumerate(zip(self.names, self.terms, self._each(), strict=True)):
             assert teacher is not None, "an objective with terms is trained with a teacher"
             with isolated(seed + place):
-                named = loss.parts(student, _paired(term, teacher, batch), batch)
+                named = loss.parts(student, _paired(term, teacher, batch, self.augmentation), batch)
             weight = weight_at(term["weight"], batch.epoch) * schedule_at(term, batch.epoch, self.epochs)
             for part, value in named.items():
                 values[f"{name}.{part}" if part else name] = (value, weight * value)
@@ -73,6 +82,11 @@ class Objective(nn.Module):
     def elsewhere(self) -> set[str]:
         """The pairings with images outside of the batch."""
         return {term["pairing"] for term in self.terms} & set(ELSEWHERE)
+
+    @property
+    def second_views(self) -> set[tuple[str, str]]:
+        """(pairing, augmentation) of the second views that it needs: of the images of the batch, and of those outside of it."""
+        return set() if self.augmentation is None else {(pairing, self.augmentation) for pairing in {"matched", *self.elsewhere}}
 
     def unscheduled(self, values: Mapping[str, tuple[Tensor, Tensor]], terms: int) -> Tensor:
         """The sum of the first terms with their weights, of schedules the largest one, out of what `forward` gives."""
@@ -120,12 +134,15 @@ def schedule_at(term: Mapping[str, Any], epoch: int, epochs: int) -> float:
     return factor
 
 
-def _paired(term: Mapping[str, Any], teacher: Taps, batch: Batch) -> Taps:
-    """The teacher's rows, or those of other images: a control. Where only a step is tried, they are of the same batch."""
-    if term["pairing"] == "matched":
-        return teacher
-    if term["pairing"] in ELSEWHERE and batch.others is not None:
-        return batch.others[term["pairing"]]
-    tensors = teacher.tensors()
+def _paired(term: Mapping[str, Any], teacher: Taps, batch: Batch, augmentation: str | None) -> Taps:
+    """The teacher's rows, or those of other images: a control. Where only a step is tried, they are of the same batch. Of both views where
+    there are two, and then of the same images."""
+    elsewhere = term["pairing"] in ELSEWHERE and batch.others is not None
+    taps = batch.others[term["pairing"]] if elsewhere and batch.others is not None else teacher
+    if augmentation is not None:
+        taps = replace(taps, second_view=batch.second_views[term["pairing"] if elsewhere else "matched", augmentation][1])
+    if elsewhere or term["pairing"] == "matched":
+        return taps
+    tensors = taps.tensors()
     order = torch.randperm(len(tensors[0])).to(tensors[0].device)
-    return teacher.map(lambda tensor: tensor[order])
+    return taps.map(lambda tensor: tensor[order])

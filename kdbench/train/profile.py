@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.cell import Cell
 from kdbench.errors import DamagedError
-from kdbench.isolation import isolated, private
+from kdbench.isolation import isolated
 from kdbench.losses._base import Batch, Taps
 from kdbench.process_log import log
 from kdbench.record import Profile, setting_of
@@ -27,7 +28,7 @@ from kdbench.store import Store
 from kdbench.train.build import Setup
 from kdbench.train.circumstance import choose_device, circumstance, device_name
 from kdbench.train.member import Member
-from kdbench.train.numerics import autocast, settle, timed_s
+from kdbench.train.numerics import settle, timed_s
 from kdbench.train.stream import BatchPlan
 from kdbench.train.teacher import LiveTeacher
 
@@ -114,14 +115,15 @@ class _Step:
     def __init__(self, member: Member, plan: BatchPlan, teacher: LiveTeacher | None):
         self.member, self.plan, self.teacher = member, plan, teacher if member.objective.terms else None
         self.index, self.views = next(plan.epoch(0))
-        self.inputs, self.targets = self._data()
+        self.second = None if (asked := member.objective.augmentation) is None else plan.second_views(asked)
+        self.inputs, self.targets, self.seen = self._data()
         self.batch = Batch(self.targets, torch.as_tensor(self.index, device=member.device), 0, 0)
-        self.divided = list(member.parts(self.inputs, self.targets, self.batch, self._teacher()))
+        self.divided = list(member.parts(self.inputs, self.targets, *self._teacher()))
         member.trained.train()
         self.outputs: list[tuple[Any, Taps]] = []
-        for _, _, inputs, targets, *_ in self.divided:
-            with isolated(0), torch.no_grad(), autocast(member.numerics, inputs):
-                self.outputs.append(member.task.step(member.student, private(inputs), private(targets)))
+        for _, _, inputs, targets, batch, _ in self.divided:
+            with isolated(0), torch.no_grad():
+                self.outputs.append(member.forward(inputs, targets, batch))
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         teacher = {"teacher": self._teacher} if self.teacher else {}
@@ -129,21 +131,30 @@ class _Step:
         first, last = {"step": self._whole, "data": self._data}, {"optimizer": self.member.optimizer.step}
         return {**first, **teacher, "student": self._student, **loss, **last}
 
-    def _data(self) -> Any:
-        return self.plan.mixed(*self.plan.data.batch("train", self.index, self.views), self.member.task, 0)
+    def _data(self) -> tuple[Any, Any, Any]:
+        """Images, targets, and the images in their second view (None: there is none)."""
+        first = self.plan.mixed(*self.plan.data.batch("train", self.index, self.views), self.member.task, 0)
+        if self.second is None:
+            return *first, None
+        return *first, self.second.mixed(*self.second.data.batch("train", *next(self.second.epoch(0))), self.member.task, 0)[0]
 
-    def _teacher(self) -> Taps | None:
-        return self.teacher.taps(self.inputs) if self.teacher else None
+    def _teacher(self) -> tuple[Batch, Taps | None]:
+        """The batch, with the teacher's outputs of the second view where there is one, and those of the images."""
+        if self.teacher is None:
+            return self.batch, None
+        asked = ("matched", self.member.objective.augmentation or "")
+        views = {} if self.second is None else {asked: (self.seen, self.teacher.taps(self.seen))}
+        return replace(self.batch, second_views=views), self.teacher.taps(self.inputs)
 
     def _whole(self) -> None:
         # Readers load images from files ahead of training, so that loading is not part of a step.
-        inputs, targets = (self.inputs, self.targets) if self.plan.data.from_files else self._data()
-        self.member.step(inputs, targets, self.batch, self._teacher())
+        inputs, targets, _ = (self.inputs, self.targets, self.seen) if self.plan.data.from_files else self._data()
+        self.member.step(inputs, targets, *self._teacher())
 
     def _student(self) -> None:
-        for _, _, inputs, targets, *_ in self.divided:
-            with isolated(0), autocast(self.member.numerics, inputs):
-                losses, _ = self.member.task.step(self.member.student, private(inputs), private(targets))
+        for _, _, inputs, targets, batch, _ in self.divided:
+            with isolated(0):
+                losses, _ = self.member.forward(inputs, targets, batch)
             torch.stack(list(losses.values())).sum().backward()
 
     def _loss(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ class BatchPlan:
     drop_last: bool
     class_uniform: int = 0
     mixing: Mixing | None = None
+    second: bool = False
+    """Whether its views are second ones, with draws of their own."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], data: Data) -> BatchPlan:
@@ -40,6 +42,11 @@ class BatchPlan:
     def steps(self) -> int:
         return steps_per_epoch(self.data.size("train"), self.batch_size, self.drop_last)
 
+    def second_views(self, augmentation: str) -> BatchPlan:
+        """The same images in the same order, each in a second view, augmented so and not as the recipe says. Raises DataError: the dataset
+        has no such views."""
+        return replace(self, data=self.data.augmented(augmentation, 0.0), second=True)
+
     def epoch(self, epoch: int, pairing: str = "matched") -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(index, views) of each batch of an epoch; with another pairing, of the images in their place, each in its own view."""
         # Sorting raw draws gives a permutation that no release of NumPy can change.
@@ -48,7 +55,8 @@ class BatchPlan:
         if self.class_uniform:
             order = order[_by_class(self.data.targets("train").cpu().numpy()[order], self.class_uniform)]
         partners = order if pairing == "matched" else self._partners(epoch, pairing)
-        views = self.data.draw_views(np.random.Generator(np.random.Philox(seed_of(self.streams.augment, epoch))))
+        seed = seed_of(*(["second_view"] if self.second else []), self.streams.augment, epoch)
+        views = self.data.draw_views(np.random.Generator(np.random.Philox(seed)))
         for step in range(self.steps):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             index = index if pairing == "matched" else partners[index]

@@ -157,7 +157,8 @@ def values(hint: Any) -> list[Any]:
 
 
 def matches(value: Any, wanted: Any) -> bool:
-    return type(value) is wanted if isinstance(wanted, type) else value == wanted
+    kind = get_origin(wanted) or wanted
+    return type(value) is kind if isinstance(kind, type) else value == wanted
 
 
 def test_values_of_types_are_told_apart() -> None:
@@ -197,11 +198,15 @@ def to_meta(tensor: Tensor) -> Tensor:
 def test_what_it_needs_is_asked_for_before_training_and_before_a_call(name: str, preset: str) -> None:
     loss, given = toys.bound(name, preset)
     assert loss.missing(Pair(Taps(), Taps())) is not None
-    for need in loss.needs & set(TAPS):
+    for need in loss.needs & {*TAPS, "second_view"}:
         without = replace(given.student, **{need: () if need in ("stages", "preact") else None})
         assert need in (loss.missing(replace(given, student=without)) or "")
         with pytest.raises(RefusedError, match=need):
             loss(without, given.teacher, toys.batch(6))
+    for need in loss.needs & set(TAPS) if "second_view" in loss.needs else ():
+        without = replace(given.student.second_view, **{need: () if need in ("stages", "preact") else None})
+        with pytest.raises(RefusedError, match=f"'{need}' of the second view"):
+            loss(replace(given.student, second_view=without), given.teacher, toys.batch(6))
     for need in loss.needs & {"index", "target"}:
         with pytest.raises(RefusedError, match=need):
             loss(given.student, given.teacher, replace(toys.batch(6), **{need: None}))
@@ -280,16 +285,10 @@ def test_gradient_is_that_of_finite_differences(name: str, preset: str) -> None:
     toys.hold(loss, name)
     torch.manual_seed(2)
     loss(student, teacher, toys.batch(5))
-    names = [tap for tap in TAPS if tap in loss.needs]
     inputs = [tensor.clone().requires_grad_() for tensor in toys.needed(loss, student)]
 
     def call(*tensors: Tensor) -> Tensor:
-        left = list(tensors)
-        changed: dict[str, Any] = {}
-        for tap in names:
-            several = getattr(student, tap)
-            changed[tap] = tuple(left.pop(0) for _ in several) if isinstance(several, tuple) else left.pop(0)
-        return toys.value(loss, replace(student, **changed), teacher, toys.batch(5))
+        return toys.value(loss, toys.rebuilt(loss, student, tensors), teacher, toys.batch(5))
 
     assert torch.autograd.gradcheck(call, inputs, fast_mode=not toys.has_jumps(name))
 

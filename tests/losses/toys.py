@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdbench import parts
 from kdbench.errors import PartError
-from kdbench.losses._base import Batch, Loss, Pair, Taps
+from kdbench.losses._base import TAPS, Batch, Loss, Pair, Taps
 
 from .values import modules
 
@@ -25,6 +25,8 @@ CLASSES = 5
 LABELS = torch.arange(40) % CLASSES
 WIDTHS = ((4, 6), (4, 4), (5, 5), (3, 3))
 """Student's and teacher's channels: a loss is shown the first pair that it does not refuse."""
+SECOND = 1000
+"""What a second view's seed is larger by."""
 SIDES = {5: 5, 3: 17}
 """The height of the last map by its channels, where it is not 2: large enough for a grid of fields, and for patches of 16."""
 
@@ -33,7 +35,8 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Taps:
+def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64, second: Any = True) -> Taps:
+    """`second`: with a second view."""
     side = SIDES.get(width, 2)
     stem, last = random(n, 3, 2 * side, 2 * side, seed=seed), random(n, width, side, side, seed=seed + 1) + 0.3
     preact = (stem, random(n, 3, 2 * side, 2 * side, seed=seed + 3), last)
@@ -41,7 +44,8 @@ def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> T
     logits = 2 * random(n, CLASSES, seed=seed + 2)
     classifier = tuple(random(*shape, seed=seed + 4 + place).to(dtype) for place, shape in enumerate(((CLASSES, width), (CLASSES,))))
     made = Taps(logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
-    return replace(made.map(lambda tensor: tensor.to(dtype)), classifier=classifier)
+    second = taps(n, width, seed + SECOND, dtype, second=False) if second else None
+    return replace(made.map(lambda tensor: tensor.to(dtype)), classifier=classifier, second_view=second)
 
 
 def batch(n: int) -> Batch:
@@ -240,19 +244,34 @@ def leaves(some: Taps) -> Taps:
 def needed(loss: Loss, some: Taps) -> list[Tensor]:
     """The tensors of the taps that the loss says it needs."""
     found: list[Tensor] = []
-    for name in ("logits", "pooled", "last", "stages", "preact"):
-        if name in loss.needs:
-            tap = getattr(some, name)
+    for view in views(loss, some):
+        for name in (name for name in TAPS if name in loss.needs):
+            tap = getattr(view, name)
             found += tap if isinstance(tap, tuple) else [tap]
     return found
+
+
+def rebuilt(loss: Loss, some: Taps, tensors: Iterable[Tensor]) -> Taps:
+    """The taps with these for those that the loss needs, in the order of `needed`."""
+    left, made = list(tensors), []
+    for view in views(loss, some):
+        held = {name: getattr(view, name) for name in TAPS if name in loss.needs}
+        new = {name: tuple(left.pop(0) for _ in tap) if isinstance(tap, tuple) else left.pop(0) for name, tap in held.items()}
+        made.append(replace(view, **new))
+    return made[0] if len(made) == 1 else replace(made[0], second_view=made[1])
+
+
+def views(loss: Loss, some: Taps) -> list[Taps]:
+    """The taps that the loss reads: of the images, and of their second view if it needs one."""
+    return [some, *([some.second_view] if "second_view" in loss.needs else [])]
 
 
 def gradients(loss: Loss, some: Taps) -> list[Tensor]:
     """The gradients that came to the taps that the loss needs: to every tap, though not to every stage of one."""
     found = []
-    for name in ("logits", "pooled", "last", "stages", "preact"):
-        if name in loss.needs:
-            tap = getattr(some, name)
+    for view in views(loss, some):
+        for name in (name for name in TAPS if name in loss.needs):
+            tap = getattr(view, name)
             came = [one.grad for one in (tap if isinstance(tap, tuple) else [tap]) if one.grad is not None]
             assert came, f"no gradient comes to '{name}'"
             found += came

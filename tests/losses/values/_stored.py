@@ -18,19 +18,20 @@ with np.load(SHELF) as stored:
     NUMBERS: dict[str, np.ndarray] = {key: stored[key] for key in stored.files}
 CASES = ("n8", "n13")
 
-Names = str | tuple[str, ...]
+Names = str | tuple[str, ...] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Stored:
     """`key` is the stored name of the loss (`dkd_alpha1_beta2_T4`) and `options` those of ours.
 
-    `student` and `teacher`: the taps, each with the name of its stored input, or the names of its maps. `target`: the input that is the
+    `student` and `teacher`: the taps, each with the name of its stored input, the names of its maps, or (`second_view`) taps again. `target`: the input that is the
     batch's target. `state`: our parameter or buffer for each stored `param/NAME` (a name that ends in `.` stands for all below it) and
     `state/NAME`; what the store has and this lacks is an error. `pair`: what else the pair has, from the inputs of a case. `prepare`:
     changes the bound loss before the call. `inputs`: names for stored parameters that belong to the student and are inputs of ours, as the
     weights of its classifier. `value`: the stored number that is ours, where it is a
-    part of the stored loss; gradients are then not compared. `factor`: our value over the stored one. `cases`: those with this key. `exact`: relative
+    part of the stored loss; gradients are then not compared. `beside`: what the stored loss has beside ours, for the taps and the target,
+    in units of ours. `factor`: our value over the stored one. `cases`: those with this key. `exact`: relative
     tolerance in float64 (looser only where the release itself computed in float32, which the entry then says).
     """
 
@@ -46,6 +47,7 @@ class Stored:
     inputs: Mapping[str, str] = field(default_factory=dict)
     value: str = "value"
     factor: float = 1.0
+    beside: Callable[[Taps, Tensor], Tensor | float] = lambda student, target: 0.0
     parts: Mapping[str, str] = field(default_factory=dict)
     cases: tuple[str, ...] = CASES
     exact: float = 1e-9
@@ -59,7 +61,20 @@ def inputs_of(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def taps_of(names: Mapping[str, Names], inputs: Mapping[str, Tensor]) -> Taps:
-    return Taps(**{tap: inputs[one] if isinstance(one, str) else tuple(inputs[each] for each in one) for tap, one in names.items()})
+    def of(one: Names) -> Any:
+        if isinstance(one, Mapping):
+            return taps_of(one, inputs)
+        return inputs[one] if isinstance(one, str) else tuple(inputs[each] for each in one)
+
+    return Taps(**{tap: of(one) for tap, one in names.items()})
+
+
+def stored_names(names: Mapping[str, Names]) -> list[str]:
+    """Of all inputs of some taps."""
+    found: list[str] = []
+    for one in names.values():
+        found += stored_names(one) if isinstance(one, Mapping) else [one] if isinstance(one, str) else one
+    return found
 
 
 def fields(loss: Loss, one: Stored, kind: str, case: str) -> dict[str, Tensor]:
@@ -82,7 +97,7 @@ def computed(make: Any, one: Stored, case: str, dtype: torch.dtype) -> tuple[Los
     """The loss after the call, the parts of its value, and the inputs of the case with their gradients."""
     inputs = inputs_of(case, dtype)
     inputs |= {name: torch.tensor(NUMBERS[f"{case}/{one.key}/param/{stored}"], dtype=dtype) for name, stored in one.inputs.items()}
-    for name in (name for names in one.student.values() for name in ([names] if isinstance(names, str) else names)):
+    for name in stored_names(one.student):
         inputs[name].requires_grad_(True)
     student, teacher = taps_of(one.student, inputs), taps_of(one.teacher, inputs)
     loss: Loss = make(one.options)
@@ -96,7 +111,7 @@ def computed(make: Any, one: Stored, case: str, dtype: torch.dtype) -> tuple[Los
     loss.train()
     given = {"target": inputs[one.target]} if one.target else {}
     values = loss.parts(student, teacher, Batch(**{**given, **one.batch(inputs)}))
-    total = torch.stack(list(values.values())).sum()
+    total = torch.stack(list(values.values())).sum() + one.beside(student, inputs[one.target or "target"])
     total.backward()
     return loss, {**values, "": total}, inputs
 
