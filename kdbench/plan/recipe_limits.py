@@ -34,8 +34,8 @@ def unmet(plan: Plan, dataset: Any) -> list[str]:
         for config, its in stages:
             losses = [(term, loss) for term in config["terms"] if (loss := _said(term, suite.sources))]
             asked = [(term["loss"], loss.augmentation) for term, loss in losses if "second_view" in loss.needs]
-            problems = [problem for term, loss in losses for problem in _of_loss(term, loss, its)]
-            for problem in (*problems, *_of_second_views(asked, dataset, suite.dataset["name"])):
+            found_in = [problem for term, loss in losses for problem in _of_loss(term, loss, its)]
+            for problem in (*found_in, *_of_second_views(asked, dataset, suite.dataset["name"])):
                 if (name, problem) not in seen:
                     seen.add((name, problem))
                     found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")
