@@ -55,13 +55,15 @@ def train(
             return
         wanted = list(plan.epoch(epoch))[skipped:]
         pairings = sorted({pairing for member in live for pairing in member.objective.elsewhere})
+        if teacher:
+            teacher.begin_epoch()
         with ExitStack() as readers:  # they end with the epoch, also after an error
             batches = readers.enter_context(closing(plan.data.batches("train", wanted)))
+            others_wanted = {pairing: list(plan.epoch(epoch, pairing))[skipped:] for pairing in pairings}
             elsewhere = {
-                pairing: readers.enter_context(closing(plan.data.batches("train", list(plan.epoch(epoch, pairing))[skipped:])))
-                for pairing in pairings
+                pairing: readers.enter_context(closing(plan.data.batches("train", places))) for pairing, places in others_wanted.items()
             }
-            for step, (index, _) in enumerate(wanted, start=skipped):
+            for step, place in enumerate(wanted, start=skipped):
                 if stop():
                     for member in live:
                         _survives(recorder, member, recorder.save, member, (epoch, step), True)
@@ -70,12 +72,12 @@ def train(
                 with isolated(seed_of(plan.streams.augment, total_step)):
                     inputs, targets = next(batches)
                 inputs, targets = plan.mixed(inputs, targets, members[0].task, total_step)
-                taps = teacher.taps(inputs) if teacher else None
+                taps = teacher.taps(inputs, place if plan.mixing is None else None) if teacher else None
                 others: dict[str, Taps] = {}
                 for pairing, reader in elsewhere.items():
                     with isolated(seed_of(plan.streams.augment, total_step, pairing)):
-                        others[pairing] = teacher.taps(next(reader)[0]) if teacher else Taps()
-                batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, total_step, others)
+                        others[pairing] = teacher.taps(next(reader)[0], others_wanted[pairing][step - skipped]) if teacher else Taps()
+                batch = Batch(targets, torch.as_tensor(place[0], device=members[0].device), epoch, total_step, others)
                 live = [member for member in live if _survives(recorder, member, member.step, inputs, targets, batch, taps, step == 0)]
                 if not live:
                     return
