@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_live_teacher(
 def test_a_disk_with_little_room_gets_no_rows(
     plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdbench.train.teacher_table.SPARE_BYTES", 2**60)
+    monkeypatch.setattr("kdbench.store.rows.SPARE_BYTES", 2**60)
     plan = plan_of(objectives="[kd]", repeats="1")
     assert train(plan) == 0
 

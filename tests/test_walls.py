@@ -35,7 +35,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "disk",
-        "store.cell_state store.claims store.files store.folders store.frame store.frame_files store.histories store.predictions store.store store.tables store.trials store.whole_folder",
+        "store.cell_state store.claims store.files store.folders store.frame store.frame_files store.histories store.predictions store.rows store.store store.tables store.trials store.whole_folder",
     ),
     (
         "plan",
@@ -46,7 +46,7 @@ FLOORS: list[tuple[str, str]] = [
         "training",
         "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.loop "
         "train.member train.mix "
-        "train.numerics train.objective train.profile train.result train.seeds train.start train.stream train.teacher "
+        "train.numerics train.objective train.profile train.result train.seeds train.start train.stream train.teacher train.teacher_table "
         "train.worker",
     ),
     (

@@ -14,9 +14,6 @@ from kdbench.recipes._base import Recipe
 SIDE_BY_SIDE = 16
 """How many students one process trains at once by default: it depends on the machine and changes no result."""
 
-PROVIDERS = ("auto", "live", "table")
-"""Where the outputs of a teacher come from: no result depends on it. `auto` is a table where one can serve the bundle."""
-
 
 @dataclass(frozen=True)
 class Bundle:

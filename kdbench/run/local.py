@@ -42,6 +42,7 @@ class Machine:
     jobs: int = 1
     gpus: int = 0
     checkpoint_every_s: float | None = None
+    provider: str = "auto"
     side_by_side: int = 16
     readers: int = 1
 
@@ -260,6 +261,7 @@ def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int
     path = store.suite_folder(suite) / "jobs" / f"{name}.log"
     command = [sys.executable, "-m", "kdbench.train.worker", str(machine.results), *bundle.ids, "--readers", str(machine.readers)]
     command += ["--data", str(machine.data), "--device", machine.device, "--side-by-side", str(machine.side_by_side)]
+    command += ["--teacher", machine.provider]
     if machine.checkpoint_every_s is not None:
         command += ["--checkpoint-every", str(machine.checkpoint_every_s)]
     with store.open_log(path) as out:

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from kdbench.errors import DamagedError, KdbenchError, StoreError
 from kdbench.plan.bundle import SIDE_BY_SIDE
+from kdbench.process import PROVIDERS
 from kdbench.store import Store
 from kdbench.validation import AtLeastZero, CellId, Schema1, from_json
 
@@ -38,6 +39,7 @@ class Settings:
     readers: Annotated[int, Field(ge=0)] = 1
     checkpoint_every_s: AtLeastZero | None = None
     lost_after_s: AtLeastZero = 60.0
+    provider: Annotated[str, Field(pattern=f"^({'|'.join(PROVIDERS)})$")] = "auto"
     suite: str = ""
 
 

@@ -1,16 +1,11 @@
 """A teacher's outputs in a file that is filled while students are trained, for every loss, student and repeat with this teacher.
 
-The views of an image are few where they are crops and flips (162 of CIFAR's 32x32 pixels), so they come back. A row of the file carries a
-check of its bytes and its place: a row that is torn, of another place or was never written is missing, and the teacher is run instead. So
-any number of processes fill one file without an order or a lock, and a file may be cut or deleted at any time.
-"""
+The views of an image are few where they are crops and flips (162 of CIFAR's 32x32 pixels), so they come back."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,7 @@ from kdbench.errors import StoreError, TeacherError
 from kdbench.losses._base import Taps
 from kdbench.process_log import log
 from kdbench.store import Store
+from kdbench.store.rows import Rows
 from kdbench.train.circumstance import device_name, installed
 from kdbench.train.member import Member
 from kdbench.train.stream import BatchPlan, Place
@@ -33,10 +29,6 @@ from kdbench.version import VERSION
 SERVED = frozenset({"logits", "pooled"})
 """The taps in a table: maps would take hundreds of times its space."""
 
-CHECK_BYTES = 8
-SPARE_BYTES = 2**30
-"""What a full table must leave free on its disk."""
-
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 """How far a recomputed output may be from its row, relative to the largest of the batch, on devices that do not promise equal bits."""
 
@@ -45,67 +37,32 @@ class TeacherTable:
     """The rows of `n_images` images in `n_views` views. `layout`: dtype and width of each tap."""
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, int]], n_images: int, n_views: int):
-        """Opens the file, or makes it. Raises StoreError."""
-        self.path, self.n_images, self.n_views = path, n_images, n_views
-        self.slices, start = dict[str, tuple[torch.dtype, slice]](), 0
+        """Raises StoreError."""
+        self.n_views, self.width = n_views, 0
+        self.slices: dict[str, tuple[torch.dtype, slice]] = {}
         for name, (dtype, width) in layout.items():
-            self.slices[name] = (dtype, slice(start, start + dtype.itemsize * width))
-            start += -(-dtype.itemsize * width // 8) * 8
-        self.row_bytes = CHECK_BYTES + start
-        # Odd factors: a change of one word always changes the sum.
-        self.factors = np.random.Philox(0).random_raw(start // 8) | np.uint64(1)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be opened ({error.strerror or error})") from error
-        there = os.fstat(self.file).st_blocks * 512
-        self.is_full = shutil.disk_usage(path.parent).free + there < n_images * n_views * self.row_bytes + SPARE_BYTES
-
-    def close(self) -> None:
-        os.close(self.file)
+            self.slices[name] = (dtype, slice(self.width, self.width + dtype.itemsize * width))
+            self.width += -(-dtype.itemsize * width // 8) * 8
+        self.rows = Rows(path, n_images * n_views, self.width)
 
     def get(self, place: Place) -> dict[str, Tensor] | None:
         """The taps of a batch, on the CPU; None if one of its rows is missing."""
-        numbers = self._numbers(place)
-        try:
-            # One read for each row: a file that is cut meanwhile would end a process that has mapped it.
-            found = b"".join(os.pread(self.file, self.row_bytes, number * self.row_bytes) for number in numbers.tolist())
-        except OSError:
+        found = self.rows.get(self._numbers(place))
+        if found is None:
             return None
-        if len(found) != len(numbers) * self.row_bytes:
-            return None
-        words = np.frombuffer(found, np.uint64).reshape(len(numbers), -1)
-        if not np.array_equal(words[:, 0], self._checks(words[:, 1:], numbers)):
-            return None
-        values = torch.from_numpy(words[:, 1:].copy()).view(torch.uint8)
+        values = torch.from_numpy(found.copy())
         return {name: values[:, where].contiguous().view(dtype) for name, (dtype, where) in self.slices.items()}
 
     def put(self, place: Place, taps: Taps) -> None:
-        """Write the rows of a batch: none where the disk has no room for a full table, or has refused a row."""
-        if self.is_full:
-            return
-        numbers = self._numbers(place)
-        values = torch.zeros(len(numbers), self.row_bytes - CHECK_BYTES, dtype=torch.uint8)
+        """Write the rows of a batch, if the disk takes them."""
+        values = torch.zeros(len(place[0]), self.width, dtype=torch.uint8)
         for name, (_, where) in self.slices.items():
             values[:, where] = getattr(taps, name).detach().cpu().contiguous().view(torch.uint8)
-        words = values.numpy().view(np.uint64)
-        rows = np.concatenate([self._checks(words, numbers)[:, None], words], axis=1)
-        try:
-            for number, row in zip(numbers.tolist(), rows, strict=True):
-                os.pwrite(self.file, row.tobytes(), number * self.row_bytes)
-        except OSError:
-            self.is_full = True
+        self.rows.put(self._numbers(place), values.numpy())
 
     def _numbers(self, place: Place) -> np.ndarray:
         index, views = place
         return np.asarray(index, np.int64) * self.n_views + np.asarray(views, np.int64)
-
-    def _checks(self, words: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """One for each row, never 0, so that a hole in the file is no row."""
-        with np.errstate(over="ignore"):
-            sums = (words * self.factors).sum(1, dtype=np.uint64)
-            return (sums ^ (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))) | np.uint64(1)
 
 
 class TabledTeacher(LiveTeacher):

@@ -18,7 +18,8 @@ from kdbench import failure, parts
 from kdbench.cell import Cell
 from kdbench.errors import ClaimError, DamagedError, StoppedError
 from kdbench.failure import STOPPED
-from kdbench.plan.bundle import PROVIDERS, SIDE_BY_SIDE, Bundle, bundles
+from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
+from kdbench.process import PROVIDERS
 from kdbench.process_log import log
 from kdbench.store import Store
 from kdbench.validation import given_path
