@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from kdbench.errors import KdbenchError, SuiteError
-from kdbench.process import PROVIDERS
 from kdbench.version import VERSION
+from kdbench.words import PROVIDERS
 
 
 class _GivenPath(click.Path):

@@ -13,9 +13,6 @@ from pathlib import Path
 import psutil
 from typing_extensions import TypedDict
 
-PROVIDERS = ("auto", "live", "table")
-"""Where the outputs of a teacher come from: no result depends on it. `auto` is a table where one can serve the bundle."""
-
 SNAPSHOT_OF = "snapshot_of"
 """In the folder of a copied code: the file that says of which version it is."""
 

@@ -20,7 +20,7 @@ import kdbench
 PACKAGE = Path(kdbench.__file__).parent
 
 FLOORS: list[tuple[str, str]] = [
-    ("errors", "errors version validation process process_log"),
+    ("errors", "errors version words validation process process_log"),
     ("nouns", "cell record manifest failure choice"),
     ("parts", "isolation local_imports parts"),
     (
@@ -46,7 +46,7 @@ FLOORS: list[tuple[str, str]] = [
         "training",
         "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.loop "
         "train.member train.mix "
-        "train.numerics train.objective train.profile train.result train.seeds train.start train.stream train.teacher train.teacher_table "
+        "train.nursery train.numerics train.objective train.profile train.result train.seeds train.start train.stream train.teacher train.teacher_table "
         "train.worker",
     ),
     (
@@ -58,7 +58,7 @@ FLOORS: list[tuple[str, str]] = [
         "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.tuning_table "
         "report.warnings report.write tensorboard_adapter",
     ),
-    ("run", "run.local run.progress run.status run.verbs"),
+    ("run", "run.local run.progress run.status run.verbs run.workers"),
     (
         "slurm",
         "slurm.cluster slurm.follow slurm.job slurm.launch slurm.queue_status slurm.reconcile slurm.scheduler slurm.submissions "
@@ -104,6 +104,7 @@ DISK = {
     "plan.nets": "checkpoints that a suite names",
     "train.checkpoint_files": "checkpoints that a suite names",
     "train.start": "checkpoints that a suite names",
+    "train.nursery": "the logs of workers",
     "datasets.*": "the data folder",
     "report.from_file": "what lies beside a frame file that a user names",
     "published.*": "published tables in the package",

@@ -17,9 +17,9 @@ from pydantic.dataclasses import dataclass
 
 from kdbench.errors import DamagedError, KdbenchError, StoreError
 from kdbench.plan.bundle import SIDE_BY_SIDE
-from kdbench.process import PROVIDERS
 from kdbench.store import Store
 from kdbench.validation import AtLeastZero, CellId, Schema1, from_json
+from kdbench.words import PROVIDERS
 
 Json = dict[str, Any]
 PREFIX = "kdbench"

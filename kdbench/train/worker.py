@@ -19,10 +19,10 @@ from kdbench.cell import Cell
 from kdbench.errors import ClaimError, DamagedError, StoppedError
 from kdbench.failure import STOPPED
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
-from kdbench.process import PROVIDERS
 from kdbench.process_log import log
 from kdbench.store import Store
 from kdbench.validation import given_path
+from kdbench.words import PROVIDERS
 
 if TYPE_CHECKING:
     from kdbench.train.build import Setup
