@@ -11,6 +11,7 @@ import click
 
 from kdbench.errors import KdbenchError, SuiteError
 from kdbench.version import VERSION
+from kdbench.words import PROVIDERS
 
 
 class _GivenPath(click.Path):
@@ -108,6 +109,14 @@ def plan(suite: Path, results: Path, as_json: bool) -> None:
     metavar="SECONDS",
     help="least time between two saves of progress  [default: 30]",
 )
+@click.option(
+    "--teacher",
+    "provider",
+    type=click.Choice(PROVIDERS),
+    default="auto",
+    show_default=True,
+    help="run teachers live at each step, or keep their outputs in a table; auto: a table where one can serve a bundle",
+)
 @click.option("--profile/--no-profile", "costs", default=True, show_default=True, help="measure costs after training (not with --on)")
 @click.option("--on", type=PATH, metavar="CLUSTER", help="submit SLURM jobs as this cluster file describes, and return")
 @click.option("--wait", is_flag=True, help="with --on: wait for the jobs, resubmit failed cells where allowed, then print the tables")
@@ -126,7 +135,7 @@ def run(context: click.Context, suite: Path, on: Path | None, wait: bool, dry: b
         raise click.UsageError(f"--{refused[0]} cannot be used with --on: the cluster file sets the resources of a job")
     from kdbench.slurm import cluster_verbs
 
-    sys.exit(cluster_verbs.run(suite, on, how["results"], how["data"], how["checkpoint_every_s"], wait, dry))
+    sys.exit(cluster_verbs.run(suite, on, how["results"], how["data"], how["checkpoint_every_s"], how["provider"], wait, dry))
 
 
 @main.command()

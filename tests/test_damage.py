@@ -67,7 +67,7 @@ class Ended:
 def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`run` trains in this process, and writes no report."""
 
-    def start(bundle: Bundle, store: Store, suite: str, machine: local.Machine, slot: int) -> local._Running:
+    def start(bundle: Bundle, store: Store, suite: str, machine: local.Machine, slot: int, _: object) -> local._Running:
         status = work(Store(store.root), bundle.ids, tmp_path, "cpu", machine.checkpoint_every_s)
         return local._Running(bundle, Ended(status), tmp_path / "no.log", slot)  # type: ignore[arg-type]
 

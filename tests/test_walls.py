@@ -20,7 +20,7 @@ import kdbench
 PACKAGE = Path(kdbench.__file__).parent
 
 FLOORS: list[tuple[str, str]] = [
-    ("errors", "errors version validation process process_log"),
+    ("errors", "errors version words validation process process_log"),
     ("nouns", "cell record manifest failure choice"),
     ("parts", "isolation local_imports parts"),
     (
@@ -35,7 +35,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "disk",
-        "store.cell_state store.claims store.derived_manifest store.features store.files store.folders store.frame store.frame_files store.from_file store.histories store.predictions store.store store.tables store.trials store.whole_folder",
+        "store.cell_state store.claims store.derived_manifest store.features store.files store.folders store.frame store.frame_files store.from_file store.histories store.predictions store.rows store.store store.tables store.trials store.whole_folder",
     ),
     (
         "plan",
@@ -46,7 +46,7 @@ FLOORS: list[tuple[str, str]] = [
         "training",
         "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.features train.linear_probe train.loop "
         "train.member train.mix "
-        "train.numerics train.objective train.profile train.result train.seeds train.similarity train.start train.stream train.teacher "
+        "train.nursery train.numerics train.objective train.profile train.result train.seeds train.similarity train.start train.stream train.teacher train.teacher_table "
         "train.worker",
     ),
     (
@@ -58,7 +58,7 @@ FLOORS: list[tuple[str, str]] = [
         "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.tuning_table "
         "report.warnings report.write tensorboard_adapter",
     ),
-    ("run", "run.local run.progress run.status run.verbs"),
+    ("run", "run.local run.progress run.status run.verbs run.workers"),
     (
         "slurm",
         "slurm.cluster slurm.follow slurm.job slurm.launch slurm.queue_status slurm.reconcile slurm.scheduler slurm.submissions "
@@ -104,6 +104,7 @@ DISK = {
     "plan.nets": "checkpoints that a suite names",
     "train.checkpoint_files": "checkpoints that a suite names",
     "train.start": "checkpoints that a suite names",
+    "train.nursery": "the logs of workers",
     "datasets.*": "the data folder",
     "published.*": "published tables in the package",
     "slurm.launch": "the package's own source, for snapshots",

@@ -28,6 +28,8 @@ class Data:
     fingerprint: str
     from_files: bool = False
     """Whether images are read during training."""
+    n_views: int | None = None
+    """How many views an image has, numbered from 0; None where there is no such number, or it is large."""
     notes: tuple[str, ...] = ()
     """What a user must know of the files, as that some were passed over. `run` and `check` print it once."""
 

@@ -134,8 +134,12 @@ class ImageData(Data):
         return tuple(self.train.pixels.shape[1:])
 
     @property
-    def n_views(self) -> int:
+    def n_crops(self) -> int:
         return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+
+    @property
+    def n_views(self) -> int | None:  # type: ignore[override]
+        return None if self.rand_augment or self.random_erasing else self.n_crops
 
     def size(self, split: str) -> int:
         images = getattr(self, split)
@@ -150,13 +154,13 @@ class ImageData(Data):
         return raw if self.rand_augment or self.random_erasing else self._crops(raw)
 
     def _crops(self, views: np.ndarray) -> np.ndarray:
-        return (views.astype(np.uint64) % np.uint64(self.n_views)).astype(np.int64)
+        return (views.astype(np.uint64) % np.uint64(self.n_crops)).astype(np.int64)
 
     def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         images: Images = getattr(self, split)
         chosen = torch.as_tensor(index, device=self.device)
         pixels, white = images.pixels[chosen], self.white
-        if views is not None and self.n_views > 1:
+        if views is not None and self.n_crops > 1:
             pixels = self._seen(pixels, torch.as_tensor(self._crops(views), device=self.device))
         if views is not None and self.rand_augment:
             pixels, white = self._rand_augmented(pixels, views), 255.0

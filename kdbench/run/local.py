@@ -6,7 +6,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,9 +22,11 @@ from kdbench.plan.matrix import Plan
 from kdbench.process_log import log
 from kdbench.record import setting_of
 from kdbench.run.progress import ProgressBar
+from kdbench.run.workers import Nursery, Worker
 from kdbench.store import Store, cell_state
 
 POLL_S = 0.2
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 LEAST_SHARE = 4
 """So many students at least are worth a process of their own while others are still at work, or still to come: starting one takes
 seconds."""
@@ -42,6 +43,7 @@ class Machine:
     jobs: int = 1
     gpus: int = 0
     checkpoint_every_s: float | None = None
+    provider: str = "auto"
     side_by_side: int = 16
     readers: int = 1
 
@@ -49,7 +51,7 @@ class Machine:
 @dataclass
 class _Running:
     bundle: Bundle
-    process: subprocess.Popen[bytes]
+    process: Worker
     log: Path
     slot: int
     started: float = field(default_factory=time.monotonic)
@@ -122,7 +124,7 @@ class _Run:
     chosen_from: set[str] = field(default_factory=set)
 
     def until_done(self) -> None:
-        machine = self.machine
+        machine, nursery = self.machine, Nursery({**os.environ, **ONE_THREAD})
         manifest = self.store.manifest(self.plan.suite.name)
         try:
             while self.pending or self.waiting or self.running:
@@ -134,7 +136,7 @@ class _Run:
                 if free and not self.pending:
                     self.waiting = _shared_out(self.waiting, len(free))
                 for slot in free[: len(self.waiting)]:
-                    job = _start(self.waiting.pop(0), self.store, self.plan.suite.name, machine, slot)
+                    job = _start(self.waiting.pop(0), self.store, self.plan.suite.name, machine, slot, nursery)
                     self.running.append(job)
                     self.progress.began(job.bundle)
                 time.sleep(POLL_S)
@@ -144,6 +146,7 @@ class _Run:
                     self._settle(job)
         finally:
             _stop(self.running)
+            nursery.close()
 
     def _ready(self, manifest: Manifest) -> list[Cell]:
         """Takes the cells that can be trained now from `pending`; what waits in vain is written down as blocked."""
@@ -192,7 +195,7 @@ class _Run:
     def _settle(self, job: _Running) -> None:
         """Look at the cells of a job that ended without all of them: a failure was written beside a cell that raised; one that another
         process has, or whose teacher was found damaged, is waited for; one whose process died gets a try by itself, then a failure."""
-        status = job.process.returncode
+        status = job.process.returncode or 0
         for cell in job.bundle.cells:
             failed = self.store.failure(cell.id)
             crowded = len(job.bundle.cells) > 1 and cell.id not in self.alone
@@ -259,37 +262,35 @@ def _shared_out(waiting: list[Bundle], slots: int, least: int = 1) -> list[Bundl
     return waiting
 
 
-def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int) -> _Running:
+def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int, nursery: Nursery) -> _Running:
     name = hashlib.sha256(" ".join(bundle.ids).encode()).hexdigest()[:12]
     path = store.suite_folder(suite) / "jobs" / f"{name}.log"
-    command = [sys.executable, "-m", "kdbench.train.worker", str(machine.results), *bundle.ids, "--readers", str(machine.readers)]
-    command += ["--data", str(machine.data), "--device", machine.device, "--side-by-side", str(machine.side_by_side)]
+    arguments = [str(machine.results.resolve()), *bundle.ids, "--readers", str(machine.readers), "--data", str(machine.data.resolve())]
+    arguments += ["--device", machine.device, "--side-by-side", str(machine.side_by_side), "--teacher", machine.provider]
     if machine.checkpoint_every_s is not None:
-        command += ["--checkpoint-every", str(machine.checkpoint_every_s)]
-    with store.open_log(path) as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment(machine, slot))
-    return _Running(bundle, process, path, slot)
+        arguments += ["--checkpoint-every", str(machine.checkpoint_every_s)]
+    with store.open_log(path) as log:
+        return _Running(bundle, nursery.start(arguments, log, environment(machine, slot)), path, slot)
 
 
 def environment(machine: Machine, slot: int) -> dict[str, str]:
     """One core a process; with several GPUs, one of them each."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     if machine.gpus < 2:
-        return {**os.environ, **threads}
+        return {**os.environ, **ONE_THREAD}
     # Of the GPUs that were given to this process: on a shared machine, the others belong to other people.
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     mine = given if len(given) == machine.gpus else [str(place) for place in range(machine.gpus)]
-    return {**os.environ, **threads, "CUDA_VISIBLE_DEVICES": mine[slot % machine.gpus]}
+    return {**os.environ, **ONE_THREAD, "CUDA_VISIBLE_DEVICES": mine[slot % machine.gpus]}
 
 
 def _stop(running: list[_Running]) -> None:
     """Ask every process to save and end, and wait for them."""
     for job in running:
         if job.process.poll() is None:
-            job.process.terminate()
+            job.process.send_signal(signal.SIGTERM)
     for job in running:
         try:
             job.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            job.process.kill()
-            job.process.wait()
+            job.process.send_signal(signal.SIGKILL)
+            job.process.wait(timeout=60)

@@ -39,12 +39,14 @@ def planned(suite: Path) -> Plan:
     return plan
 
 
-def run(suite: Path, results: Path, data: Path, device: str, jobs: int | None, checkpoint_every_s: float | None, costs: bool) -> int:
+def run(
+    suite: Path, results: Path, data: Path, device: str, jobs: int | None, checkpoint_every_s: float | None, provider: str, costs: bool
+) -> int:
     """Train, measure and report a suite. Returns 0 when every cell is a result, else 1."""
     console = Console(highlight=False, soft_wrap=True)
     plan, store = planned(suite), Store(results)
     titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
-    machine = _machine(results, data, device, jobs, checkpoint_every_s)
+    machine = replace(_machine(results, data, device, jobs, checkpoint_every_s), provider=provider)
     count = len(local.wanted(store, list(plan.cells.values())))
     if count:
         for note in _check_data_and_device(plan, data, device):

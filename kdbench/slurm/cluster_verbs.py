@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from kdbench.slurm.submissions import Settings, Submission, Submissions
 from kdbench.store import Store
 
 
-def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: float | None, wait: bool, dry: bool) -> int:
+def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: float | None, provider: str, wait: bool, dry: bool) -> int:
     """Submit the missing cells of a suite to a cluster. Returns 0 when all is submitted or done, 1 when something is missing at the end."""
     console = Console(highlight=False, soft_wrap=True)
     log = partial(console.print, markup=False)
@@ -33,7 +34,7 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
     work = partial(probe.probe(plan).work_tflop, plan)
     store = Store(results)
     local.prepare(plan, store)
-    follower = Follower(plan, store, cluster, _settings(cluster, data, checkpoint_every_s), work, log)
+    follower = Follower(plan, store, cluster, replace(_settings(cluster, data, checkpoint_every_s), provider=provider), work, log)
     in_jobs: set[str] = set()
     try:
         if wait:

@@ -19,6 +19,7 @@ from kdbench.errors import DamagedError, KdbenchError, StoreError
 from kdbench.plan.bundle import SIDE_BY_SIDE
 from kdbench.store import Store
 from kdbench.validation import AtLeastZero, CellId, Schema1, from_json
+from kdbench.words import PROVIDERS
 
 Json = dict[str, Any]
 PREFIX = "kdbench"
@@ -38,6 +39,7 @@ class Settings:
     readers: Annotated[int, Field(ge=0)] = 1
     checkpoint_every_s: AtLeastZero | None = None
     lost_after_s: AtLeastZero = 60.0
+    provider: Annotated[str, Field(pattern=f"^({'|'.join(PROVIDERS)})$")] = "auto"
     suite: str = ""
 
 

@@ -55,18 +55,20 @@ def train(
             return
         wanted = list(plan.epoch(epoch))[skipped:]
         pairings = sorted({pairing for member in live for pairing in member.objective.elsewhere})
+        if teacher:
+            teacher.begin_epoch()
         with ExitStack() as readers:  # they end with the epoch, also after an error
             batches = readers.enter_context(closing(plan.data.batches("train", wanted)))
+            others_wanted = {pairing: list(plan.epoch(epoch, pairing))[skipped:] for pairing in pairings}
             elsewhere = {
-                pairing: readers.enter_context(closing(plan.data.batches("train", list(plan.epoch(epoch, pairing))[skipped:])))
-                for pairing in pairings
+                pairing: readers.enter_context(closing(plan.data.batches("train", places))) for pairing, places in others_wanted.items()
             }
             seconds = {}
             for pairing, augmentation in sorted(set().union(*(member.objective.second_views for member in live))):
                 other = plan.second_views(augmentation)
                 reader = other.data.batches("train", list(other.epoch(epoch, pairing))[skipped:])
                 seconds[pairing, augmentation] = readers.enter_context(closing(reader))
-            for step, (index, _) in enumerate(wanted, start=skipped):
+            for step, place in enumerate(wanted, start=skipped):
                 if stop():
                     for member in live:
                         _survives(recorder, member, recorder.save, member, (epoch, step), True)
@@ -76,17 +78,18 @@ def train(
                     inputs, targets = next(batches)
                 inputs, targets = plan.mixed(inputs, targets, members[0].task, total_step)
                 # The second of two stages may have no terms.
-                taps = teacher.taps(inputs) if teacher and any(member.objective.terms for member in live) else None
+                asked = teacher if any(member.objective.terms for member in live) else None
+                taps = asked.taps(inputs, place if plan.mixing is None else None) if asked else None
                 others: dict[str, Taps] = {}
                 for pairing, reader in elsewhere.items():
                     with isolated(seed_of(plan.streams.augment, total_step, pairing)):
-                        others[pairing] = teacher.taps(next(reader)[0]) if teacher else Taps()
+                        others[pairing] = teacher.taps(next(reader)[0], others_wanted[pairing][step - skipped]) if teacher else Taps()
                 second_views: dict[tuple[str, str], tuple[Any, Taps]] = {}
-                for asked, reader in seconds.items():
-                    with isolated(seed_of(plan.streams.augment, total_step, "second_view", *asked)):
+                for which, reader in seconds.items():
+                    with isolated(seed_of(plan.streams.augment, total_step, "second_view", *which)):
                         seen, _ = plan.mixed(*next(reader), members[0].task, total_step)
-                        second_views[asked] = seen, teacher.taps(seen) if teacher else Taps()
-                batch = Batch(targets, torch.as_tensor(index, device=members[0].device), epoch, total_step, others, second_views)
+                        second_views[which] = seen, teacher.taps(seen) if teacher else Taps()
+                batch = Batch(targets, torch.as_tensor(place[0], device=members[0].device), epoch, total_step, others, second_views)
                 live = [member for member in live if _survives(recorder, member, member.step, inputs, targets, batch, taps, step == 0)]
                 if not live:
                     return

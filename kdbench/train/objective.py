@@ -14,7 +14,7 @@ from kdbench import parts
 from kdbench.choice import applied
 from kdbench.errors import RefusedError
 from kdbench.isolation import isolated
-from kdbench.losses._base import Batch, Loss, Pair, Taps
+from kdbench.losses._base import TAPS, Batch, Loss, Pair, Taps
 
 ELSEWHERE = ("shuffled_globally", "shuffled_in_class")
 """The pairings whose images are not in the batch: the loop provides the teacher's outputs for them."""
@@ -87,6 +87,11 @@ class Objective(nn.Module):
     def second_views(self) -> set[tuple[str, str]]:
         """(pairing, augmentation) of the second views that it needs: of the images of the batch, and of those outside of it."""
         return set() if self.augmentation is None else {(pairing, self.augmentation) for pairing in {"matched", *self.elsewhere}}
+
+    @property
+    def taps_needed(self) -> set[str]:
+        """The taps that its losses read."""
+        return {name for loss in self._each() for name in loss._needs()} & set(TAPS)
 
     def unscheduled(self, values: Mapping[str, tuple[Tensor, Tensor]], terms: int) -> Tensor:
         """The sum of the first terms with their weights, of schedules the largest one, out of what `forward` gives."""

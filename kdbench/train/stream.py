@@ -15,6 +15,9 @@ from kdbench.tasks._base import Task
 from kdbench.train.mix import Mixing
 from kdbench.train.seeds import Streams, seed_of
 
+Place = tuple[np.ndarray, np.ndarray]
+"""(index, views) of a batch: its images and the view of each."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -47,8 +50,8 @@ class BatchPlan:
         has no such views."""
         return replace(self, data=self.data.augmented(augmentation, 0.0), second=True)
 
-    def epoch(self, epoch: int, pairing: str = "matched") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(index, views) of each batch of an epoch; with another pairing, of the images in their place, each in its own view."""
+    def epoch(self, epoch: int, pairing: str = "matched") -> Iterator[Place]:
+        """The batches of an epoch; with another pairing, the images in their place, each in its own view."""
         # Sorting raw draws gives a permutation that no release of NumPy can change.
         draws = np.random.Philox(seed_of(self.streams.order, epoch)).random_raw(self.data.size("train"))
         order = np.argsort(draws, kind="stable")

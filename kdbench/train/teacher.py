@@ -25,6 +25,7 @@ from kdbench.train.circumstance import device_name, installed
 from kdbench.train.evaluate import EVALUATION_BATCH, evaluate
 from kdbench.train.numerics import autocast, laid_out
 from kdbench.train.result import digest_of
+from kdbench.train.stream import Place
 
 SAME = 1e-3
 SAME_IMAGES = 3
@@ -34,11 +35,17 @@ SAME_IMAGES = 3
 class LiveTeacher:
     """A teacher that makes a forward pass without gradient for each batch. `numerics` are those of its students."""
 
+    provider = "live"
+
     def __init__(self, model: nn.Module, cell: Cell, numerics: Mapping[str, Any]):
         self.model, self.cell, self.numerics = model.eval().requires_grad_(False), cell, numerics
         self._features: Tensor | None = None
 
-    def taps(self, inputs: Any) -> Taps:
+    def begin_epoch(self) -> None:
+        """Called by the loop before the batches of an epoch."""
+
+    def taps(self, inputs: Any, place: Place | None = None) -> Taps:
+        """The outputs for a batch; `place` says which views of which training images these are, where that determines the inputs."""
         with isolated(0), torch.no_grad(), autocast(self.numerics, inputs):
             return self.model(private(inputs)).with_classifier(self.model)
 
