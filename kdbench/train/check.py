@@ -60,9 +60,7 @@ Step = tuple[Any, Any, Batch, Taps | None]
 
 def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log: Callable[[str], None]) -> Iterator[Checked]:
     """Check everything that the suite compares, pair by pair. Raises DataError if the data are missing or wrong."""
-    threads = torch.get_num_threads()
-    settle(plan.suite.numerics, device)
-    torch.set_num_threads(threads)  # the user's own number: no result of a check is kept
+    settle(plan.suite.numerics, device)  # with the threads of a training, so that step times are those of trainings
     rows = {(row.student, row.teacher, row.objective): row for row in reversed(plan.rows) if row.role == "student"}
     earlier = {row.cell.id: replace(row, objective=f"{row.objective}, first stage") for row in plan.rows if row.role == "first_stage"}
     teachers: dict[str, Row] = {row.student: row for row in reversed(plan.teachers)}
