@@ -38,12 +38,15 @@ class Candidate:
 
 def candidates(records: Iterable[Record], metric: str, higher_is_better: bool = True) -> list[Candidate]:
     """The points of some trials, in the order in which they first appear. `metric` is read at the last epoch, on the images held out of
-    training. Raises DataError: a record has no such metric."""
+    training. A trial whose first stage diverged says nothing of its point, which is of the second. Raises DataError: a record has no such
+    metric, or no trial reached its second stage."""
     found: list[Candidate] = []
     for record in records:
         point = record.result.get("tuned")
         if point is None:
             raise DataError(f"the trial {record.id} does not say which point it tried")
+        if "diverged_in" in record.result:
+            continue
         score = -math.inf
         if record.outcome == "finished":
             held_out = record.result["history"][-1].get("val") or {}
@@ -55,6 +58,8 @@ def candidates(records: Iterable[Record], metric: str, higher_is_better: bool = 
         if same is None:
             found.append(same := Candidate(dict(point)))
         same.scores.append(score)
+    if not found:
+        raise DataError("the first stage of every trial diverged: give `two_stages` a smaller `lr` or `weight`")
     return found
 
 

@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
-from kdbench import parts
+from kdbench import choice, parts
 from kdbench.errors import DataError, StoppedError, SuiteError
 from kdbench.failure import STOPPED
 from kdbench.losses._base import Pair, Taps
@@ -302,19 +303,21 @@ def test_a_first_stage_that_fails_blocks_the_second(tmp_path: Path, plan_of: Cal
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shared", [AB, "at: {two_stages: {epochs: 1}, +kd: true}"], ids=["one second stage", "two second stages"])
 def test_a_first_stage_whose_weights_rot_unnoticed_is_trained_again_in_the_same_run(
-    plan_of: Callable[..., Plan], store: Store, tmp_path: Path
+    shared: str, plan_of: Callable[..., Plan], store: Store, tmp_path: Path
 ):
     import os
 
-    plan = plan_of(**NETS, objectives=objectives(AB), repeats="1")
+    plan = plan_of(**NETS, objectives=objectives(shared), repeats="1")
     local.prepare(plan, store)
     machine = local.Machine(store.root, tmp_path, "cpu")
     local.train(plan, store, machine, progress_of(plan))
     before = results(store, plan)
-    first, second = (only(plan, role, "ab:crd_two_stage")[0].cell.id for role in ("first_stage", "student"))
-    store.remove(store.file(second, "record.json"))
-    path = store.file(first, "weights.bin")
+    seconds = [cell for cell in plan.cells.values() if "start" in cell.depends]
+    for second in seconds:
+        store.remove(store.file(second.id, "record.json"))
+    path = store.file(seconds[0].depends["start"], "weights.bin")
     times = path.stat()
     data = bytearray(path.read_bytes())
     data[100] ^= 1
@@ -354,17 +357,14 @@ def test_trials_have_first_stages_of_their_own_which_see_no_image_that_is_held_o
     assert len(found) == 10 and set(found["objective"]) == {"ft:crd_two_stage"}
 
 
-def test_a_diverged_first_stage_of_a_trial_is_the_worst_of_the_search(
-    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store
-):
+def test_a_search_whose_first_stages_all_diverge_says_so(plan_of: Callable[..., Plan], train: Callable[..., int], store: Store):
     tuned = {"dataset": "{name: digits, per_class: 8}", "tune": "{trials: 3}", "repeats": "1"}
     plan = plan_of(**NETS, **tuned, objectives=objectives("at: {two_stages: {epochs: 1, lr: 1.0e+30}}"))
     train(plan)
-    search = only(plan, "trial", "at")
-    assert {store.record(row.cell.id).outcome for row in search} == {"diverged"}
-    # All of them diverged, so that nothing can be chosen: the final training says so, and no trial waits for ever.
-    (final,) = only(plan, "student", "at")
-    assert "every trial that was repeated diverged" in store.failure(final.cell.id).message
+    first, further = only(plan, "trial", "at")[:3], only(plan, "trial", "at")[3]
+    assert {store.record(row.cell.id).outcome for row in first} == {"diverged"}
+    # Nothing tells points apart: the next trial says so, and none waits for ever.
+    assert "the first stage of every trial diverged: give `two_stages` a smaller" in store.failure(further.cell.id).message
     assert "first stage of trials" not in cell_state.why_missing(store, store.manifest("tiny"))
 
 
@@ -480,3 +480,32 @@ def test_a_check_tries_first_stages_too(staged: Plan, store: Store, tmp_path: Pa
         f"{name}, first stage" for name in ("ab:crd_two_stage", "ft:crd_two_stage", "code", "at", "fitnet")
     }
     assert not [one.wrong for one in found.values() if one.wrong]
+
+
+def test_a_trial_whose_first_stage_diverged_says_nothing_of_its_point():
+    """It has not found the weight for its gradient, and a weight of the second stage cannot be the reason."""
+    tuned = {"metric": "top1", "higher_is_better": True}
+
+    def trial(point: dict[str, float], score: float | None) -> SimpleNamespace:
+        history = [{"val": {"top1": score}}]
+        result = {"tuned": point, "history": history} | ({} if score is not None else {"diverged_in": "first stage"})
+        return SimpleNamespace(id="1", result=result, outcome="diverged" if score is None else "finished")
+
+    lost = [trial({"gradient": one}, None) for one in (0.1, 1.0)]
+    found = [trial({"weight": weight}, score) for weight, score in ((2.0, 0.5), (20.0, 0.7), (200.0, 0.6))]
+    for pick, value in (("best", 20.0), (0, 20.0), (1, 200.0), ("further", round((20 * 200) ** 0.5, 2))):
+        assert choice.picked({**tuned, "pick": pick}, [*lost, *found]) == {"weight": value}  # type: ignore[list-item]
+    with pytest.raises(DataError, match="the first stage of every trial diverged"):
+        choice.picked({**tuned, "pick": "further"}, lost)  # type: ignore[arg-type]
+
+
+def test_a_loss_at_weight_zero_is_compared_with_a_training_in_one_stage(plan_of: Callable[..., Plan]):
+    plan = plan_of(**NETS, objectives=objectives(AB, "sp: {controls: [zero]}", "mlkd: {controls: [zero]}"))
+    references = {one.name: one.reference for one in plan.suite.objectives.values()}
+    assert references["sp-zero"] == "ce"
+    assert references["mlkd-zero"] is None and not any(name.startswith("task-") for name in references)
+
+
+def test_dot_without_a_term_to_distil_in_the_second_stage_is_refused(refusal: Callable[..., str]):
+    text = refusal(objectives="{ab: {weight: 1, weight_from: assumed, dot: 0.05, two_stages: {epochs: 1, then: []}}}")
+    assert "objectives.ab.two_stages.then: `dot` needs a distillation term" in text

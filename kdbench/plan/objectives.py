@@ -76,8 +76,10 @@ class ObjectiveReader:
                 elif both:
                     found[both.name] = self._tuned(both, tuned, terms, weighted)
         for objective in [one for one in found.values() if one.control and one.control[1] == "zero"]:
+            if any(self._has_second_view(term) for term in objective.config["terms"]):
+                continue  # at weight 0 it still trains on both views
             config = {"task": objective.config["task"], "terms": []}
-            alike = next((one.name for one in found.values() if one.config == config), f"task-{config['task']:g}")
+            alike = next((one.name for one in found.values() if one.config == config and one.first is None), f"task-{config['task']:g}")
             label = f"task's loss alone, weight {config['task']:g}"
             found.setdefault(alike, ObjectiveSpec(alike, label, config, "published", objective.where, control=("", "task")))
             found[objective.name] = replace(objective, reference=alike)
@@ -87,6 +89,12 @@ class ObjectiveReader:
             if other != name:
                 self.reader.error(objective.where, f"'{name}' and '{other}' have the same label in tables, '{objective.label}': rename one")
         return found
+
+    def _has_second_view(self, term: Mapping[str, Any]) -> bool:
+        try:
+            return "second_view" in parts.from_config("loss", {**term, "name": term["loss"]}, self.reader.sources)._needs()
+        except Exception:  # what is wrong with a loss is said where it is tried
+            return False
 
     def _tuned(self, objective: ObjectiveSpec, given: Any, terms: int, weighted: bool) -> ObjectiveSpec:
         """The objective with its search, if it is tuned."""
@@ -230,6 +238,9 @@ class ObjectiveReader:
         if first is None or found is None:
             return None
         terms = [term for one in found for term in one.config["terms"]]
+        if not terms and "dot" in objective.config:
+            self.reader.error((*where, "then"), "`dot` needs a distillation term, and the second stage has none: leave out `dot`")
+            return None
         whose = (fields.weight_from or "the suite") if unknown else objective.weight_from
         return replace(objective, config={**objective.config, "terms": terms}, weight_from=whose)
 

@@ -12,7 +12,8 @@ from kdbench.report.table import ABSENT, Column, Entry, Group, Table, row
 CAPTION = (
     "Each loss compared with its controls, over all pairs and paired by repeat. A loss that is not better than a control has not shown "
     "that what it takes from the teacher helps. p is two-sided, Holm-corrected for the comparisons of this table.",
-    "weight 0: the terms of the loss have no weight, so that the training is that of the task's loss alone. untrained teacher: the teacher "
+    "weight 0: the terms of the loss have no weight, so that the training is that of the task's loss alone (of both views where there is a "
+    "second). untrained teacher: the teacher "
     "has its initial weights. shuffled: the teacher's outputs are those of other images of the batch, of any images of the training set "
     "(globally), or of other images of the same class.",
 )

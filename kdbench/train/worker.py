@@ -178,7 +178,9 @@ def _train_bundle(
             else:
                 afresh.append(cell)
         except Exception as error:  # the other cells can still be trained
-            if isinstance(error, DamagedError) and "start" in cell.depends and _is_set_aside(store, cell, "start"):
+            # Another student of this bundle, or another process, may have set the first stage aside before.
+            gone = "start" in cell.depends and not store.is_done(cell.depends["start"])
+            if gone or ("start" in cell.depends and isinstance(error, DamagedError) and _is_set_aside(store, cell, "start")):
                 saver.lost.add(cell.id)
                 continue
             _fail(store, [cell.id], error)
