@@ -56,6 +56,14 @@ def started(pid: int) -> float | None:
         return None
 
 
+def started_at(pid: int) -> float | None:
+    """When a process was started; None if there is none, or it cannot be seen."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
 def lives(pid: int, since: float | None) -> bool:
     """Whether the process that was started at `since` is alive, and not another one with the same number (or a zombie)."""
     try:

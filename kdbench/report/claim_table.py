@@ -60,12 +60,14 @@ def _caption(study: Study) -> tuple[str, ...]:
     manifest = study.manifest
     costs = sum(one["relation"] in UNITS for one in manifest.claimed)
     margins = " or ".join(dict.fromkeys(entries.difference_text(manifest, claim.margin) for claim in manifest.claims if claim.margin))
-    least = f"the margin ({margins})" if margins else "0, since there is no margin"
+    # Δ is as printed: below 0 is better where the metric is one of errors.
+    above, under, plus, minus = ("above", "below", "", "minus ") if manifest.primary.higher_is_better else ("below", "above", "minus ", "")
+    least = f"{plus}the margin ({margins})" if margins else "0, since there is no margin"
     return (
         f"Over all pairs, paired by repeat. The tests of {plural(len(manifest.claimed) - costs, 'comparison')} are corrected together: the "
         f"probability of any wrong supported or contradicted is at most {100 * manifest.alpha:g} %. Undecided does not mean wrong.",
-        f"better: supported if Δ is shown to be above 0, contradicted if it is shown to be below {least}. not worse: if it is shown to be "
-        "above minus the margin, or below. equal: if it is shown to be within the margin, or outside. A claim is supported if each of its "
-        "comparisons is, and contradicted if any is.",
+        f"better: supported if Δ is shown to be {above} 0, contradicted if it is shown to be {under} {least}. not worse: if it is shown "
+        f"to be {above} {minus}the margin, or {under}. equal: if it is shown to be within the margin, or outside. A claim is supported if "
+        "each of its comparisons is, and contradicted if any is.",
         *([COSTS] if costs else []),
     )

@@ -43,7 +43,7 @@ class Machine:
     jobs: int = 1
     gpus: int = 0
     checkpoint_every_s: float | None = None
-    provider: str = "auto"
+    provider: str = "live"
     side_by_side: int = 16
     readers: int = 1
 

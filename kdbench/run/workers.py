@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
+from kdbench.process import lives, started_at
+
 POLL_S = 0.05
+PATIENCE_S = 60.0
 UNSEEN = 1
 """The exit status of a worker whose end nobody saw."""
 
@@ -29,10 +32,11 @@ class Worker:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        while self.poll() is None and self.pid is None:
+        until = time.monotonic() + PATIENCE_S
+        while self.poll() is None and self.pid is None and time.monotonic() < until:
             time.sleep(POLL_S)
-        if self.returncode is None:
-            self.nursery.tell({"signal": number, "to": self.pid})
+        if self.returncode is None and self.pid is not None:
+            self.nursery.signal(self.pid, number)
 
     def wait(self, timeout: float) -> int:
         """Raises subprocess.TimeoutExpired."""
@@ -52,6 +56,7 @@ class Nursery:
         self.process: subprocess.Popen[bytes] | None = None
         self.unborn: list[Worker] = []
         self.alive: dict[int, Worker] = {}
+        self.orphans: dict[int, tuple[Worker, float | None]] = {}
         self.rest = b""
 
     def start(self, arguments: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> Worker:
@@ -68,43 +73,54 @@ class Nursery:
         return worker
 
     def tell(self, what: Mapping[str, Any]) -> None:
-        if self.process and self.process.stdin:
-            with suppress(OSError):  # it has ended, which `listen` finds out
-                self.process.stdin.write(json.dumps(what).encode() + b"\n")
-                self.process.stdin.flush()
-        elif "signal" in what:
-            with suppress(OSError):
-                os.kill(what["to"], what["signal"])
+        assert self.process and self.process.stdin
+        with suppress(OSError):  # it has ended, which `listen` finds out
+            self.process.stdin.write(json.dumps(what).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def signal(self, pid: int, number: int) -> None:
+        if pid in self.alive:  # by their parent, which knows whether the number is still theirs
+            self.tell({"signal": number, "to": pid})
+        elif pid in self.orphans and lives(pid, self.orphans[pid][1]):
+            os.kill(pid, number)
 
     def listen(self) -> None:
         """Take in what the process has said since, without waiting."""
-        while self.process and self.process.stdout and (said := self.process.stdout.read()) is not None:
-            if not said:
-                self._ended()
-                break
-            *lines, self.rest = (self.rest + said).split(b"\n")
+        while self.process and self.process.stdout:
+            # Asked before reading: what it has said before its end is then read. A worker may hold the pipe open for longer.
+            ended = self.process.poll() is not None
+            said = self.process.stdout.read()
+            *lines, self.rest = (self.rest + (said or b"")).split(b"\n")
             for line in lines:
                 self._hear(json.loads(line))
-        for pid, worker in list(self.alive.items()) if self.process is None else ():
-            if not _is_there(pid):
-                del self.alive[pid]
+            if ended or said == b"":
+                self._ended()
+            elif not said:
+                break
+        for pid, (worker, since) in list(self.orphans.items()):
+            if not lives(pid, since):
+                del self.orphans[pid]
                 worker.returncode = UNSEEN
 
     def _hear(self, said: Mapping[str, int]) -> None:
-        if "status" in said:
+        if "status" in said and said["pid"] in self.alive:
             self.alive.pop(said["pid"]).returncode = said["status"]
+        elif "status" in said:  # it was not born
+            self.unborn.pop(0).returncode = said["status"]
         else:
             worker = self.unborn.pop(0)
             worker.pid = said["pid"]
             self.alive[said["pid"]] = worker
 
     def _ended(self) -> None:
-        """Its end is that of the workers which it has not started; the others go on."""
-        assert self.process is not None
+        """Its end is that of the workers which it has not started; the others go on, and are looked at one by one."""
         self.close()
         for worker in self.unborn:
             worker.returncode = UNSEEN
         self.unborn.clear()
+        for pid, worker in self.alive.items():
+            self.orphans[pid] = worker, started_at(pid)
+        self.alive.clear()
 
     def close(self) -> None:
         if self.process:
@@ -113,11 +129,3 @@ class Nursery:
                     pipe.close()  # type: ignore[union-attr]
             self.process.wait()
             self.process, self.rest = None, b""
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True

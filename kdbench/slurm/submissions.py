@@ -39,7 +39,7 @@ class Settings:
     readers: Annotated[int, Field(ge=0)] = 1
     checkpoint_every_s: AtLeastZero | None = None
     lost_after_s: AtLeastZero = 60.0
-    provider: Annotated[str, Field(pattern=f"^({'|'.join(PROVIDERS)})$")] = "auto"
+    provider: Annotated[str, Field(pattern=f"^({'|'.join(PROVIDERS)})$")] = "live"
     suite: str = ""
 
 

@@ -48,7 +48,7 @@ def paper_claims(
 
     - better: supported where d <= 0 is rejected (two-sided t test), contradicted where d >= m is (one-sided). Where both are, the
       objective is better by less than the margin, which contradicts the claim. Without a margin m is 0 and both are two-sided.
-    - not worse: supported where d <= -m is rejected, contradicted where d >= -m is (one-sided t tests). Without a margin neither is tested.
+    - not worse: supported where d < -m is rejected, contradicted where d >= -m is (one-sided t tests). Without a margin neither is tested.
     - equal: supported where |d| > m is rejected (two one-sided t tests), contradicted where |d| <= m is: where the t interval of d, at the
       corrected level, lies outside of the margin. Without a margin neither is tested.
 

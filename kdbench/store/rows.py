@@ -27,10 +27,11 @@ class Rows:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            there = os.fstat(self.file).st_blocks * 512
+            self.is_full = shutil.disk_usage(path.parent).free + there < n_rows * self.row_bytes + SPARE_BYTES
         except OSError as error:
             raise StoreError(f"{path} cannot be opened ({error.strerror or error})") from error
-        there = os.fstat(self.file).st_blocks * 512
-        self.is_full = shutil.disk_usage(path.parent).free + there < n_rows * self.row_bytes + SPARE_BYTES
+        self.folder, self.written = path.parent, 0
 
     def __del__(self) -> None:
         if hasattr(self, "file"):
@@ -52,6 +53,9 @@ class Rows:
 
     def put(self, numbers: np.ndarray, values: np.ndarray) -> None:
         """Write rows: none where the disk has no room for the whole file, or has refused a row."""
+        self.written += len(numbers) * self.row_bytes
+        if self.written > SPARE_BYTES // 16:  # other files grow, too
+            self.written, self.is_full = 0, self.is_full or shutil.disk_usage(self.folder).free < SPARE_BYTES
         words = np.ascontiguousarray(values).view(np.uint64)
         rows = np.concatenate([self._checks(words, numbers)[:, None], words], axis=1)
         try:

@@ -32,7 +32,7 @@ def main() -> int:
     for end in (woken, wakes):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wakes)
-    children: set[int] = set()
+    children: dict[int, subprocess.Popen[bytes] | None] = {}
     asked, rest = selectors.DefaultSelector(), b""
     asked.register(0, selectors.EVENT_READ)
     asked.register(woken, selectors.EVENT_READ)
@@ -49,25 +49,35 @@ def main() -> int:
                 return 0
 
 
-def _obey(asked: dict[str, Any], children: set[int], own: tuple[int, int]) -> None:
+def _obey(asked: dict[str, Any], children: dict[int, subprocess.Popen[bytes] | None], own: tuple[int, int]) -> None:
     if "signal" in asked:
         if asked["to"] in children:  # else its number may be another process's by now
             os.kill(asked["to"], asked["signal"])
         return
-    pid = os.fork() if FORKS else _started(asked)
+    process = None
+    try:
+        if FORKS:
+            pid = os.fork()
+        else:
+            process = _started(asked)
+            pid = process.pid
+    except OSError:  # no memory, or no more processes
+        traceback.print_exc()
+        print(json.dumps({"pid": 0, "status": 1}), flush=True)
+        return
     if not pid:
         signal.set_wakeup_fd(-1)
         for end in own:
             os.close(end)
         sys.exit(_work(asked))
-    children.add(pid)
+    children[pid] = process
     print(json.dumps({"pid": pid}), flush=True)
 
 
-def _started(asked: dict[str, Any]) -> int:
+def _started(asked: dict[str, Any]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "kdbench.train.worker", *asked["start"]]
     with open(asked["log"], "ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **asked["environment"]}).pid
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **asked["environment"]})
 
 
 def _work(asked: dict[str, Any]) -> int:
@@ -87,12 +97,16 @@ def _work(asked: dict[str, Any]) -> int:
         return 1
 
 
-def _reap(children: set[int]) -> None:
-    for pid in list(children):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            children.discard(pid)
-            print(json.dumps({"pid": pid, "status": os.waitstatus_to_exitcode(status)}), flush=True)
+def _reap(children: dict[int, subprocess.Popen[bytes] | None]) -> None:
+    for pid, process in list(children.items()):
+        if process is None:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if ended else None
+        else:
+            code = process.poll()
+        if code is not None:
+            del children[pid]
+            print(json.dumps({"pid": pid, "status": code}), flush=True)
 
 
 if __name__ == "__main__":

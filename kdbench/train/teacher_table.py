@@ -68,7 +68,8 @@ class TeacherTable:
 class TabledTeacher(LiveTeacher):
     """A live teacher that reads what is in its table. In each epoch it recomputes the first batch that it finds there.
 
-    Only whole batches are kept: on the CPU the outputs of an image do not depend on the others of its batch, but may on their number."""
+    Only whole batches are kept, since the bits of an image's outputs may depend on the size of its batch. Some processors and sizes also
+    give other bits at another place in the batch: on the CPU this is tried at the start, and there is no table then."""
 
     provider = "table"
 
@@ -91,6 +92,7 @@ class TabledTeacher(LiveTeacher):
         taps = super().taps(inputs)
         if self.table is None:
             try:
+                self._try_other_places(inputs, taps)
                 self.table = self._opened(taps)
             except StoreError as error:
                 log(f"teacher {self.cell.id} is run at each step: {error}")
@@ -102,6 +104,17 @@ class TabledTeacher(LiveTeacher):
         else:
             self.table.put(place, taps)
         return taps
+
+    def _try_other_places(self, inputs: Any, taps: Taps) -> None:
+        """Raises StoreError: outputs depend on the place in the batch."""
+        if not isinstance(inputs, Tensor) or inputs.device.type != "cpu":
+            return
+        for places in (torch.arange(len(inputs)).roll(1), torch.from_numpy(np.random.Philox(0).random_raw(len(inputs)).argsort())):
+            other = super().taps(inputs[places])
+            for name in SERVED:
+                if taps.has(name) and not torch.equal(getattr(other, name), getattr(taps, name)[places]):
+                    size = len(inputs)
+                    raise StoreError(f"on this processor the bits of its {name} depend on the place of an image in a batch of {size}")
 
     def _opened(self, taps: Taps) -> TeacherTable:
         given = {name: getattr(taps, name) for name in sorted(SERVED) if taps.has(name)}
@@ -129,12 +142,12 @@ class TabledTeacher(LiveTeacher):
 def teacher_of(
     live: LiveTeacher, asked: str, store: Store, plan: BatchPlan, members: Sequence[Member], device: torch.device
 ) -> LiveTeacher:
-    """The teacher of a bundle: with its table, if that was not ruled out and can serve these students."""
+    """The teacher of a bundle: with its table, if one is asked for and can serve these students."""
+    if asked != "table":
+        return live
     first = members[0].cell
-    why = "" if asked == "live" else _cannot_serve(plan, {name for member in members for name in member.objective.taps_needed})
-    if why and asked == "table":
+    if why := _cannot_serve(plan, {name for member in members for name in member.objective.taps_needed}):
         log(f"teacher {live.cell.id} is run at each step: {why}")
-    if why or asked == "live":
         return live
     record = store.record(live.cell.id)
     assert record is not None

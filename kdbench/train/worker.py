@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader.add_argument("--checkpoint-every", type=float, default=None, metavar="SECONDS")
     reader.add_argument("--side-by-side", type=int, default=SIDE_BY_SIDE)
     reader.add_argument("--readers", type=int, default=1, metavar="N", help="processes that read ahead, for data in files")
-    reader.add_argument("--teacher", choices=PROVIDERS, default="auto", help="where the teacher's outputs come from")
+    reader.add_argument("--teacher", choices=PROVIDERS, default="live", help="where the teacher's outputs come from")
     reader.add_argument("--steps", type=int, default=None, metavar="N", help="stop after so many steps, as if asked to")
     asked = reader.parse_args(arguments)
     how = asked.device, asked.checkpoint_every, asked.side_by_side, Stop(asked.steps), asked.readers, asked.teacher
@@ -76,7 +76,7 @@ def work(
     side_by_side: int = SIDE_BY_SIDE,
     stop: Callable[[], bool] = lambda: False,
     readers: int = 0,
-    provider: str = "auto",
+    provider: str = "live",
 ) -> int:
     """Train the cells that are not done and that no other process trains. Returns the exit status."""
     with ExitStack() as claims:

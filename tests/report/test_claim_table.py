@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 
@@ -134,3 +135,17 @@ def test_a_gain_below_the_margin_is_marked_as_such(made):
     suite = claiming(made, claims).finish_all(noise=0.002).write()
     (group,) = claim_table(from_store(suite.store, suite.checked(), ReportOptions())).groups
     assert group.title == "Contradicted: CC is better than KD" and group.rows[0][-1].text() == "contradicted (below the margin)"
+
+
+def test_the_caption_reads_the_difference_as_it_is_printed(made):
+    """Of errors, a negative difference is the better one."""
+    suite = claiming(made).finish_all(noise=0.01).write()
+    study = from_store(suite.store, suite.checked(), ReportOptions())
+    (up,) = [text for text in claim_table(study).caption if "better: supported" in text]
+    errors = replace(study.manifest.primary, higher_is_better=False)
+    study = replace(study, manifest=replace(study.manifest, metrics=(errors, *study.manifest.metrics[1:])))
+    (down,) = [text for text in claim_table(study).caption if "better: supported" in text]
+
+    assert "Δ is shown to be above 0, contradicted if it is shown to be below the margin" in up and "above minus the margin, or below" in up
+    assert "Δ is shown to be below 0, contradicted if it is shown to be above minus the margin" in down
+    assert "below the margin, or above" in down
