@@ -361,12 +361,16 @@ def test_a_check_and_a_profile_have_both_views(
     cells = {row.objective: row.cell for row in plan.rows if row.role == "student"}
     for cell in cells.values():
         store.put_cell(cell)
-    passes = []
-    plain = LiveTeacher.taps
+    passes, drawn = [], []
+    plain, epoch = LiveTeacher.taps, BatchPlan.epoch
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(LiveTeacher, "taps", lambda self, inputs: passes.append(1) or plain(self, inputs))
+        patched.setattr(BatchPlan, "epoch", lambda self, *place: drawn.append(1) or epoch(self, *place))
         patched.setattr(profile, "MEASURED_STEPS", 2)
-        for name, each in (("kd", 1), ("mlkd", 2)):
+        # All images are put in order once for each view (and once to try the second): no step that is timed does it.
+        for name, each, orders in (("kd", 1, 1), ("mlkd", 2, 3)):
             passes.clear()
+            drawn.clear()
             assert profile.measure(store, cells[name], tmp_path, torch.device("cpu")).result["step_ms"]["median"] > 0
             assert len(passes) % each == 0 and len(passes) / each == 12
+            assert len(drawn) == orders
