@@ -480,3 +480,34 @@ def test_a_check_tries_first_stages_too(staged: Plan, store: Store, tmp_path: Pa
         f"{name}, first stage" for name in ("ab:crd_two_stage", "ft:crd_two_stage", "code", "at", "fitnet")
     }
     assert not [one.wrong for one in found.values() if one.wrong]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["batch_size: 8", "batch_size: 24, drop_last: true", "rand_augment: rand-m5, mixup: 0.5", "class_uniform: 2", "accumulate: 4"],
+)
+def test_a_check_has_the_images_and_batches_of_a_first_stage(options: str, plan_of: Callable[..., Plan], store: Store, tmp_path: Path):
+    from kdbench.train import check, stream
+
+    lines = [f"{name}: {{two_stages: {{epochs: 1, {options}}}}}" for name in ("mlkd", "at")]
+    plan = plan_of(**NETS, objectives=objectives("kd:", *lines), repeats="1")
+    device, given = torch.device("cpu"), list[tuple[str, torch.Tensor, Any]]()
+    step = check.Member.step
+
+    def spied(self: Any, inputs: Any, targets: Any, batch: Any, *more: Any, **options: Any) -> None:
+        given.append((self.cell.id, inputs, batch))
+        step(self, inputs, targets, batch, *more, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(check.Member, "step", spied)
+        found = {one.objective: one for one in check.check(plan, store, tmp_path, device, lambda text: None)}
+    assert len(found) == 6 and not [one.wrong for one in found.values() if one.wrong]
+    for role, name in (("first_stage", "mlkd"), ("first_stage", "at"), ("student", "mlkd"), ("student", "kd")):
+        cell = only(plan, role, name)[0].cell
+        setup = Setup.of(cell, tmp_path, device)
+        batches = stream.BatchPlan.of(cell.config, setup.data)
+        places = list(batches.epoch(0))
+        tried = [(inputs, batch) for cell_id, inputs, batch in given if cell_id == cell.id]
+        for (inputs, batch), place, number in zip(tried[:2], (places[0], places[-1]), (0, 1), strict=True):
+            expected, _ = batches.mixed(*setup.data.batch("train", *place), setup.task, number)
+            assert torch.equal(inputs, expected) and batch.index.tolist() == place[0].tolist(), (role, name)
