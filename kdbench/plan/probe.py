@@ -17,7 +17,7 @@ from kdbench.errors import KdbenchError, LossError, OptionsError, RefusedError, 
 from kdbench.isolation import explained, isolated
 from kdbench.plan.bundle import Bundle, model_key
 from kdbench.plan.matrix import Plan
-from kdbench.plan.recipe_limits import first_stages, unmet
+from kdbench.plan.recipe_limits import first_stages, second_views_of, unmet
 from kdbench.plan.schema import Net
 from kdbench.plan.tuning import points
 from kdbench.recipes._base import MIXING, Recipe
@@ -55,10 +55,13 @@ class Probes:
     untried: tuple[str, ...] = ()
 
     def work_tflop(self, plan: Plan, bundle: Bundle) -> float:
-        """Estimated work of a bundle: training passes of its students and one forward pass of the teacher, without evaluation. Where the
-        number of training images is not known it is in TFLOP for one image: bundles are still in the right order."""
+        """Estimated work of a bundle: training passes of its students and one forward pass of the teacher, of second views too where losses
+        need them, without evaluation. Where the number of training images is not known it is in TFLOP for one image: bundles are still in
+        the right order."""
         images = (self.n_train or 1) * bundle.cells[0].config["recipe"]["epochs"]
-        nets = [(1 + BACKWARD, cell) for cell in bundle.cells] + ([(1.0, plan.cells[bundle.teacher])] if bundle.teacher else [])
+        seconds = [second_views_of(cell.config["objective"]["terms"], cell.sources) for cell in bundle.cells]
+        nets = [((1 + BACKWARD) * (2 if second else 1), cell) for second, cell in zip(seconds, bundle.cells, strict=True)]
+        nets += [(1.0 + len(set().union(*seconds)), plan.cells[bundle.teacher])] if bundle.teacher else []
         return images * sum(passes * self.models[model_key(cell.config["student"])].flop_per_image for passes, cell in nets) / 1e12
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from kdbench import parts
@@ -125,6 +127,18 @@ def _said(term: Mapping[str, Any], sources: Mapping[str, str]) -> _Said | None:
             return _Said(loss._needs(), loss.couples, loss.takes_mixed, str(loss.augmentation))
     except Exception:
         return None
+
+
+def second_views_of(terms: list[Json], sources: Mapping[str, str]) -> set[str]:
+    """How the second views that these terms need are augmented; empty if they need none."""
+    chosen = [json.dumps({name: term[name] for name in ("loss", "version", "options")}, sort_keys=True) for term in terms]
+    found = [_said_of(text, json.dumps(dict(sources), sort_keys=True)) for text in chosen]
+    return {loss.augmentation for loss in found if loss and "second_view" in loss.needs}
+
+
+@lru_cache(maxsize=1024)
+def _said_of(term: str, sources: str) -> _Said | None:
+    return _said(json.loads(term), json.loads(sources))
 
 
 def _of_second_views(asked: list[tuple[str, str]], dataset: Any, name: str) -> Iterator[str]:
