@@ -130,6 +130,39 @@ def test_what_a_task_or_a_dataset_does_not_have_is_refused_with_its_line(problem
     assert len(said.splitlines()) == 1 and "students.small: the task 'own.py:Bare' has no label_smoothing" in said
 
 
+def test_a_first_stage_follows_a_recipe_of_its_own(problems: Callable[..., str]) -> None:
+    def told(words: str, recipe: str = "", dataset: str = "own.py:Other", loss: str = "loss: at") -> list[str]:
+        objectives = f"ce:\nkd:\nmine:\n  {loss}\n  two_stages:\n    epochs: 1\n    " + "\n    ".join(words.split(", "))
+        return problems(recipe, dataset=f"{{name: '{dataset}', per_class: 4}}", objectives=objectives).splitlines()
+
+    few = "40 training images are less than a batch of 64"
+    for words, dataset, expected in (
+        ("rand_augment: rand-m5", "own.py:Other", "the dataset 'own.py:Other' has no rand_augment: leave it out"),
+        ("random_erasing: 0.5", "own.py:Other", "the dataset 'own.py:Other' has no random_erasing: leave it out"),
+        ("mixup: 0.5", "own.py:Other", "the task 'own.py:Bare' has no mixed images: leave mixup out"),
+        ("label_smoothing: 0.1", "own.py:Other", "the task 'own.py:Bare' has no label_smoothing: leave it out"),
+        ("accumulate: 2", "own.py:Other", "the loss of the task 'own.py:Bare' needs whole batches"),
+        ("batch_size: 64, drop_last: true", "digits", few),
+        ("layer_decay: 0.5", "digits", "`layer_decay` needs a model that states its layers"),
+    ):
+        (line,) = told(words, dataset=dataset)
+        assert "objectives.mine.two_stages: " in line and expected in line, words
+        # The line of the option that is wrong, the last one.
+        lines = (said := line.partition(".yaml:")[2]).partition(":")[0]
+        assert int(lines) == 16 + len(words.split(", ")), (words, said)
+    # What is wrong with the recipe of both stages is told once, and what the first changes in its own place.
+    both = told("lr: 0.1", "rand_augment: rand-m5, layer_decay: 0.5")
+    assert len(both) == 4 and not [line for line in both if "two_stages" in line]
+    assert [few in line and "two_stages" in line for line in told("batch_size: 64", "drop_last: true", "digits")] == [True]
+    assert not told("rand_augment: rand-m5", dataset="digits") and not told("batch_size: 64", dataset="digits")
+    assert told("rand_augment: null", "rand_augment: rand-m5") and "two_stages" not in "".join(told("lr: 0.1", "rand_augment: rand-m5"))
+    # A loss is tried with the targets of its own stage, which mixed images change.
+    soft = "loss: 'own.py:Soft'\n  weight: 1"
+    assert not told("mixup: 0.5", "mixup: 0.5", "digits", soft)
+    assert "objectives.mine" in "".join(told("mixup: 0.0", "mixup: 0.5", "digits", soft))
+    assert "objectives.mine" in "".join(told("mixup: 0.5", "", "digits", soft))
+
+
 def test_a_net_that_is_not_trained_follows_no_recipe(problems: Callable[..., str], tmp_path: Path) -> None:
     teachers = "{big: {model: small_mobile, widths: [8, 12], train: false, min_top1: 0.0}}"
     assert problems("", dataset="{name: 'own.py:Other', per_class: 4}", objectives="[ce, kd]", teachers=teachers) == ""

@@ -22,6 +22,7 @@ from kdbench.datasets.folder import Folder
 from kdbench.errors import LossError, RefusedError, SuiteError
 from kdbench.losses._base import Batch, Loss, Pair, Taps
 from kdbench.plan import probe
+from kdbench.plan.bundle import Bundle
 from kdbench.plan.matrix import Plan
 from kdbench.store import Store
 from kdbench.train import check, profile
@@ -361,12 +362,41 @@ def test_a_check_and_a_profile_have_both_views(
     cells = {row.objective: row.cell for row in plan.rows if row.role == "student"}
     for cell in cells.values():
         store.put_cell(cell)
-    passes = []
-    plain = LiveTeacher.taps
+    passes, drawn = [], []
+    plain, epoch = LiveTeacher.taps, BatchPlan.epoch
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(LiveTeacher, "taps", lambda self, inputs: passes.append(1) or plain(self, inputs))
+        patched.setattr(BatchPlan, "epoch", lambda self, *place: drawn.append(1) or epoch(self, *place))
         patched.setattr(profile, "MEASURED_STEPS", 2)
-        for name, each in (("kd", 1), ("mlkd", 2)):
+        # All images are put in order once for each view (and once to try the second): no step that is timed does it.
+        for name, each, orders in (("kd", 1, 1), ("mlkd", 2, 3)):
             passes.clear()
+            drawn.clear()
             assert profile.measure(store, cells[name], tmp_path, torch.device("cpu")).result["step_ms"]["median"] > 0
             assert len(passes) % each == 0 and len(passes) / each == 12
+            assert len(drawn) == orders
+
+
+def test_the_work_of_a_plan_has_the_passes_of_both_views(plan_of: Callable[..., Plan]) -> None:
+    other = "{loss: 'own.py:Two', weight: 1}"
+    plan = plan_of(objectives=f"{{ce: , kd: , mlkd: , more: {{loss: mlkd, temperature: 2}}, other: {other}}}", repeats="1")
+    probes = probe.probe(plan)
+    cells = {row.objective: row.cell for row in plan.rows if row.role == "student"}
+
+    def work(*names: str) -> float:
+        return probes.work_tflop(plan, Bundle(tuple(cells[name] for name in names)))
+
+    student = work("ce")  # three passes: forward, and backward for two
+    teacher = work("kd") - student
+    assert work("mlkd") == work("other") == pytest.approx(2 * student + 2 * teacher)
+    # Students share what the teacher gives for the images, and for second views that are augmented alike.
+    assert work("kd", "mlkd", "more") == pytest.approx(5 * student + 2 * teacher)
+    assert work("mlkd", "other") == pytest.approx(4 * student + 3 * teacher)
+
+
+def test_the_work_of_a_first_stage_has_the_passes_of_both_views(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(objectives="{kd: , mlkd: {two_stages: {epochs: 3, then: [{loss: kd, weight: 1}]}}}", repeats="1")
+    probes = probe.probe(plan)
+    work = {(row.role, row.objective): probes.work_tflop(plan, Bundle((row.cell,))) for row in plan.rows if row.role != "teacher"}
+    assert work["first_stage", "mlkd"] == pytest.approx(2 * work["student", "kd"])
+    assert work["student", "mlkd"] == work["student", "kd"]

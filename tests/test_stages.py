@@ -509,3 +509,81 @@ def test_a_loss_at_weight_zero_is_compared_with_a_training_in_one_stage(plan_of:
 def test_dot_without_a_term_to_distil_in_the_second_stage_is_refused(refusal: Callable[..., str]):
     text = refusal(objectives="{ab: {weight: 1, weight_from: assumed, dot: 0.05, two_stages: {epochs: 1, then: []}}}")
     assert "objectives.ab.two_stages.then: `dot` needs a distillation term" in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["batch_size: 8", "batch_size: 24, drop_last: true", "rand_augment: rand-m5, mixup: 0.5", "class_uniform: 2", "accumulate: 4"],
+)
+def test_a_check_has_the_images_and_batches_of_a_first_stage(options: str, plan_of: Callable[..., Plan], store: Store, tmp_path: Path):
+    from kdbench.train import check, stream
+
+    lines = [f"{name}: {{two_stages: {{epochs: 1, {options}}}}}" for name in ("mlkd", "at")]
+    plan = plan_of(**NETS, objectives=objectives("kd:", *lines), repeats="1")
+    device, given = torch.device("cpu"), list[tuple[str, torch.Tensor, Any]]()
+    step = check.Member.step
+
+    def spied(self: Any, inputs: Any, targets: Any, batch: Any, *more: Any, **options: Any) -> None:
+        given.append((self.cell.id, inputs, batch))
+        step(self, inputs, targets, batch, *more, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(check.Member, "step", spied)
+        found = {one.objective: one for one in check.check(plan, store, tmp_path, device, lambda text: None)}
+    assert len(found) == 6 and not [one.wrong for one in found.values() if one.wrong]
+    for role, name in (("first_stage", "mlkd"), ("first_stage", "at"), ("student", "mlkd"), ("student", "kd")):
+        cell = only(plan, role, name)[0].cell
+        setup = Setup.of(cell, tmp_path, device)
+        batches = stream.BatchPlan.of(cell.config, setup.data)
+        places = list(batches.epoch(0))
+        tried = [(inputs, batch) for cell_id, inputs, batch in given if cell_id == cell.id]
+        for (inputs, batch), place, number in zip(tried[:2], (places[0], places[-1]), (0, 1), strict=True):
+            expected, _ = batches.mixed(*setup.data.batch("train", *place), setup.task, number)
+            assert torch.equal(inputs, expected) and batch.index.tolist() == place[0].tolist(), (role, name)
+
+
+@pytest.mark.parametrize("words", ["schedule: cosine, warmup_epochs: 1", "warmup_epochs: 1", "schedule: cosine", "mixup: 0.5", "lr: 0.1"])
+@pytest.mark.parametrize(
+    ("suite", "own"),
+    [
+        ("", ""),
+        ("schedule: cosine", ""),
+        ("warmup_epochs: 1", ""),
+        ("schedule: cosine, warmup_epochs: 1", ""),
+        ("schedule: cosine, warmup_epochs: 1", "cosine_after_warmup: false"),
+        ("schedule: cosine, warmup_epochs: 1, cosine_after_warmup: false", ""),
+        ("mixup: 0.2, label_smoothing: 0.1", "label_smoothing: 0.0"),
+    ],
+)
+def test_words_of_a_first_stage_mean_what_they_mean_in_the_recipe(words: str, suite: str, own: str, write_suite: Callable[..., Path]):
+    stated = dict(entry.split(": ") for entry in f"batch_size: 16, lr: 0.02, {suite}".strip(", ").split(", "))
+    students = f"{{small: {{model: cifar_resnet, depth: 8, widths: [4, 4, 8, 8], recipe: {{{own}}}}}}}"
+
+    def recipe(options: dict[str, str]) -> str:
+        return f"{{name: short, {', '.join(f'{name}: {value}' for name, value in options.items())}}}"
+
+    def students_of(options: dict[str, str], objectives: str) -> Any:
+        return read(write_suite(**{**NETS, "students": students}, objectives=objectives, recipe=recipe(options)))
+
+    expected = students_of({**stated, **dict(one.split(": ") for one in words.split(", "))}, "[kd]").students["small"].recipe
+    staged = students_of(stated, f"{{kd: , at: {{two_stages: {{epochs: 40, {words}}}}}}}")
+    first = staged.objectives["at"].first
+    assert first and {**first.recipes["small"], "evaluate_every": 1} == expected
+
+
+def test_a_first_stage_keeps_what_a_suite_says_against_the_recipes_own_file(write_suite: Callable[..., Path], tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom kdbench.recipes.short import Short\n\n\n@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Short):\n    label_smoothing: float = 0.1\n    loss_lr_scale: float = 2.0\n"
+    )
+    for students in (NETS["students"], NETS["students"].replace("]}}", "], recipe: {loss_lr_scale: 1.0}}}")):
+        suite = read(
+            write_suite(
+                **{**NETS, "students": students},
+                recipe="{name: 'mine.py:Mine', label_smoothing: 0.0}",
+                objectives=objectives("at: {two_stages: {epochs: 2}}"),
+            )
+        )
+        first, net = suite.objectives["at"].first, suite.students["small"]
+        for name in ("label_smoothing", "loss_lr_scale"):
+            assert first and first.recipes["small"].get(name) == net.recipe.get(name)

@@ -17,7 +17,8 @@ from kdbench.errors import KdbenchError, LossError, OptionsError, RefusedError, 
 from kdbench.isolation import explained, isolated
 from kdbench.plan.bundle import Bundle, model_key
 from kdbench.plan.matrix import Plan
-from kdbench.plan.recipe_limits import unmet
+from kdbench.plan.recipe_limits import first_stages, second_views_of, unmet
+from kdbench.plan.schema import Net
 from kdbench.plan.tuning import points
 from kdbench.recipes._base import MIXING, Recipe
 
@@ -54,10 +55,13 @@ class Probes:
     untried: tuple[str, ...] = ()
 
     def work_tflop(self, plan: Plan, bundle: Bundle) -> float:
-        """Estimated work of a bundle: training passes of its students and one forward pass of the teacher, without evaluation. Where the
-        number of training images is not known it is in TFLOP for one image: bundles are still in the right order."""
+        """Estimated work of a bundle: training passes of its students and one forward pass of the teacher, of second views too where losses
+        need them, without evaluation. Where the number of training images is not known it is in TFLOP for one image: bundles are still in
+        the right order."""
         images = (self.n_train or 1) * bundle.cells[0].config["recipe"]["epochs"]
-        nets = [(1 + BACKWARD, cell) for cell in bundle.cells] + ([(1.0, plan.cells[bundle.teacher])] if bundle.teacher else [])
+        seconds = [second_views_of(cell.config["objective"]["terms"], cell.sources) for cell in bundle.cells]
+        nets = [((1 + BACKWARD) * (2 if second else 1), cell) for second, cell in zip(seconds, bundle.cells, strict=True)]
+        nets += [(1.0 + len(set().union(*seconds)), plan.cells[bundle.teacher])] if bundle.teacher else []
         return images * sum(passes * self.models[model_key(cell.config["student"])].flop_per_image for passes, cell in nets) / 1e12
 
 
@@ -151,18 +155,25 @@ def probe(plan: Plan) -> Probes:
             if (there := _outputs_of_weights(net.model)) not in (None, outputs):
                 message = f"its weights have {there} outputs, but the dataset needs {outputs}: write `head: new`, and train it"
                 mistakes.append(f"{suite.file.at((section, name))}: {section}.{name}: {message}")
-            if net.recipe["drop_last"] and dataset.n_train is not None and dataset.n_train < net.recipe["batch_size"]:
-                message = f"{dataset.n_train} training images are less than a batch of {net.recipe['batch_size']}, and `drop_last` drops it"
-                mistakes.append(f"{suite.file.at(('recipe',))}: {section}.{name}: {message}")
-            probed = models.get(model_key(net.model))
-            if "layer_decay" in net.recipe and probed and not hasattr(probed.model.plain, "group_matcher"):
-                message = "`layer_decay` needs a model that states its layers (`group_matcher`), as timm's do: leave it out here"
+            if message := _of_layers(net, models):
                 mistakes.append(f"{suite.file.at((section, name))}: {section}.{name}: {message}")
+    for objective, net in first_stages(plan):
+        if (message := _of_layers(net, models)) and not _of_layers(suite.students[net.name], models):
+            where = (*objective.where, "two_stages", "layer_decay")
+            mistakes.append(f"{suite.file.at(where)}: objectives.{objective.name}.two_stages: {net.name}: {message}")
     if suite.tuning:
         mistakes += _wrong_trials(plan, dataset.n_train)
     if mistakes:
         raise SuiteError(mistakes)
     return Probes(models, dataset.n_train, _tried(plan, models, dataset, outputs))
+
+
+def _of_layers(net: Net, models: Mapping[str, Probed]) -> str:
+    """What is wrong with the `layer_decay` of a net; empty if nothing is."""
+    probed = models.get(model_key(net.model))
+    if "layer_decay" not in net.recipe or not probed or hasattr(probed.model.plain, "group_matcher"):
+        return ""
+    return "`layer_decay` needs a model that states its layers (`group_matcher`), as timm's do: leave it out here"
 
 
 def _wrong_trials(plan: Plan, n_train: int | None) -> Iterator[str]:
@@ -206,11 +217,13 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
     for student, teacher, name in plan.compared:
         objective = suite.objectives[name]
         one, other = models[model_key(suite.students[student].model)], models[model_key(suite.teachers[teacher].model)]
-        mixing = any(Recipe.complete(suite.students[student].recipe)[option] for option in MIXING)
-        targets = plan.task().mix(plain, plain.new_tensor(range(PROBE_IMAGES)).flip(0), 0.75, dataset) if mixing else plain
         own, theirs = (side.taps.with_second_view() if dataset.augments else side.taps for side in (one, other))
         shapes = [[list(tensor.shape) for tensor in side.taps.tensors()] for side in (one, other)]
-        for term in [*(objective.first.config["terms"] if objective.first else ()), *objective.config["terms"]]:
+        stages = [(objective.first.config, objective.first.recipes[student])] if objective.first else []
+        stages += [(objective.config, suite.students[student].recipe)]
+        for term, recipe in [(term, recipe) for config, recipe in stages for term in config["terms"]]:
+            mixing = any(Recipe.complete(recipe)[option] for option in MIXING)
+            targets = plan.task().mix(plain, plain.new_tensor(range(PROBE_IMAGES)).flip(0), 0.75, dataset) if mixing else plain
             key = json.dumps([term["loss"], term["options"], shapes, mixing], sort_keys=True)
             if key not in trials:
                 pooled = other.taps.pooled

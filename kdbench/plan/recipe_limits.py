@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from kdbench import parts
 from kdbench.isolation import isolated
 from kdbench.plan.matrix import Plan
-from kdbench.plan.schema import Json, Net
+from kdbench.plan.schema import Json, Net, ObjectiveSpec
 from kdbench.recipes._base import MIXING, OF_DATA, OF_TASK, RAND_AUGMENT_WORDS, Recipe, is_rand_augment, steps_per_epoch
 
 
 def unmet(plan: Plan, dataset: Any) -> list[str]:
     """Every option of a recipe that cannot be used, with its line, the reason, and what to write instead."""
     suite, found = plan.suite, []
+
+    def problems(net: Net) -> list[tuple[str, str]]:
+        return [*_of_task(plan.task, suite.task["name"], net), *_of_dataset(dataset, suite.dataset["name"], net)]
+
     for section, nets in (("students", suite.students), ("teachers", suite.teachers)):
         for name, net in nets.items():
-            problems = [*_of_task(plan.task, suite.task["name"], net), *_of_dataset(dataset, suite.dataset["name"], net)]
-            for option, problem in problems:
+            for option, problem in problems(net):
                 found.append(f"{suite.file.at(_where(plan, section, name, option))}: {section}.{name}: {problem}")
+    for objective, net in first_stages(plan):
+        known, changes = problems(suite.students[net.name]), objective.first.changes if objective.first else {}
+        for option, problem in problems(net):
+            if option in changes or (option, problem) not in known:  # else it is that of the student, told above
+                where = (*objective.where, "two_stages", option)
+                found.append(f"{suite.file.at(where)}: objectives.{objective.name}.two_stages: {problem}")
     seen = set()
     for student, _, name in plan.compared:
         objective, recipe = suite.objectives[name], Recipe.complete(suite.students[student].recipe)
@@ -40,6 +52,13 @@ def unmet(plan: Plan, dataset: Any) -> list[str]:
                     seen.add((name, problem))
                     found.append(f"{suite.file.at(objective.where)}: objectives.{name}: {problem}")
     return list(dict.fromkeys(found))
+
+
+def first_stages(plan: Plan) -> Iterator[tuple[ObjectiveSpec, Net]]:
+    """Each first stage that is trained: its objective, and the student with the recipe that it has there."""
+    for student, name in dict.fromkeys((student, name) for student, _, name in plan.compared):
+        if first := (objective := plan.suite.objectives[name]).first:
+            yield objective, replace(plan.suite.students[student], recipe=first.recipes[student])
 
 
 def slow_averages(plan: Plan, n_train: int | None) -> list[str]:
@@ -86,6 +105,9 @@ def _of_task(task: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
 def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
     for option in () if dataset.augments else _changed(net, OF_DATA):
         yield option, f"the dataset '{name}' has no {option}: leave it out of the recipe"
+    if net.recipe["drop_last"] and dataset.n_train is not None and dataset.n_train < net.recipe["batch_size"]:
+        few = f"{dataset.n_train} training images are less than a batch of {net.recipe['batch_size']}, and `drop_last` drops it"
+        yield "drop_last", few
 
 
 class _Said(NamedTuple):
@@ -105,6 +127,18 @@ def _said(term: Mapping[str, Any], sources: Mapping[str, str]) -> _Said | None:
             return _Said(loss._needs(), loss.couples, loss.takes_mixed, str(loss.augmentation))
     except Exception:
         return None
+
+
+def second_views_of(terms: list[Json], sources: Mapping[str, str]) -> set[str]:
+    """How the second views that these terms need are augmented; empty if they need none."""
+    chosen = [json.dumps({name: term[name] for name in ("loss", "version", "options")}, sort_keys=True) for term in terms]
+    found = [_said_of(text, json.dumps(dict(sources), sort_keys=True)) for text in chosen]
+    return {loss.augmentation for loss in found if loss and "second_view" in loss.needs}
+
+
+@lru_cache(maxsize=1024)
+def _said_of(term: str, sources: str) -> _Said | None:
+    return _said(json.loads(term), json.loads(sources))
 
 
 def _of_second_views(asked: list[tuple[str, str]], dataset: Any, name: str) -> Iterator[str]:

@@ -80,8 +80,18 @@ def _recipe(reader: FileReader, where: Where, name: str, net: Net, changes: Json
     if part is None:
         return None
     changes = {name: value for name, value in changes.items() if name != "ema"}
-    recipe = reader.resolved((*where, "two_stages"), part, changes, WORDS, Recipe.complete(net.recipe))
+    recipe = reader.resolved((*where, "two_stages"), part, changes, WORDS, _base(reader, part, net))
     if recipe is None:
         return None
     kept = {name: value for name, value in recipe.items() if name != "ema"}
     return kept if "evaluate_every" in changes else {**kept, "evaluate_every": kept["epochs"]}
+
+
+def _base(reader: FileReader, part: parts.Part, net: Net) -> Json:
+    """The recipe that a first stage changes: that of the student. An option that has the value of `added` is left out, as where nobody
+    states it, unless somebody does: the suite, the student, or the recipe's own file with another default."""
+    students = reader.file.data["students"]
+    own = students.get(net.name) if isinstance(students, dict) else None
+    stated = reader.file.data["recipe"], own.get("recipe") if isinstance(own, Mapping) else None
+    names = {name for one in stated if isinstance(one, Mapping) for name in one} | set(part.options(net.recipe))
+    return {name: value for name, value in Recipe.complete(net.recipe).items() if name in names}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from kdbench.train.teacher import LiveTeacher, load_weights
 SILENT, LOUD = 1e-3, 1e3
 """A term is negligible if its gradient relative to the task's is below the first, and dominates the task above the second."""
 MIB = 2**20
+SAME_IMAGES = {"epochs", "evaluate_every", "accumulate"}
+"""Options of a stream of data that change no image of its first epoch."""
 
 
 @dataclass
@@ -74,7 +77,7 @@ def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log
     size, steps = first.config["recipe"]["batch_size"], BatchPlan.of(first.config, data).steps
     log(f"batches of {min(size, data.size('train'))}; the last one of an epoch has {min(size, data.size('train') - (steps - 1) * size)}")
     for row in reversed([row for row in rows.values() if row.teacher is None]):
-        yield _checked(row, setup, _stream(row.cell, setup))
+        yield _checked(row, partial(_given, row.cell, row.cell, setup, _stream(row.cell, setup), data_folder))
     for name in dict.fromkeys(teacher for _, teacher in plan.suite.pairs):
         mine = [rows[box] for box in plan.compared if box in rows and box[1] == name]
         if not mine:
@@ -95,7 +98,7 @@ def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log
             yield from (Checked(row.student, row.teacher, row.objective, wrong=[why]) for row in mine)
             continue
         for row in mine:
-            found = _checked(row, replace(setup, teacher=teacher), batches)
+            found = _checked(row, partial(_given, row.cell, mine[0].cell, replace(setup, teacher=teacher), batches, data_folder))
             if changes:
                 found.wrong.append("the teacher's weights or statistics change while it is in evaluation mode")
             found.wrong += [f"its teacher: {stops}"] if stops else []
@@ -129,6 +132,17 @@ def _stream(cell: Cell, setup: Setup) -> list[Step]:
         inputs, targets = plan.mixed(*given, setup.task, step)
         steps.append((inputs, targets, Batch(targets, torch.as_tensor(index, device=setup.device), 0, step), None))
     return steps
+
+
+def _given(cell: Cell, other: Cell, setup: Setup, stream: list[Step], data_folder: Path) -> tuple[Setup, list[Step]]:
+    """The setup and the batches, which are those of `other`, or those of `cell` where its recipe makes others, as that of a first stage
+    can."""
+    mine, theirs = (Recipe.complete(one.config["recipe"]) for one in (cell, other))
+    if all(mine[name] == theirs[name] for name in Recipe.shared - SAME_IMAGES):
+        return setup, stream
+    assert setup.teacher is not None
+    own = replace(Setup.of(cell, data_folder, setup.device), teacher=setup.teacher)
+    return own, [(inputs, targets, batch, setup.teacher.taps(inputs)) for inputs, targets, batch, _ in _stream(cell, own)]
 
 
 def _of_two_views(cell: Cell, setup: Setup, stream: list[Step], augmentation: str) -> list[Step]:
@@ -195,10 +209,10 @@ def _of_parts(error: Exception, recipe: Mapping[str, Any]) -> str:
     return f"`accumulate: {recipe['accumulate']}` makes parts of one image, on which batch norm cannot be trained: write a smaller number"
 
 
-def _checked(row: Row, setup: Setup, stream: list[Step]) -> Checked:
+def _checked(row: Row, given: Callable[[], tuple[Setup, list[Step]]]) -> Checked:
     found = Checked(row.student, row.teacher, row.objective)
     try:
-        _try(found, row.cell, setup, stream)
+        _try(found, row.cell, *given())
     except Exception as error:
         found.wrong.append(_of_parts(error, Recipe.complete(row.cell.config["recipe"])) or explained(error))
     return found

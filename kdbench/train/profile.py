@@ -116,6 +116,7 @@ class _Step:
         self.member, self.plan, self.teacher = member, plan, teacher if member.objective.terms else None
         self.index, self.views = next(plan.epoch(0))
         self.second = None if (asked := member.objective.augmentation) is None else plan.second_views(asked)
+        self.place = None if self.second is None else next(self.second.epoch(0))
         self.inputs, self.targets, self.seen = self._data()
         self.batch = Batch(self.targets, torch.as_tensor(self.index, device=member.device), 0, 0)
         self.divided = list(member.parts(self.inputs, self.targets, *self._teacher()))
@@ -134,9 +135,9 @@ class _Step:
     def _data(self) -> tuple[Any, Any, Any]:
         """Images, targets, and the images in their second view (None: there is none)."""
         first = self.plan.mixed(*self.plan.data.batch("train", self.index, self.views), self.member.task, 0)
-        if self.second is None:
+        if self.second is None or self.place is None:
             return *first, None
-        return *first, self.second.mixed(*self.second.data.batch("train", *next(self.second.epoch(0))), self.member.task, 0)[0]
+        return *first, self.second.mixed(*self.second.data.batch("train", *self.place), self.member.task, 0)[0]
 
     def _teacher(self) -> tuple[Batch, Taps | None]:
         """The batch, with the teacher's outputs of the second view where there is one, and those of the images."""
