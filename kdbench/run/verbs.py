@@ -29,7 +29,6 @@ from kdbench.run import local
 from kdbench.run.local import Machine
 from kdbench.run.progress import ProgressBar
 from kdbench.store import Store, cell_state
-from kdbench.store import features as feature_files
 
 
 def planned(suite: Path) -> Plan:
@@ -109,6 +108,7 @@ def profile(suite: Path, results: Path, data: Path, device: str) -> int:
 def features(suite: Path, results: Path, data: Path, device: str, jobs: int | None, cka: bool, probes: Sequence[str]) -> int:
     """Measure the features of a suite's trained networks. Returns 0 when nothing is missing."""
     from kdbench.report.write import report
+    from kdbench.store.features import asked
 
     if not cka and not probes:
         raise UsageError("there is nothing to measure: leave out --no-cka, or give --probe DATASET")
@@ -119,7 +119,7 @@ def features(suite: Path, results: Path, data: Path, device: str, jobs: int | No
     if not any(row.role in ("student", "teacher") and store.is_done(row.cell.id) for row in plan.rows):
         raise UsageError(f"no network has finished training: run `{shlex.join(['kdbench', 'run', str(suite)])}` first")
     manifest = local.prepare(plan, store)
-    count = len(feature_files.asked(manifest, cka, [dataset for dataset, _, _ in given]))
+    count = len(asked(manifest, cka, [dataset for dataset, _, _ in given]))
     machine = _machine(results, data, device, jobs, None)
     command = [sys.executable, "-m", "kdbench.train.features", str(results), manifest.suite, "--data", str(data), "--device", device]
     command += ["--readers", str(machine.readers), *(["--cka"] if cka else [])]

@@ -546,9 +546,9 @@ def test_a_gradient_of_zero_is_drawn_at_the_lower_end_and_the_legend_explains_it
 
 
 def test_a_figure_without_data_is_not_drawn():
-    assert drawn(replace(study_of(costs=False), histories=None, trials=None)) == ["differences", "heat", "seeds"]
+    assert drawn(replace(study_of(costs=False), histories=None, trials=None, cka=None)) == ["differences", "heat", "seeds"]
     nothing = study_of(lost={(place, teacher, repeat): "failed" for place in range(3) for teacher in (None, "big") for repeat in range(5)})
-    nothing = replace(nothing, trials=None)
+    nothing = replace(nothing, trials=None, cka=None)
     assert drawn(nothing) == list(figures(nothing)) == []
     assert "curves" not in drawn(study_of(epochs=1))
     assert drawn(replace(study_of(), comparisons=study_of().comparisons.head(0), overall=None)) == [
@@ -557,6 +557,7 @@ def test_a_figure_without_data_is_not_drawn():
         "curves",
         "gradients",
         "tuning",
+        "cka",
     ]
     without = study_of().histories.drop(columns=["gradient_ratio", "test_top1"])
     for histories in (without, without.head(0), without.head(0)[[]]):
