@@ -561,7 +561,7 @@ def test_a_figure_without_data_is_not_drawn():
     ]
     without = study_of().histories.drop(columns=["gradient_ratio", "test_top1"])
     for histories in (without, without.head(0), without.head(0)[[]]):
-        assert drawn(replace(study_of(), histories=histories, trials=None)) == ["differences", "heat", "seeds", "cost"]
+        assert drawn(replace(study_of(), histories=histories, trials=None, cka=None)) == ["differences", "heat", "seeds", "cost"]
 
 
 def test_a_metric_that_is_no_percentage_and_better_when_lower_says_so():
