@@ -383,13 +383,30 @@ def test_a_worker_that_is_stopped_from_outside_blocks_its_students_and_the_next_
         teachers="{big: {model: cifar_resnet, min_top1: 0, recipe: {epochs: 60, milestones: [50]}}}", objectives="[kd]", repeats="1"
     )
     run = in_training(path, store)
-    (worker,) = psutil.Process(run.pid).children()
+    (nursery,) = psutil.Process(run.pid).children()
+    (worker,) = nursery.children()
     worker.terminate()
     told = run.communicate(timeout=60)[0]
 
     assert run.returncode == 1
     assert "was stopped from outside" in told and "blocked by teacher" in told
     assert kdbench("run", str(path), "--results", str(store.root), "--no-profile").exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_run_whose_workers_lose_the_process_that_started_them_ends_well(write_suite: Callable[..., Path], store: Store) -> None:
+    import psutil
+
+    path = write_suite(
+        teachers="{big: {model: cifar_resnet, min_top1: 0, recipe: {epochs: 20, milestones: [15]}}}", objectives="[kd]", repeats="1"
+    )
+    run = in_training(path, store)
+    (nursery,) = psutil.Process(run.pid).children()
+    nursery.kill()
+    told = run.communicate(timeout=120)[0]
+
+    assert run.returncode == 0, told
+    assert all(store.is_done(cell_id) for cell_id in store.manifest("tiny").ids)
 
 
 def test_a_damaged_manifest_is_written_anew(plan_of: Callable[..., Plan], store: Store) -> None:
