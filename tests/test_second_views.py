@@ -118,9 +118,9 @@ def test_the_teacher_sees_each_second_view_once_a_step_and_none_where_no_loss_ne
     asked: list[Tensor] = []
     plain = LiveTeacher.taps
 
-    def taps(self: LiveTeacher, inputs: Tensor) -> Taps:
+    def taps(self: LiveTeacher, inputs: Tensor, place: Any = None) -> Taps:
         asked.append(inputs.clone())
-        return plain(self, inputs)
+        return plain(self, inputs, place)
 
     two = "{loss: 'own.py:Two', weight: 1"
     monkeypatch.setattr(LiveTeacher, "taps", taps)

@@ -179,8 +179,9 @@ def _train_bundle(
                 afresh.append(cell)
         except Exception as error:  # the other cells can still be trained
             # Another student of this bundle, or another process, may have set the first stage aside before.
-            gone = "start" in cell.depends and not store.is_done(cell.depends["start"])
-            if gone or ("start" in cell.depends and isinstance(error, DamagedError) and _is_set_aside(store, cell, "start")):
+            start_id = cell.depends.get("start")
+            gone = start_id is not None and not store.is_done(start_id) and store.failure(start_id) is None
+            if gone or (start_id is not None and isinstance(error, DamagedError) and _is_set_aside(store, cell, "start")):
                 saver.lost.add(cell.id)
                 continue
             _fail(store, [cell.id], error)
