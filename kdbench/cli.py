@@ -32,6 +32,7 @@ DATA = click.option(
     "--data", type=PATH, default=Path("data"), envvar="KDBENCH_DATA", help="the data folder  [default: $KDBENCH_DATA or ./data]"
 )
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="where to train")
+JOBS = click.option("--jobs", type=click.IntRange(1), help="parallel processes  [default: the number of cores; with CUDA, of GPUs]")
 SUITE = click.argument("suite", type=PATH)
 
 
@@ -101,7 +102,7 @@ def plan(suite: Path, results: Path, as_json: bool) -> None:
 @RESULTS
 @DATA
 @DEVICE
-@click.option("--jobs", type=click.IntRange(1), help="parallel processes  [default: the number of cores; with CUDA, of GPUs]")
+@JOBS
 @click.option(
     "--checkpoint-every",
     "checkpoint_every_s",
@@ -230,7 +231,7 @@ def profile(suite: Path, results: Path, data: Path, device: str, on: Path | None
 @RESULTS
 @DATA
 @DEVICE
-@click.option("--jobs", type=click.IntRange(1), help="parallel processes  [default: the number of cores; with CUDA, of GPUs]")
+@JOBS
 @click.option("--cka/--no-cka", default=True, show_default=True, help="similarity of each student's layers to its teacher's")
 @click.option("--probe", "probes", multiple=True, metavar="DATASET", help="a linear classifier of DATASET on the features; may be repeated")
 def features(suite: Path, results: Path, data: Path, device: str, jobs: int | None, cka: bool, probes: tuple[str, ...]) -> None:

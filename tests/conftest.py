@@ -30,6 +30,18 @@ repeats: 2
 """Forty images, three epochs with a ragged last batch: a whole matrix in seconds."""
 
 
+class After:
+    """Stops once after a few steps, as a signal would."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.asked = steps, False
+
+    def __call__(self) -> bool:
+        self.steps -= 1
+        self.asked = self.steps < 0
+        return self.asked
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "results")

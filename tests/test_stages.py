@@ -32,6 +32,7 @@ from kdbench.train.build import Setup, first_stage_of
 from kdbench.train.seeds import Streams
 from kdbench.train.start import continue_from
 from kdbench.train.teacher import load_weights
+from tests.conftest import After
 
 NETS = {
     "teachers": "{big: {model: cifar_resnet, depth: 14, widths: [4, 4, 8, 8], min_top1: 0.0}}",
@@ -179,18 +180,6 @@ def staged(tmp_path: Path, plan_of: Callable[..., Plan]) -> Plan:
     code = "code: {loss: 'code.py:Code', weight: 0.5, two_stages: {epochs: 2, weight: 1}}"
     again = "at: {two_stages: {epochs: 2}}"
     return plan_of(**NETS, objectives=objectives(AB, FT, code, again, "fitnet: {two_stages: {epochs: 2}}"), repeats="1")
-
-
-class After:
-    """Stops once after a few steps, as a signal would."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.asked = steps, False
-
-    def __call__(self) -> bool:
-        self.steps -= 1
-        self.asked = self.steps < 0
-        return self.asked
 
 
 def test_both_stages_are_the_same_in_a_bundle_alone_and_killed(staged: Plan, train: Callable[..., int], store: Store, tmp_path: Path):

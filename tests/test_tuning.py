@@ -31,6 +31,7 @@ from kdbench.store import Store
 from kdbench.store.trials import trials
 from kdbench.train.build import Setup, point_of
 from kdbench.train.seeds import Streams
+from tests.conftest import After
 
 STUDENTS = "{small: {model: small_mobile, widths: [4, 6]}, other: {model: small_mobile, widths: [6, 6]}}"
 TUNED = {"dataset": "{name: digits, per_class: 8}", "tune": "{trials: 4}"}
@@ -439,17 +440,6 @@ def test_a_search_trained_for_real_is_the_same_in_a_bundle_alone_and_killed(
 
     from kdbench.errors import StoppedError
     from kdbench.failure import STOPPED
-
-    class After:
-        """Stops once after a few steps, as a signal would."""
-
-        def __init__(self, steps: int) -> None:
-            self.steps, self.asked = steps, False
-
-        def __call__(self) -> bool:
-            self.steps -= 1
-            self.asked = self.steps < 0
-            return self.asked
 
     killed, stops = Store(tmp_path / "killed"), 0
     while len(results(killed, tuned)) < len(tuned.cells):
