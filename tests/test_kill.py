@@ -43,6 +43,8 @@ def at_call(owner, name, number):
 where, chance = sys.argv[1], random.Random(int(sys.argv[2]))
 if where == "in the middle of an epoch":
     at_call(Member, "step", 11)
+elif where.startswith("at step "):
+    at_call(Member, "step", int(where.removeprefix("at step ")))
 elif where == "inside a checkpoint's write":
     real = os.fsync
     seen = []
@@ -55,7 +57,7 @@ elif where == "inside a checkpoint's write":
         real(descriptor)
     os.fsync = fsync
 elif where == "during evaluation":
-    at_call(loop, "evaluate", 4)
+    at_call(loop, "predict_all", 2)
 elif where == "between weights and record":
     at_call(stores.Store, "put_record", 1)
 else:

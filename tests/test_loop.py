@@ -164,6 +164,39 @@ def test_each_epoch_records_every_terms_value_and_gradient_beside_the_tasks(
         assert terms["rkd.angle"]["gradient_ratio"] > 0
 
 
+def test_a_bundle_is_evaluated_in_one_pass_over_the_images_and_the_last_one_is_what_is_kept(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three students of which one cannot be evaluated: it fails alone."""
+    from kdbench.datasets._base import Data
+
+    (tmp_path / "odd.py").write_text(
+        "from kdbench.models.small_mobile import SmallMobile\n\n\nclass Odd(SmallMobile):\n    def forward(self, images):\n"
+        "        if not self.training and len(images) == 256:\n            raise RuntimeError('in evaluation')\n"
+        "        return super().forward(images)\n"
+    )
+    passes: list[str] = []
+    real = Data.batches
+
+    def batches(self: Data, split: str, wanted: Any) -> Any:
+        passes.append(split)
+        return real(self, split, wanted)
+
+    plan = plan_of(
+        repeats="1",
+        objectives="[ce]",
+        recipe="{name: short, epochs: 3, batch_size: 64, milestones: [2], evaluate_every: 2}",
+        students="{a: {model: small_mobile, widths: [4, 4]}, b: {model: small_mobile, widths: [4, 8]}, odd: {model: 'odd.py:Odd', widths: [4, 4]}}",
+    )
+    ids = {row.student: row.cell.id for row in plan.rows if row.role == "student"}
+    monkeypatch.setattr(Data, "batches", batches)
+    train(plan, list(ids.values()))
+    assert passes == ["train"] * 2 + ["test"] + ["train", "test"]
+    assert store.record(ids["a"]) and store.record(ids["b"]) and not store.record(ids["odd"])
+    failed = store.failure(ids["odd"])
+    assert failed and "in evaluation" in failed.message
+
+
 def test_a_schedule_of_weights_is_linear_between_its_points_and_constant_outside() -> None:
     schedule = [[2, 0.0], [12, 5.0]]
 

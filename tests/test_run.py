@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
@@ -277,6 +281,37 @@ def test_idle_cores_are_given_halves_of_a_bundle(plan_of: Callable[..., Plan]) -
 
     assert sorted(len(bundle.cells) for bundle in shared) == [1, 2]
     assert len(local._shared_out([whole], 8)) == 3
+
+
+def test_the_disk_is_looked_at_when_a_job_has_ended_and_not_while_every_slot_is_taken(
+    plan_of: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look asks the state of every cell that is left: of 740 cells, five looks a second took a tenth of a core."""
+    monkeypatch.setattr(local, "POLL_S", 0.0)
+    plan = plan_of(objectives="[ce, kd]", repeats="2")
+    local.prepare(plan, store)
+    looks: list[int] = []
+    polls: list[int] = []
+    started: list[int] = []
+
+    def start(bundle: Any, *others: Any) -> Any:
+        left = itertools.repeat(None, 50)
+        started.append(len(looks))
+
+        def poll() -> int | None:
+            polls.append(1)
+            return next(left, 0)
+
+        return local._Running(bundle, SimpleNamespace(poll=poll, returncode=0), Path("log"), 0)  # type: ignore[arg-type]
+
+    real = local._Run._ready
+    monkeypatch.setattr(local._Run, "_ready", lambda self, manifest: looks.append(1) or real(self, manifest))
+    monkeypatch.setattr(local, "_start", start)
+    monkeypatch.setattr(local, "Nursery", lambda environment: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(local._Run, "_settle", lambda self, job: None)
+    machine = local.Machine(store.root, store.root, side_by_side=1)
+    local._Run(plan, store, machine, MagicMock(), list(plan.cells.values())).until_done()
+    assert started == [1, 2, 3] and len(polls) > 150  # a teacher and two students without one
 
 
 @pytest.mark.parametrize("part", ["losses", "loss", "models"])

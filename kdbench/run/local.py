@@ -110,7 +110,8 @@ def train(plan: Plan, store: Store, machine: Machine, progress: ProgressBar) -> 
 @dataclass
 class _Run:
     """`alone` are cells that get a try by themselves, `repeated` teachers and first stages that were found damaged by those that need them,
-    `chosen_from` trials that are done, which are not looked at again: there may be thousands."""
+    `chosen_from` trials that are done, which are not looked at again: there may be thousands. `look_at` is when the next look at the disk
+    is due."""
 
     plan: Plan
     store: Store
@@ -122,15 +123,16 @@ class _Run:
     alone: set[str] = field(default_factory=set)
     repeated: set[str] = field(default_factory=set)
     chosen_from: set[str] = field(default_factory=set)
+    look_at: float = 0.0
 
     def until_done(self) -> None:
         machine, nursery = self.machine, Nursery({**os.environ, **ONE_THREAD})
         manifest = self.store.manifest(self.plan.suite.name)
         try:
             while self.pending or self.waiting or self.running:
-                self.waiting += bundles(self._ready(manifest), side_by_side=machine.side_by_side)
                 free = [slot for slot in range(machine.jobs) if slot not in {job.slot for job in self.running}]
                 if free:
+                    self._look(manifest)
                     more = len(free) if self.pending else machine.jobs
                     self.waiting = _shared_out(self.waiting, more, LEAST_SHARE)
                 if free and not self.pending:
@@ -144,9 +146,19 @@ class _Run:
                 self.running = [job for job in self.running if job not in ended]
                 for job in ended:
                     self._settle(job)
+                    self.look_at = 0.0
         finally:
             _stop(self.running)
             nursery.close()
+
+    def _look(self, manifest: Manifest) -> None:
+        """Bundle what can be trained now. Thousands of cells may wait on a far disk: unless a job has ended, the next look is due after
+        ten times what this one took."""
+        began = time.monotonic()
+        if began >= self.look_at:
+            self.waiting += bundles(self._ready(manifest), side_by_side=self.machine.side_by_side)
+            ended = time.monotonic()
+            self.look_at = ended + 10 * (ended - began)
 
     def _ready(self, manifest: Manifest) -> list[Cell]:
         """Takes the cells that can be trained now from `pending`; what waits in vain is written down as blocked."""

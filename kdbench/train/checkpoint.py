@@ -16,7 +16,6 @@ from kdbench.cell import Cell
 from kdbench.errors import DamagedError, LostClaimError, StoreError
 from kdbench.record import Record
 from kdbench.store import Store
-from kdbench.train.evaluate import predict
 from kdbench.train.loop import Position
 from kdbench.train.member import NEVER, Member
 from kdbench.train.result import digest_of, metrics
@@ -58,8 +57,9 @@ class Saver:
 
     def finished(self, member: Member) -> None:
         """Save weights, predictions and, last, the record: a cell with a record is complete."""
-        cell, numerics = member.cell, member.numerics
-        raw, targets = predict(member.task, member.deployed, self.data, "test", numerics)
+        cell = member.cell
+        assert member.predicted is not None  # the last epoch ends with an evaluation
+        raw, targets = member.predicted
         predictions = member.task.keep(raw, targets)
         weights = member.kept()
         buffer = io.BytesIO()

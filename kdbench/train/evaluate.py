@@ -1,8 +1,9 @@
-"""A model on a whole split: every image exactly once, in order."""
+"""Models on a whole split: every image exactly once, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,25 +18,61 @@ from kdbench.train.numerics import autocast
 EVALUATION_BATCH = 256
 
 
-def predict(task: Task, model: nn.Module, data: Data, split: str, numerics: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """(columns of predictions, targets), one row per image, in canonical order. Leaves the model in evaluation mode; draws are fixed."""
+Predictions = tuple[dict[str, np.ndarray], np.ndarray]
+"""(columns of predictions, targets), one row per image, in canonical order."""
+
+
+def predict_all(
+    task: Task, models: Sequence[nn.Module], data: Data, split: str, numerics: Mapping[str, Any]
+) -> list[Predictions | Exception]:
+    """The predictions of each model, or its error, from one pass over the images. Leaves the models in evaluation mode; draws are fixed."""
+    columns: list[dict[str, list[np.ndarray]]] = [{} for _ in models]
+    errors: dict[int, Exception] = {}
+    starts = range(0, data.size(split), EVALUATION_BATCH)
+    wanted = [(np.arange(start, min(start + EVALUATION_BATCH, data.size(split))), None) for start in starts]
+    with closing(data.batches(split, wanted)) as batches:
+        for place in range(len(wanted)):
+            with isolated(place):
+                inputs, _ = next(batches)
+            for number, model in enumerate(models):
+                try:
+                    if number not in errors:
+                        _add(columns[number], task, model, inputs, numerics, place)
+                except Exception as error:
+                    errors[number] = error
+    targets = data.targets(split).cpu().numpy()
+    return [
+        errors.get(number) or ({name: np.concatenate(values) for name, values in mine.items()}, targets)
+        for number, mine in enumerate(columns)
+    ]
+
+
+def _add(columns: dict[str, list[np.ndarray]], task: Task, model: nn.Module, inputs: Any, numerics: Mapping[str, Any], seed: int) -> None:
+    """Add a model's predictions for a batch, with the draws that it would have alone."""
     model.eval()
-    columns: dict[str, list[np.ndarray]] = {}
-    with isolated(0), torch.no_grad():
-        starts = range(0, data.size(split), EVALUATION_BATCH)
-        wanted = [(np.arange(start, min(start + EVALUATION_BATCH, data.size(split))), None) for start in starts]
-        for inputs, _ in data.batches(split, wanted):
-            with autocast(numerics, inputs):
-                said = task.predict(model, private(inputs))
-            for name, value in said.items():
-                columns.setdefault(name, []).append(value.cpu().numpy())
-    return {name: np.concatenate(values) for name, values in columns.items()}, data.targets(split).cpu().numpy()
+    with isolated(seed), torch.no_grad():
+        with autocast(numerics, inputs):
+            said = task.predict(model, private(inputs))
+        for name, value in said.items():
+            columns.setdefault(name, []).append(value.cpu().numpy())
+
+
+def predict(task: Task, model: nn.Module, data: Data, split: str, numerics: Mapping[str, Any]) -> Predictions:
+    """The predictions of one model."""
+    (found,) = predict_all(task, [model], data, split, numerics)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def measured(task: Task, predictions: Predictions) -> dict[str, float | None]:
+    """The task's metrics; None where one is not finite."""
+    return {name: finite_or_none(value) for name, value in task.measure(*predictions).items()}
 
 
 def evaluate(task: Task, model: nn.Module, data: Data, split: str, numerics: Mapping[str, Any]) -> dict[str, float | None]:
     """The task's metrics on a split; None where one is not finite."""
-    measured = task.measure(*predict(task, model, data, split, numerics))
-    return {name: finite_or_none(value) for name, value in measured.items()}
+    return measured(task, predict(task, model, data, split, numerics))
 
 
 def finite_or_none(value: float) -> float | None:

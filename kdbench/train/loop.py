@@ -11,7 +11,7 @@ import torch
 from kdbench.errors import StoppedError
 from kdbench.isolation import isolated
 from kdbench.losses._base import Batch, Taps
-from kdbench.train.evaluate import evaluate
+from kdbench.train.evaluate import Predictions, measured, predict_all
 from kdbench.train.member import NEVER, Member
 from kdbench.train.seeds import seed_of
 from kdbench.train.stream import BatchPlan
@@ -44,7 +44,7 @@ def train(
     recipe = members[0].recipe
     live = list(members)
     if not recipe["epochs"]:  # taken as it is
-        live = [member for member in live if _survives(recorder, member, _evaluate, member, -1, plan)]
+        live = _evaluated(live, -1, plan, recorder)
     for epoch in range(start[0], recipe["epochs"]):
         skipped = start[1] if epoch == start[0] else 0
         if not skipped:
@@ -93,7 +93,7 @@ def train(
                 live = [member for member in live if _survives(recorder, member, member.step, inputs, targets, batch, taps, step == 0)]
                 if not live:
                     return
-        live = [member for member in live if _survives(recorder, member, _end, member, epoch, plan, recorder)]
+        live = _ended(live, epoch, plan, recorder)
         if not live:
             return
     for member in live:
@@ -109,24 +109,42 @@ def _survives(recorder: Recorder, member: Member, act: Callable[..., bool | None
         return False
 
 
-def _evaluate(member: Member, epoch: int, plan: BatchPlan) -> None:
-    """End an epoch with an evaluation; of a model that is not trained it is epoch -1."""
-    splits = [split for split in ("val", "test") if plan.data.size(split)]
-    member.end_epoch(epoch, {split: evaluate(member.task, member.deployed, plan.data, split, member.numerics) for split in splits})
+def _evaluated(live: list[Member], epoch: int, plan: BatchPlan, recorder: Recorder) -> list[Member]:
+    """End an epoch of some students with an evaluation of all in one pass over the images, and keep what they said of the test images; of
+    models that are not trained it is epoch -1. Returns those that go on."""
+    metrics: dict[str, dict[str, Any]] = {member.cell.id: {} for member in live}
+    for split in ("val", "test"):
+        if live and plan.data.size(split):
+            found = predict_all(live[0].task, [member.deployed for member in live], plan.data, split, live[0].numerics)
+            told = [(member, said, metrics[member.cell.id]) for member, said in zip(live, found, strict=True)]
+            live = [member for member, *rest in told if _survives(recorder, member, _judged, member, split, *rest)]
+    return [member for member in live if _survives(recorder, member, member.end_epoch, epoch, metrics[member.cell.id])]
 
 
-def _end(member: Member, epoch: int, plan: BatchPlan, recorder: Recorder) -> bool:
-    """End an epoch: leave if a value is not finite, else evaluate and save."""
+def _judged(member: Member, split: str, said: Predictions | Exception, metrics: dict[str, Any]) -> None:
+    if isinstance(said, Exception):
+        raise said
+    metrics[split] = measured(member.task, said)
+    if split == "test":
+        member.predicted = said
+
+
+def _ended(live: list[Member], epoch: int, plan: BatchPlan, recorder: Recorder) -> list[Member]:
+    """End an epoch: those leave that have a value that is not finite, the others are evaluated where it is time, and saved."""
+    live = [member for member in live if _survives(recorder, member, _is_finite, member, epoch, plan, recorder)]
+    if not live:
+        return live
+    last, every = epoch + 1 == live[0].recipe["epochs"], live[0].recipe["evaluate_every"]  # shared by a bundle
+    if last or (epoch + 1) % every == 0:
+        live = _evaluated(live, epoch, plan, recorder)
+    else:
+        live = [member for member in live if _survives(recorder, member, member.end_epoch, epoch, {})]
+    return live if last else [member for member in live if _survives(recorder, member, recorder.save, member, (epoch + 1, 0))]
+
+
+def _is_finite(member: Member, epoch: int, plan: BatchPlan, recorder: Recorder) -> bool:
     bad = member.went_bad((epoch + 1) * plan.steps - 1)
     if bad != NEVER:
         member.end_epoch(epoch, {})
         recorder.diverged(member, bad)
-        return False
-    last = epoch + 1 == member.recipe["epochs"]
-    if last or (epoch + 1) % member.recipe["evaluate_every"] == 0:
-        _evaluate(member, epoch, plan)
-    else:
-        member.end_epoch(epoch, {})
-    if not last:
-        recorder.save(member, (epoch + 1, 0))
-    return True
+    return bad == NEVER

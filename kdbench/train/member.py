@@ -22,7 +22,7 @@ from kdbench.tasks._base import Task
 from kdbench.timm_adapter import learning_rate, make_optimizer, make_scheduler
 from kdbench.train.average import moving_average
 from kdbench.train.dot import Dot
-from kdbench.train.evaluate import finite_or_none
+from kdbench.train.evaluate import Predictions, finite_or_none
 from kdbench.train.numerics import autocast
 from kdbench.train.objective import Objective
 from kdbench.train.seeds import Streams, seed_of
@@ -54,6 +54,8 @@ class Member:
         self.latest = objective.deployed(student)
         self.average = None if self.recipe["ema"] is None else moving_average(self.latest, self.recipe["ema"])
         self.deployed = self.average.module if self.average else self.latest  # what is evaluated and kept
+        self.predicted: Predictions | None = None
+        """What the student said of the test images when it was last evaluated."""
         self.history: list[dict[str, Any]] = []
         self.device = next(student.parameters()).device
         self.bad_step = torch.tensor(NEVER, device=self.device)
