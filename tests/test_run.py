@@ -314,6 +314,23 @@ def test_the_disk_is_looked_at_when_a_job_has_ended_and_not_while_every_slot_is_
     assert started == [1, 2, 3] and len(polls) > 150  # a teacher and two students without one
 
 
+def test_cells_that_become_ready_one_after_another_are_trained_together_and_what_others_wait_for_is_first(
+    plan_of: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(objectives="[ce, kd, sp, rkd]", repeats="2", tune="{trials: 3, weight: {from: 0.1, to: 10}}")
+    local.prepare(plan, store)
+    trials = [row.cell for row in plan.rows if row.role == "trial" and row.objective and len(row.cell.depends) == 1]
+    finals = [row.cell for row in plan.rows if row.role == "student" and row.objective == "ce"]
+    run = local._Run(plan, store, local.Machine(store.root, store.root), MagicMock(), [])
+    run.alone.add(trials[0].id)
+    for some in (finals, trials[:1], trials[1:3], trials[3:]):
+        monkeypatch.setattr(run, "_ready", lambda manifest, some=some: some)
+        run.look_at = 0.0
+        run._look(store.manifest("tiny"))
+    ids = [bundle.ids for bundle in run.waiting]
+    assert ids == [[cell.id for cell in trials[1:]], [trials[0].id], *([cell.id] for cell in finals)]
+
+
 @pytest.mark.parametrize("part", ["losses", "loss", "models"])
 def test_list_shows_parts_with_what_they_are(part: str) -> None:
     told = kdbench("list", part).output

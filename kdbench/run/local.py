@@ -125,6 +125,9 @@ class _Run:
     chosen_from: set[str] = field(default_factory=set)
     look_at: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.awaited = {other for cell in self.plan.cells.values() for other in cell.depends.values()}
+
     def until_done(self) -> None:
         machine, nursery = self.machine, Nursery({**os.environ, **ONE_THREAD})
         manifest = self.store.manifest(self.plan.suite.name)
@@ -152,11 +155,15 @@ class _Run:
             nursery.close()
 
     def _look(self, manifest: Manifest) -> None:
-        """Bundle what can be trained now. Thousands of cells may wait on a far disk: unless a job has ended, the next look is due after
-        ten times what this one took."""
+        """Bundle what can be trained now, with what was ready before: first what others wait for, then the largest. Thousands of cells may
+        wait on a far disk: unless a job has ended, the next look is due after ten times what this one took."""
         began = time.monotonic()
         if began >= self.look_at:
-            self.waiting += bundles(self._ready(manifest), side_by_side=self.machine.side_by_side)
+            single = [bundle for bundle in self.waiting if self.alone.intersection(bundle.ids)]
+            together = [cell for bundle in self.waiting if bundle not in single for cell in bundle.cells]
+            together += self._ready(manifest)
+            self.waiting = [*bundles(together, side_by_side=self.machine.side_by_side), *single]
+            self.waiting.sort(key=lambda bundle: (self.awaited.isdisjoint(bundle.ids), -len(bundle.cells)))
             ended = time.monotonic()
             self.look_at = ended + 10 * (ended - began)
 
