@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -244,6 +245,7 @@ def run(
     for case in cases or every_case(peer):
         needs = built(case)._needs()
         for shape in _served(case, shapes(needs, quick)):
+            print(f"{case}, {shape.text(needs)}", file=sys.stderr, flush=True)
             row, own = measured(case, shape, peer, device, threads, peer_threads, budget, not quick)
             rows.append(row)
             turns += [] if own is None else [own]

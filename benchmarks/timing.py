@@ -52,7 +52,6 @@ def interleaved(arms: Sequence[Arm], budget: Budget, device: torch.device) -> pd
             arm.act()
             repeats[arm.label] = min(max(round(LEAST_TURN_S / max(timed_s(device, arm.act), 1e-6)), 1), 1000)
         rows: list[dict[str, Any]] = []
-        gc.collect()
         gc.freeze()  # else each collection between two rounds goes through all imported modules
         gc.disable()
         began_s = time.perf_counter()
