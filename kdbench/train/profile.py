@@ -174,20 +174,26 @@ def _quartiles(values: Sequence[float]) -> Mapping[str, float]:
 def _peak_gib(work: _Step, device: torch.device) -> float | None:
     """The peak memory of a step, without what was allocated before it (weights, optimiser state, data)."""
     work.member.optimizer.zero_grad(set_to_none=True)  # gradients are part of the step
+    peak = peak_bytes(device, work._whole)
+    return None if peak is None else peak / 2**30
+
+
+def peak_bytes(device: torch.device, act: Callable[[], Any]) -> int | None:
+    """The most memory that a call holds at once, without what was allocated before it; None where that is not known."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        work._whole()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+        act()
+        return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work._whole()
+        act()
     held = peak = 0
     for _, size in sorted(_allocations(seen)):
         held += size
         peak = max(peak, held)
-    return peak / 2**30 if peak else None
+    return peak or None
 
 
 def _allocations(profiled: Any) -> list[tuple[int, int]]:

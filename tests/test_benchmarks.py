@@ -1,0 +1,215 @@
+"""The benchmarks compare what has the same value, measure in turns, and say what they did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import growth, losses, output, peers, plain, side_by_side, timing, training
+from benchmarks.__main__ import main
+from benchmarks.timing import QUICK, Arm
+from kdbench import parts
+from kdbench.errors import UsageError
+
+CPU = torch.device("cpu")
+NETS = training.Nets("{model: small_mobile, widths: [8, 12]}", "{model: small_mobile, widths: [4, 6]}", 12, 3)
+
+FAKE_ZOO = """
+import torch, torch.nn as nn, torch.nn.functional as F
+
+
+class {name}(nn.Module):
+    def __init__(self, T=4.0):
+        super().__init__()
+        self.T = T
+
+    def forward(self, x, y):
+        {body}
+"""
+BODIES = {
+    "DistillKL": "return F.kl_div(F.log_softmax(x / self.T, 1), F.softmax(y / self.T, 1), reduction='batchmean') * self.T**2",
+    "Similarity": "return [x[0].mean() - y[0].mean()]",
+}
+FAKE_LOOP = """
+import torch
+
+
+def train_distill(epoch, loader, modules, criteria, optimizer, opt):
+    print("a line of the peer")
+    for inputs, targets, index in loader:
+        features, logits = modules[0](inputs, is_feat=True)
+        with torch.no_grad():
+            known = modules[-1](inputs)
+        loss = criteria[0](logits, targets) + opt.alpha * criteria[1](logits, known)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the files by which RepDistiller is recognised."""
+    folder = tmp_path / "some_checkout"
+    for name in ("distiller_zoo", "helper"):
+        (folder / name).mkdir(parents=True)
+    for file, name in peers._ZOO.items():
+        text = FAKE_ZOO.format(name=name, body=BODIES.get(name, "raise NotImplementedError"))
+        (folder / "distiller_zoo" / f"{file}.py").write_text(text)
+    (folder / "helper" / "loops.py").write_text(FAKE_LOOP)
+    return folder
+
+
+def test_each_plain_formula_has_the_value_and_the_gradient_of_its_loss() -> None:
+    peer = peers.plain_peer()
+    for case in plain.FORMULAS:
+        for shape in losses._served(case, losses.shapes(losses.built(case)._needs(), quick=True)):
+            assert losses.same_value(losses.Call(case, shape, CPU), peer, case).startswith("yes"), case
+
+
+def test_every_loss_is_measured_and_one_without_a_peer_says_why() -> None:
+    table, turns = losses.run(peers.plain_peer(), [], CPU, 1, [1], QUICK, quick=True)
+
+    assert set(table["loss"]) == {*parts.names("loss"), *plain.FORMULAS}
+    assert table["median_ms"].notna().all()
+    compared = table["peer"] != ""
+    assert set(table["loss"][compared]) == set(plain.FORMULAS)
+    assert table.loc[compared, ["ratio", "peer_median_ms", "peer_threads", "same_value"]].notna().all(axis=None)
+    assert (table.loc[~compared, "note"].str.len() > 0).all() and table.loc[~compared, "ratio"].isna().all()
+    for (loss, _), own in turns.groupby(["loss", "shape"]):
+        assert len(own) == QUICK.most * (2 if loss in plain.FORMULAS else 1), loss
+
+
+def test_arms_take_turns_and_the_order_is_recorded() -> None:
+    called: list[str] = []
+    arms = [Arm(name, lambda name=name: (called.append(name), torch.get_num_threads()), threads=1) for name in "ab"]
+    turns = timing.interleaved(arms, timing.Budget(0.0, 3, 5), CPU)
+
+    assert turns["arm"].tolist() == ["a", "b"] * 3
+    assert turns["place"].tolist() == list(range(6)) and turns["round"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert "".join(called).count("ab") > 0 and (turns["calls"] >= 1).all()
+
+
+def test_a_ratio_is_of_times_of_the_same_round_with_the_best_number_of_threads() -> None:
+    seconds = {("ours", 1): (2.0, 4.0, 6.0), ("peer", 1): (40.0, 40.0, 40.0), ("peer", 2): (4.0, 4.0, 24.0)}
+    turns = pd.DataFrame(
+        {"round": turn, "arm": arm, "threads": threads, "seconds": times[turn]}
+        for turn in range(3)
+        for (arm, threads), times in seconds.items()
+    )
+    own, other = timing.best(turns, "ours"), timing.best(turns, "peer")
+
+    assert other["threads"].unique().tolist() == [2]
+    assert timing.ratio(own, other)["ratio"] == 0.5  # of 0.5, 1 and 0.25
+
+
+def test_an_exponent_is_the_slope_on_logarithmic_axes() -> None:
+    sizes = [1, 2, 4, 8]
+    assert timing.exponent(sizes, [3 * size**2 for size in sizes]) == pytest.approx(2)
+    assert timing.exponent(sizes, [math.sqrt(size) for size in sizes]) == pytest.approx(0.5)
+
+
+def test_a_checkout_is_recognised_by_its_files_and_its_code_is_used(checkout: Path) -> None:
+    peer = peers.peer_at(checkout)
+    table, _ = losses.run(peer, ["kd", "sp", "cka"], CPU, 1, [1], QUICK, quick=True)
+    rows = table.set_index("loss")
+
+    assert peer.name == "RepDistiller" and rows.loc[["kd", "sp"], "peer"].tolist() == ["RepDistiller"] * 2
+    assert rows.loc["kd", "same_value"].startswith("yes")
+    assert rows.loc["sp", "same_value"].startswith("no") and "different things" in rows.loc["sp", "same_value"]
+    assert rows.loc[["kd", "sp"], "ratio"].notna().all()
+    assert "RepDistiller has no loss 'cka'" in rows.loc["cka", "note"]
+
+
+def test_a_folder_that_is_no_known_checkout_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path, "is a checkout of none"), (tmp_path / "none", "is not a folder")):
+        found = CliRunner().invoke(main, ["losses", "--quick", "--peer", str(path), "--out", str(tmp_path / "out")])
+        assert found.exit_code == 2 and reason in found.output and not (tmp_path / "out").exists()
+        for name, (signs, _) in peers.KNOWN.items():
+            assert name in found.output and all(sign in found.output for sign in signs)
+    with pytest.raises(UsageError, match="no loss 'ks'; available: ab, .*kd"):
+        losses.built("ks")
+
+
+def test_a_table_is_written_whole_with_the_machine_and_the_command_above_it(tmp_path: Path) -> None:
+    arguments = ["losses", "--quick", "--loss", "kd", "--loss", "wsld", "--out", str(tmp_path)]
+    (tmp_path / "losses.csv").write_text("an older table\n" * 100)
+    found = CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+    text = (tmp_path / "losses.csv").read_text()
+    assert found.exit_code == 0 and "an older table" not in text
+    for name in ("command: python -m benchmarks", "machine: cpu", "cores", "versions: torch", "python", "kdbench", "repetitions:"):
+        assert name in text
+    table = pd.read_csv(tmp_path / "losses.csv", comment="#")
+    assert table["loss"].tolist() == ["kd", "wsld"] and table["peer"].fillna("").tolist() == [peers.PLAIN, ""]
+    assert (tmp_path / "losses.md").read_text().strip() == found.stdout.strip()
+    assert pd.read_csv(tmp_path / "losses_turns.csv", comment="#")["arm"].tolist()[:2] == ["kdbench", peers.PLAIN]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["losses.csv", "losses.md", "losses_turns.csv"]
+
+
+def test_a_header_names_no_folder_of_the_machine() -> None:
+    assert output._without_folders("/home/somebody/RepDistiller") == "RepDistiller" and output._without_folders("kd") == "kd"
+
+
+def test_a_step_is_measured_by_each_loop_and_the_peers_loop_is_used(checkout: Path) -> None:
+    table, turns = training.step(NETS, ["kd"], peers.peer_at(checkout), CPU, [(1, 0)], QUICK)
+    rows = table.set_index("loop")
+
+    tables = {f"kdbench, {numerics}, filled table" for numerics in ("exact", "fast")}  # not where bits depend on the place in a batch
+    always = {"bare loop", "kdbench, exact, live teacher", "kdbench, fast, live teacher", "loop of RepDistiller, 0 workers"}
+    assert always <= set(rows.index) <= always | tables
+    assert rows.loc["bare loop", "to_bare_loop"] == rows.loc["loop of RepDistiller, 0 workers", "ratio"] == 1
+    assert turns["arm"].tolist()[: len(rows)] == table["loop"].tolist()
+
+
+def test_the_bundles_of_a_suite_are_measured_beside_their_prediction(write_suite: Callable[..., Path]) -> None:
+    suite = write_suite(objectives="[ce, kd, sp]", repeats="2")
+    table, _ = training.of_suite(suite, CPU, QUICK, 1)
+
+    assert table["teacher"].tolist() == ["big", "sum over all pairs"] and table["k"].tolist() == [2, 2]
+    pair = table.iloc[0]
+    assert pair["predicted_ratio"] == pytest.approx((pair["T_s"] + 2 * pair["S_s"]) / (2 * (pair["T_s"] + pair["S_s"])))
+    assert pair["ratio"] == pytest.approx(pair["bundled_s"] / pair["separate_s"])
+
+
+def test_a_matrix_is_compared_round_by_round_and_says_when_a_table_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ours:
+        fill_s = 3.0
+
+        def __init__(self, *_: object):
+            pass
+
+        def run(self, provider: str) -> tuple[float, float]:
+            return (10.0, 4.0) if provider == "live" else (8.0, 3.0)
+
+    fast, slow = side_by_side.Way(2, 1, 0), side_by_side.Way(1, 2, 0)
+    monkeypatch.setattr(side_by_side, "Ours", Ours)
+    monkeypatch.setattr(side_by_side, "theirs", lambda nets, names, path, way: (20.0, 8.0) if way == fast else (30.0, 9.0))
+    table, turns = side_by_side.matrix(NETS, ["kd", "sp"], peers.plain_peer(), None, "cpu", 2, [slow, fast], 2, ["exact"])
+
+    assert table["wall_ratio"].tolist() == [0.5, 0.4, 1.0] and table["epoch_ratio"].tolist() == [0.5, 0.375, 1.0]
+    assert table["processes"].tolist() == [2, 2, fast.processes] and table["break_even_runs"].tolist()[1] == 1.5
+    assert turns["arm"].tolist()[-3:] == ["exact", "exact", peers.PLAIN]
+    with pytest.raises(UsageError, match="cannot train with crd"):
+        side_by_side.matrix(NETS, ["crd"], peers.plain_peer(), None, "cpu", 2, [fast], 1)
+
+
+def test_growth_has_an_exponent_for_each_loss_and_a_figure() -> None:
+    table, fits, (pdf, png) = growth.run(NETS, CPU, QUICK, True, ["n", "cells"])
+
+    assert set(fits["what"]) == {*growth.LOSSES[:2], "kdbench plan"} and fits["exponent"].notna().all()
+    assert table.groupby("what").size().eq(2).all()
+    assert pdf.startswith(b"%PDF") and png.startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_every_command_runs_from_start_to_end(tmp_path: Path) -> None:
+    for command in ("matrix", "overhead", "growth"):
+        found = CliRunner().invoke(main, [command, "--quick", "--out", str(tmp_path)], catch_exceptions=False)
+        assert found.exit_code == 0 and (tmp_path / f"{command}.csv").is_file(), found.output
