@@ -23,6 +23,7 @@ CONTEXT = ("second_view", "target", "index", "classifier", "labels", "teacher_he
 weights of both classifiers (classifier), or when it is bound (the rest)."""
 
 NEEDS = frozenset({*TAPS, *CONTEXT})
+WITH_CLASSIFIER = (*TAPS, "classifier")
 
 LAWS = ("permutation", "translation", "scale", "sample_scale", "rotation")
 """Changes that may leave the value of a loss unchanged: another order of the samples (of both models and the batch), and, of the
@@ -102,11 +103,15 @@ class Taps(Restricted):
     def tensors(self) -> list[Tensor]:
         values = [vars(self)[name] for name in TAPS if self.has(name)]
         values += [tuple(self.second_view.tensors())] if self.has("second_view") else []
-        return [one for value in values for one in (value if isinstance(value, tuple) else [value])]
+        return [one for value in values for one in _each(value)]
+
+    @property
+    def device(self) -> torch.device:
+        return next(one for name in TAPS if self.has(name) for one in _each(vars(self)[name])).device
 
     def needed(self, needs: frozenset[str], loss: str, side: str, change: Callable[[Tensor], Tensor]) -> Taps:
         """The taps that a loss needs, with `change` applied."""
-        given = {name: _mapped(vars(self)[name], change) for name in (*TAPS, "classifier") if name in needs}
+        given = {name: _mapped(vars(self)[name], change) for name in WITH_CLASSIFIER if name in needs}
         if "second_view" in needs:
             given["second_view"] = self.second_view and self.second_view.needed(needs - {"second_view"}, loss, side, change)
         return self._with(given, loss, side)
@@ -320,18 +325,22 @@ class Loss(nn.Module):
             batch = Batch(target=batch)
         needs, name = self._needs(), type(self).__name__
         for side, given in (("student", student), ("teacher", teacher)):
-            for tap in (*TAPS, "classifier", "second_view"):
+            for tap in WITH_CLASSIFIER:
                 if tap in needs and not given.has(tap):
                     raise RefusedError(f"{name} needs the {side}'s '{tap}', and these taps have none")
-                if tap in needs & set(TAPS) and "second_view" in needs and given.second_view and not given.second_view.has(tap):
-                    raise RefusedError(f"{name} needs the {side}'s '{tap}' of the second view, and these taps have none")
+            if "second_view" in needs:
+                if not given.has("second_view"):
+                    raise RefusedError(f"{name} needs the {side}'s 'second_view', and these taps have none")
+                for tap in TAPS:
+                    if tap in needs and not vars(given)["second_view"].has(tap):
+                        raise RefusedError(f"{name} needs the {side}'s '{tap}' of the second view, and these taps have none")
         for field_name in ("index", "target"):
             if field_name in needs and getattr(batch, field_name) is None:
                 raise RefusedError(f"{name} needs the batch's '{field_name}', and this batch has none")
-        device = student.tensors()[0].device
+        device = student.device
         # Copies: a loss may write to them, and other losses and students use the same tensors.
         own = student.needed(needs, name, "student", _float32_copy)
-        frozen = teacher.needed(needs, name, "teacher", lambda one: _float32_copy(one.detach()))
+        frozen = teacher.needed(needs, name, "teacher", _frozen_copy)
         kind = "cpu" if device.type == "meta" else device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             value = super().__call__(own, frozen, batch.needed(needs, name))
@@ -373,6 +382,10 @@ def _wrong_return(parts: Mapping[str, Any], device: torch.device) -> str | None:
     return None
 
 
+def _each(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tuple(change(one) for one in value) if isinstance(value, tuple) else None if value is None else change(value)
 
@@ -382,4 +395,21 @@ def _copied(value: Any) -> Any:
 
 
 def _float32_copy(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.clone()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else _lazy_copy(tensor)
+
+
+def _frozen_copy(tensor: Tensor) -> Tensor:
+    return _float32_copy(tensor.detach())
+
+
+def _lazy_copy(tensor: Tensor) -> Tensor:
+    """A copy whose memory is shared until either of them is written to, by whatever way: PyTorch then copies it first (copy on write).
+
+    Only for memory that is all the tensor's, so that a write never copies more than the tensor, and the place in memory is that of a copy.
+    """
+    if tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        try:
+            return torch._lazy_clone(tensor)
+        except (AttributeError, RuntimeError):  # a future version of PyTorch; memory of NumPy or of several processes
+            pass
+    return tensor.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,38 +11,65 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+ROWS = 64
+"""The samples b of a block of triplets."""
+TRIPLETS = 2**17
+"""How many triplets a block has at most: few enough for a core's cache. On a GPU a block has many more, to fill it."""
+
 
 class Angles(torch.autograd.Function):
-    """The mean of h(psi_s, psi_t), psi = (D_ab + D_ac - D_bc) / 2 / (d_ab d_ac), block by block of vertices a (None: all).
+    """The mean of h(psi_s, psi_t), psi = (D_ab + D_ac - D_bc) / 2 / (d_ab d_ac), block by block of pairs b, c and vertices a (None: all).
 
-    The gradient by D is summed while a block is at hand, so that nothing of size n^3 outlives its block. With w = h' and
-    W_a = w_a / (d_ab d_ac): by D_ab it is sum_c W_abc - sum_c w_abc psi_abc / D_ab, by D_bc it is -1/2 sum_a W_abc.
+    With e = 1 / d, 0 for edges too short to have a direction, psi is (d_ab e_ac + e_ab d_ac - D_bc e_ab e_ac) / 2. It is symmetric in
+    b and c: of pairs with b in another block than c, only those with b < c are computed. With w = h', the derivatives by d_ab, e_ab and
+    D_bc are sum_c w e_ac, sum_c w (d_ac - D_bc e_ac) and -1/2 sum_a w e_ab e_ac. They are summed while a block is at hand, so that
+    nothing of size n^3 is kept.
     """
 
     @staticmethod
     def forward(
         ctx: Any, squares_s: Tensor, inverse_s: Tensor, squares_t: Tensor, inverse_t: Tensor, vertices: Tensor | None, distinct: bool
     ) -> Tensor:
-        n = len(squares_s)
+        n, like, wanted = len(squares_s), squares_s, ctx.needs_input_grad[0]
         count = _triplets(n, vertices, distinct)
-        value, gradient = squares_s.new_zeros(()), torch.zeros_like(squares_s)
-        # A block that stays in a core's cache, or fills a GPU.
-        rows = max(1, (2**24 if squares_s.is_cuda else 2**17) // n**2)
-        blocks = [slice(first, first + rows) for first in range(0, n, rows)] if vertices is None else vertices.split(rows)
-        for block in blocks:
-            psi = _cosines(squares_s, inverse_s, block)
-            difference = psi - _cosines(squares_t, inverse_t, block)
-            if distinct:  # b = c: 1 in both models, but for an edge that only one of them takes for zero
-                difference.diagonal(dim1=1, dim2=2).zero_()
-            slope = difference.clamp(-1, 1)
-            value += (difference.sub_(slope, alpha=0.5).mul_(slope)).sum()
-            if ctx.needs_input_grad[0]:
-                inverse = inverse_s[block]
-                gradient[block] -= psi.mul_(slope).sum(2) * inverse.square()
-                gradient[block] += torch.bmm(slope, inverse[:, :, None])[:, :, 0] * inverse
-                gradient -= slope.mul_(inverse[:, :, None]).mul_(inverse[:, None, :]).sum(0).mul_(0.5)
-        ctx.save_for_backward(gradient.fill_diagonal_(0.0).div_(count))
-        return value / count
+        e_s, e_t = (inverse if vertices is None else inverse[vertices] for inverse in (inverse_s, inverse_t))
+        d_s, d_t = ((squares if vertices is None else squares[vertices]) * e for squares, e in ((squares_s, e_s), (squares_t, e_t)))
+        outer = torch.stack([d_s, e_s, -d_t, -e_t], 2).div_(2), torch.stack([e_s, d_s, e_t, d_t], 1)
+        both = outer[1][:, :2]  # one row each: MKL takes four times as long for products with one or two columns
+        value, by_edge, by_square = like.new_zeros((), dtype=torch.float64), torch.zeros_like(both), torch.zeros_like(like)
+        rows, largest = (512, 2**24) if like.is_cuda else (ROWS, TRIPLETS)
+        memory = like.new_empty(3, max(largest, min(rows, n) * n))
+        for b, c in _pairs(n, rows):
+            square, times = b == c, 1 if b == c else 2
+            half_s, half_t = squares_s[b, c] / 2, squares_t[b, c] / 2
+            shape = half_s.shape
+            step = max(1, largest // half_s.numel())
+            for a in (slice(first, first + step) for first in range(0, len(e_s), step)):
+                edges = e_s[a, b]
+                difference, w, further = memory[:, : len(edges) * half_s.numel()].view(3, len(edges), *shape).unbind()
+                torch.bmm(outer[0][a, b], outer[1][a, :, c], out=difference)
+                for half, e, sign in ((half_s, e_s, -1), (half_t, e_t, 1)):
+                    difference.addcmul_(torch.mul(half, e[a, None, c], out=w), e[a, b, None], value=sign)
+                if distinct and square:  # b = c: 1 in both models, but for an edge that only one of them takes for zero
+                    difference.diagonal(dim1=1, dim2=2).zero_()
+                torch.clamp(difference, -1, 1, out=w)
+                flat = w.flatten()
+                value += times * (torch.dot(flat, difference.flatten()) - torch.dot(flat, flat) / 2)
+                if not wanted:
+                    continue
+                torch.mul(w, half_s, out=further)
+                by_edge[a, :, b] += torch.bmm(both[a, :, c], w.mT)
+                by_edge[a, 1, b] -= torch.bmm(2 * e_s[a, None, c], further.mT)[:, 0]
+                if not square:
+                    by_edge[a, :, c] += torch.bmm(both[a, :, b], w)
+                    by_edge[a, 1, c] -= torch.bmm(2 * e_s[a, None, b], further)[:, 0]
+                w.mul_(e_s[a, None, c])
+                by_square[b, c] -= torch.bmm(edges.T[:, None, :], w.transpose(0, 1))[:, 0] * (times / 2)
+        # d and e are the root of D and its inverse.
+        edge = e_s * (by_edge[:, 0] - e_s.square() * by_edge[:, 1]) / 2
+        by_square[slice(None) if vertices is None else vertices] += edge
+        ctx.save_for_backward(by_square.fill_diagonal_(0.0).div_(count))
+        return (value / count).to(like.dtype)
 
     @staticmethod
     @once_differentiable
@@ -50,10 +78,13 @@ class Angles(torch.autograd.Function):
         return upstream * gradient, None, None, None, None, None
 
 
-def _cosines(squares: Float[Tensor, "n n"], inverse: Float[Tensor, "n n"], block: slice | Tensor) -> Float[Tensor, "m n n"]:
-    edges = inverse[block]
-    cosines = squares[block, :, None] + squares[block, None, :]
-    return cosines.sub_(squares).mul_(edges[:, :, None]).mul_(edges[:, None, :] * 0.5)
+def _pairs(n: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of samples b and c that have every pair once: b and c the same samples, and all later ones for c."""
+    for first in range(0, n, rows):
+        b = slice(first, min(first + rows, n))
+        yield b, b
+        if b.stop < n:
+            yield b, slice(b.stop, n)
 
 
 def released_angles(

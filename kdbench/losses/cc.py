@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, factorial
+from math import comb, exp, factorial
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
+from kdbench.losses._congruence import Congruence
 from kdbench.losses._gram import nothing
 
 
@@ -35,9 +36,11 @@ class CC(Loss):
     Departs: from the paper: no soft targets (add the term `kd`), no class-uniform sampler, no MMD kernel. From the code for lag1: a
         batch of one image gives 0 instead of NaN. If both maps are trained, both can become zero, as in the released code;
         `embedded="student"` and `embedded="frozen_teacher"` prevent this and are additions of kdbench. Norms are at least 1e-12, as
-        in the released code, so a sample of zeros gets a finite but very large gradient. Kernel matrices are computed in float64.
+        in the released code, so a sample of zeros gets a finite but very large gradient. Without `l2`,
+        kernel matrices are computed in float64.
     """
 
+    version = 2
     compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "zoo": Preset("github.com/AberHu/Knowledge-Distillation-Zoo, example_train_script.sh: CC, 100", weight=100.0),
@@ -124,30 +127,47 @@ class CC(Loss):
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         x, y = self.student_embed(student.pooled), self.teacher_embed(teacher.pooled)
-        dtype = x.dtype
-        if self.kernel != "lag1":
-            # For features with a large mean, the difference of the matrices is in the last digits of float32.
-            x, y = x.double(), y.double()
-        if self.l2:
-            x, y = functional.normalize(x, dim=1), functional.normalize(y, dim=1)
         if self.kernel == "lag1":
-            return _neighbours(x, y)
-        difference = self._matrix(x) - self._matrix(y)
+            return _neighbours(*(functional.normalize(z, dim=1) if self.l2 else z for z in (x, y)))
+        dtype = x.dtype
+        if not self.l2:
+            x, y = x.double(), y.double()
+        total = Congruence.apply(x, y, self._kernel, self._slope, self.l2, self.kernel != "rbf")
         if self.reduction == "mean_square":
-            return difference.square().mean().to(dtype)
-        return (torch.linalg.vector_norm(difference) / len(x) ** 2).to(dtype)
+            return (total / len(x) ** 2).to(dtype)
+        equal = total == 0  # there, the root has no gradient
+        return (total.masked_fill(equal, 1.0).sqrt().masked_fill(equal, 0.0) / len(x) ** 2).to(dtype)
 
-    def _matrix(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-        gram = x @ x.T
+    def _kernel(self, inner: Tensor) -> Tensor:
+        """The entries of the kernel matrix, less a constant."""
         if self.kernel == "bilinear":
-            return gram
+            return inner.clone()
         if self.kernel == "rbf":
-            squares = gram.diagonal()
-            return (-self.gamma * (squares[:, None] + squares[None, :] - 2 * gram)).exp()
-        total = torch.zeros_like(gram)
-        for p in range(self.order, -1, -1):
-            total = total * gram + exp(-2 * self.gamma) * (2 * self.gamma) ** p / factorial(p)
+            return (2 * self.gamma * inner).expm1_()
+        *lower, highest = self._coefficients()
+        total = highest * inner
+        for coefficient in reversed(lower):
+            total.add_(coefficient).mul_(inner)
         return total
+
+    def _slope(self, inner: Tensor) -> Tensor:
+        """The derivative of `_kernel`."""
+        if self.kernel == "bilinear":
+            return torch.ones_like(inner)
+        if self.kernel == "rbf":
+            return (2 * self.gamma * inner).exp_().mul_(2 * self.gamma)
+        *lower, highest = (p * coefficient for p, coefficient in enumerate(self._coefficients(), 1))
+        total = torch.full_like(inner, highest)
+        for coefficient in reversed(lower):
+            total.mul_(inner).add_(coefficient)
+        return total
+
+    def _coefficients(self) -> list[float]:
+        """Those of the powers 1 to `order` of the products; with `l2` of the products less 1."""
+        by_power = [exp(-2 * self.gamma) * (2 * self.gamma) ** p / factorial(p) for p in range(self.order + 1)]
+        if self.l2:
+            by_power = [sum(by_power[p] * comb(p, k) for p in range(k, self.order + 1)) for k in range(self.order + 1)]
+        return by_power[1:] or [0.0]
 
 
 def _neighbours(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -42,6 +42,7 @@ class RKD(Loss):
         `squared_distances` is an option of the authors' code that none of their scripts sets; `vertices` is an addition of kdbench.
     """
 
+    version = 2
     compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 1; distiller_zoo/RKD.py: 25 and 50", weight=1.0),

@@ -146,7 +146,8 @@ def test_a_users_own_loss_that_cannot_be_computed_is_shown_all_the_same(tmp_path
 def test_a_term_of_an_older_cell_with_todays_options_written_out_is_the_same_term(cell_id: str, pair: dict[str, Any]) -> None:
     def today(term: dict[str, Any]) -> dict[str, Any]:
         part = parts.load("loss", term["loss"])
-        return {**term, "version": part.version, "options": part.options(term["options"])}
+        assert term["version"] <= part.version  # a raised version gives new ids on purpose
+        return {**term, "options": part.options(term["options"])}
 
     objective = pair["config"]["objective"]
     later = {**objective, "terms": [today(term) for term in objective["terms"]]}
