@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench import parts
+from kdbench.losses import _base
 from kdbench.losses._base import Batch, Loss, Taps
 
 from . import toys
@@ -63,7 +64,7 @@ def test_a_loss_that_computes_nothing_costs_three_operations_and_few_calls() -> 
 
     def count(frame: Any, event: str, argument: Any) -> None:
         nonlocal calls
-        calls += event == "call"
+        calls += event == "call" and frame.f_code.co_filename == _base.__file__  # not those of the tests' own type checks
 
     loss, batch, before = Nothing(), Batch(), sys.getprofile()
     sys.setprofile(count)
@@ -71,7 +72,7 @@ def test_a_loss_that_computes_nothing_costs_three_operations_and_few_calls() -> 
         loss.parts(student, teacher, batch)
     finally:
         sys.setprofile(before)
-    assert calls < 100
+    assert calls < 60
 
 
 WAYS: dict[str, Callable[[Tensor], Any]] = {

@@ -81,7 +81,7 @@ def test_a_frame_of_the_least_columns_is_enough():
     assert [row[0].text() for row in group.rows] == ["ce", "kd", "mine"]
 
 
-@pytest.mark.parametrize("suite", ["quickstart", "cifar100_small"])
+@pytest.mark.parametrize("suite", ["quickstart", "cifar100_small", "cifar100_shelf"])
 def test_our_own_measured_results_can_be_reported_again(suite, tmp_path):
     out = io.StringIO()
     done = report_file(read(MEASURED / suite / "frame.csv"), tmp_path, out, width=140)
