@@ -197,8 +197,9 @@ def growth(teacher: str, student: str, batch_size: int, steps: int, quantities: 
     table, fits, (pdf, png) = measured.run(nets, own.device, own.slow, own.quick, quantities or tuple(measured.SIZES))
     for ending, drawn in (("pdf", pdf), ("png", png)):
         Files(own.out).write_bytes(own.out / f"{own.name}.{ending}", drawn)
-    own.write(table, None, (), f"{own.slow.least} to {own.slow.most} turns for each point")
-    own.write(fits, None, ("exponent: the slope of the times on logarithmic axes, by least squares.",), suffix="_exponents")
+    turns = f"{own.slow.least} to {own.slow.most} turns for each point"
+    own.write(table, None, (), turns)
+    own.write(fits, None, ("exponent: the slope of the times on logarithmic axes, by least squares.",), turns, "_exponents")
 
 
 @main.command("peer-run", hidden=True)
