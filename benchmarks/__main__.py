@@ -156,7 +156,7 @@ def matrix(peer_path: Path | None, chosen: tuple[str, ...], teacher: str, studen
 
     tried = [side_by_side.Way(1, 1, 0)] if own.quick else side_by_side.ways(CORES)
     nets = own.nets(teacher, student, batch_size, steps, 2 if own.quick else epochs)
-    names = chosen or ("kd", "sp", "rkd", "pkt")[: 2 if own.quick else 4]
+    names = chosen or ("kd", "rkd", "pkt")[: 2 if own.quick else 3]
     numerics = ("exact",) if own.quick else ("exact", "fast")
     rounds = 1 if own.quick else rounds
     table, turns = side_by_side.matrix(nets, names, own.peer, peer_path, own.device.type, jobs, tried, rounds, numerics)
@@ -165,6 +165,7 @@ def matrix(peer_path: Path | None, chosen: tuple[str, ...], teacher: str, studen
         "epoch is training and test of all losses, without start.",
         "fill: what the first run with a table takes longer than one with a live teacher. break_even_runs: so many runs with the filled "
         "table save as much.",
+        "There are rows with a table only if it holds what all of the losses need (logits and pooled features, no maps).",
     )
     own.write(table, turns, (*own.peer.notes, *notes), f"{rounds} rounds of all arms in turns")
 
@@ -197,8 +198,9 @@ def growth(teacher: str, student: str, batch_size: int, steps: int, quantities: 
     table, fits, (pdf, png) = measured.run(nets, own.device, own.slow, own.quick, quantities or tuple(measured.SIZES))
     for ending, drawn in (("pdf", pdf), ("png", png)):
         Files(own.out).write_bytes(own.out / f"{own.name}.{ending}", drawn)
-    own.write(table, None, (), f"{own.slow.least} to {own.slow.most} turns for each point")
-    own.write(fits, None, ("exponent: the slope of the times on logarithmic axes, by least squares.",), suffix="_exponents")
+    turns = f"{own.slow.least} to {own.slow.most} turns for each point"
+    own.write(table, None, (), turns)
+    own.write(fits, None, ("exponent: the slope of the times on logarithmic axes, by least squares.",), turns, "_exponents")
 
 
 @main.command("peer-run", hidden=True)

@@ -13,6 +13,7 @@ import pandas as pd
 import seaborn
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from benchmarks.losses import Call, Shape
 from benchmarks.overhead import n_cells, planning
@@ -97,6 +98,9 @@ def figure(table: pd.DataFrame, fits: pd.DataFrame) -> tuple[bytes, bytes]:
             labelled = own.assign(what=[f"{what}: {slopes[what]:.2f}" for what in own["what"]])
             seaborn.lineplot(labelled, x="size", y="median_ms", hue="what", marker="o", palette="colorblind", ax=panel)
             panel.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
+            for axis in (panel.xaxis, panel.yaxis):  # plain text: the figures of kdbench print no formulas
+                axis.set_major_formatter(LogFormatter())
+                axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
             panel.legend(title="exponent")
         for panel in panels[len(names) :]:
             panel.remove()

@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
+from benchmarks.losses import built
 from benchmarks.peers import Peer
 from benchmarks.timing import quartiles
 from benchmarks.training import Nets, Pictures, benches, nets_of
 from kdbench.errors import KdbenchError, UsageError
+from kdbench.losses._base import TAPS
 from kdbench.store import Store
+from kdbench.train.teacher_table import SERVED
 
 
 @dataclass(frozen=True)
@@ -123,19 +126,20 @@ def matrix(
     nets: Nets, losses: Sequence[str], peer: Peer, peer_path: Path | None, device: str, jobs: int, tried: Sequence[Way], rounds: int,
     numerics: Sequence[str] = ("exact", "fast"),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Each arm has its turn in every round. The peer has the way of using the machine that was fastest in a first round."""
+    """Each arm has its turn in every round; those with a table only if it can serve all of the losses.
+    The peer has the way of using the machine that was fastest in a first round."""
     if nets.epochs < 2:
         raise UsageError("the time of an epoch is taken between the starts of two: give at least --epochs 2")
     if strange := [loss for loss in losses if loss not in peer.trains]:
         raise UsageError(f"{peer.name} cannot train with {', '.join(strange)} here: choose among {', '.join(peer.trains)}")
+    # A bundle is served by a table only if all of its losses are.
+    providers = ("live",) if any(built(loss)._needs() & set(TAPS) - SERVED for loss in losses) else ("live", "table")
     with TemporaryDirectory() as name:
         ours = {one: Ours(nets, losses, one, device, jobs, Path(name) / one) for one in numerics}
         first = {way: theirs(nets, losses, peer_path, way) for way in tried}
         way = min(first, key=lambda one: first[one][0])
         arms: dict[tuple[str, str], Callable[[], tuple[float, float]]] = {
-            (one, provider): lambda one=one, provider=provider: ours[one].run(provider)
-            for one in numerics
-            for provider in ("live", "table")
+            (one, provider): lambda one=one, provider=provider: ours[one].run(provider) for one in numerics for provider in providers
         }
         arms[peer.name, "live"] = lambda: theirs(nets, losses, peer_path, way)
         turns = []

@@ -35,7 +35,7 @@ from kdbench.train.member import Member
 from kdbench.train.numerics import laid_out, settle
 from kdbench.train.stream import BatchPlan
 from kdbench.train.teacher import LiveTeacher
-from kdbench.train.teacher_table import TabledTeacher
+from kdbench.train.teacher_table import SERVED, TabledTeacher
 
 NOISE = f"{Path(__file__).with_name('noise.py')}:Noise"
 
@@ -127,7 +127,7 @@ class Bench:
         """The steps that a call of `epoch` takes."""
         return self.plan.steps - 2
 
-    def tabled(self, store: Store) -> LiveTeacher:
+    def tabled(self, store: Store) -> TabledTeacher:
         """The teacher with a table, which is filled."""
         table = TabledTeacher(self.teacher, store, {"numerics": self.numerics["name"]}, self.plan)
         for _ in range(2):
@@ -224,8 +224,12 @@ def step(
         with benches(nets, [loss], device, ("exact", "fast")) as found, TemporaryDirectory() as name:
             arms = [Arm("bare loop", partial(found["exact"].bare, found["exact"].members[0]))]
             for numerics, bench in found.items():
-                teachers = {"live teacher": bench.teacher, "filled table": bench.tabled(Store(name))}
-                teachers = {which: one for which, one in teachers.items() if not getattr(one, "is_off", False)}
+                teachers = {"live teacher": bench.teacher}
+                if (
+                    not (unserved := sorted(bench.members[0].objective.taps_needed - SERVED))
+                    and not (tabled := bench.tabled(Store(name))).is_off
+                ):
+                    teachers["filled table"] = tabled
                 arms += [Arm(f"kdbench, {numerics}, {which}", partial(bench.epoch, bench.members, one)) for which, one in teachers.items()]
             steps, count = found["exact"].steps, nets.batch_size
             of_peer = f"loop of {peer.name}" if loss in peer.trains else ""
@@ -233,6 +237,8 @@ def step(
                 arms.append(Arm(f"{of_peer}, {workers} workers", for_peers(peer, found["exact"], loss, workers), threads))
             times = interleaved(arms, budget, device)
         times["seconds"] /= steps
+        notes = [] if of_peer else [f"{peer.name} has no loop for '{loss}'"]
+        notes += [f"no table holds the {' and '.join(unserved)} that '{loss}' needs"] if unserved else []
         named_arms = list(dict.fromkeys(times["arm"]))
         ways = {arm: best(times, arm) for arm in named_arms if of_peer and arm.startswith(of_peer)}
         fastest = min(ways, key=lambda arm: ways[arm]["seconds"].median(), default=None)
@@ -244,9 +250,7 @@ def step(
             row |= {"to_bare_loop": ratio(own, best(times, "bare loop"))["ratio"]}
             if fastest:
                 row |= {"peer": fastest, **ratio(own, ways[fastest])}
-            rows.append(
-                {**row, "rounds": int(times["round"].max()) + 1, "note": "" if of_peer else f"{peer.name} has no loop for '{loss}'"}
-            )
+            rows.append({**row, "rounds": int(times["round"].max()) + 1, "note": "; ".join(notes)})
         turns.append(named(times, loss=loss))
     return pd.DataFrame(rows), pd.concat(turns)
 

@@ -166,6 +166,8 @@ def test_a_step_is_measured_by_each_loop_and_the_peers_loop_is_used(checkout: Pa
     assert always <= set(rows.index) <= always | tables
     assert rows.loc["bare loop", "to_bare_loop"] == rows.loc["loop of RepDistiller, 0 workers", "ratio"] == 1
     assert turns["arm"].tolist()[: len(rows)] == table["loop"].tolist()
+    of_maps, _ = training.step(NETS, ["sp"], peers.plain_peer(), CPU, [(1, 0)], QUICK)
+    assert not of_maps["loop"].str.contains("table").any() and of_maps["note"].str.contains("no table holds the last").all()
 
 
 def test_the_bundles_of_a_suite_are_measured_beside_their_prediction(write_suite: Callable[..., Path]) -> None:
@@ -191,13 +193,18 @@ def test_a_matrix_is_compared_round_by_round_and_says_when_a_table_pays(monkeypa
     fast, slow = side_by_side.Way(2, 1, 0), side_by_side.Way(1, 2, 0)
     monkeypatch.setattr(side_by_side, "Ours", Ours)
     monkeypatch.setattr(side_by_side, "theirs", lambda nets, names, path, way: (20.0, 8.0) if way == fast else (30.0, 9.0))
-    table, turns = side_by_side.matrix(NETS, ["kd", "sp"], peers.plain_peer(), None, "cpu", 2, [slow, fast], 2, ["exact"])
+
+    def matrix(*names: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return side_by_side.matrix(NETS, names, peers.plain_peer(), None, "cpu", 2, [slow, fast], 2, ["exact"])
+
+    table, turns = matrix("kd", "rkd")
 
     assert table["wall_ratio"].tolist() == [0.5, 0.4, 1.0] and table["epoch_ratio"].tolist() == [0.5, 0.375, 1.0]
     assert table["processes"].tolist() == [2, 2, fast.processes] and table["break_even_runs"].tolist()[1] == 1.5
     assert turns["arm"].tolist()[-3:] == ["exact", "exact", peers.PLAIN]
+    assert matrix("kd", "sp")[0]["teacher"].tolist() == ["live", "live"]  # the maps of sp are in no table
     with pytest.raises(UsageError, match="cannot train with crd"):
-        side_by_side.matrix(NETS, ["crd"], peers.plain_peer(), None, "cpu", 2, [fast], 1)
+        matrix("crd")
 
 
 def test_growth_has_an_exponent_for_each_loss_and_a_figure() -> None:
