@@ -57,14 +57,6 @@ def _add(columns: dict[str, list[np.ndarray]], task: Task, model: nn.Module, inp
             columns.setdefault(name, []).append(value.cpu().numpy())
 
 
-def predict(task: Task, model: nn.Module, data: Data, split: str, numerics: Mapping[str, Any]) -> Predictions:
-    """The predictions of one model."""
-    (found,) = predict_all(task, [model], data, split, numerics)
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
 def measured(task: Task, predictions: Predictions) -> dict[str, float | None]:
     """The task's metrics; None where one is not finite."""
     return {name: finite_or_none(value) for name, value in task.measure(*predictions).items()}
@@ -72,7 +64,10 @@ def measured(task: Task, predictions: Predictions) -> dict[str, float | None]:
 
 def evaluate(task: Task, model: nn.Module, data: Data, split: str, numerics: Mapping[str, Any]) -> dict[str, float | None]:
     """The task's metrics on a split; None where one is not finite."""
-    return measured(task, predict(task, model, data, split, numerics))
+    (found,) = predict_all(task, [model], data, split, numerics)
+    if isinstance(found, Exception):
+        raise found
+    return measured(task, found)
 
 
 def finite_or_none(value: float) -> float | None:
