@@ -92,7 +92,7 @@ def rkd(loss: Any, s: Taps, t: Taps, target: Tensor) -> Tensor:
 
 def cka(loss: Any, s: Taps, t: Taps, target: Tensor) -> Tensor:
     x, y = s.last.flatten(1), t.last.flatten(1)
-    centring = torch.eye(len(x), device=x.device) - 1 / len(x)
+    centring = torch.eye(len(x), dtype=x.dtype, device=x.device) - 1 / len(x)
     k, m = (centring @ (z @ z.T) @ centring for z in (x, y))
     return 1 - (k * m).sum() / (k.norm() * m.norm())
 

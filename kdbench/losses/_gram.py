@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdbench.losses._base import Taps
 
@@ -53,6 +54,25 @@ def nothing(x: Tensor) -> Float[Tensor, ""]:
     return (x * 0).sum()
 
 
+def gram(x: Float[Tensor, "*groups n d"]) -> Float[Tensor, "*groups n n"]:
+    """The products of each two rows."""
+    return _Gram.apply(x) if x.requires_grad else x @ x.mT
+
+
+class _Gram(torch.autograd.Function):
+    """Its gradient is one product, (g + g') x, where that of `x @ x.mT` is two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ x.mT
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (upstream + upstream.mT) @ x
+
+
 def centred(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Less the mean of the batch. Taking off a sample first keeps the digits of features with a large mean, and makes equal
     samples exactly zero; being a constant that the mean takes away again, it needs no gradient."""
@@ -96,23 +116,69 @@ def cka(
         return compared(*kernels, [_floor(one) for one in kernels])
     if estimator == "uncentred":
         x, y = x.double(), y.double()
-    floors = [_floor(x), _floor(y)]
+    floors, about_mean, thin = [_floor(x), _floor(y)], estimator != "uncentred", n > x.shape[1] + y.shape[1]
+    if gram_norm == "none" and not (thin and norms == "own" and estimator != "unbiased"):
+        grams = [_UnitGram.apply(one, of, about_mean) for one, of in ((x, y if norms == "teacher" else x), (y, y))]
+        return compared(*(map(u_centred, grams) if estimator == "unbiased" else grams), floors)
     x, y = unit_scale(x, y if norms == "teacher" else None), unit_scale(y)
-    if estimator != "uncentred":
+    if about_mean:
         x, y = centred(x), centred(y)
-    if norms == "own" and estimator != "unbiased" and gram_norm == "none" and n > x.shape[1] + y.shape[1]:
+    if gram_norm == "none":
         # <xx', yy'> = |x'y|^2 and |xx'| = |x'x|: the same value from d x d matrices.
         cross = x.T @ y
-        return (cross / _norm(x.T @ x, floors[0]) * (cross / _norm(y.T @ y, floors[1]))).sum()
-    grams = [_gram(one, gram_norm) for one in (x, y)]
-    if estimator == "unbiased":
-        grams = [u_centred(gram) for gram in grams]
-    return compared(*grams, floors)
+        return (cross / _norm(gram(x.T), floors[0]) * (cross / _norm(gram(y.T), floors[1]))).sum()
+    rows = unit_rows(x), unit_rows(y)
+    grams = [gram(one) if gram_norm == "cosine" else one @ z.T for one, z in zip(rows, (x, y), strict=True)]
+    return compared(*(map(u_centred, grams) if estimator == "unbiased" else grams), floors)
+
+
+class _UnitGram(torch.autograd.Function):
+    """gram(centred(unit_scale(x, of))) or, without `about_mean`, that of what is not centred. It goes through the features as seldom as can
+    be: in place, and for the gradient once, since a matrix of n x n can be centred instead of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, of: Tensor, about_mean: bool) -> Tensor:
+        largest = of.abs().amax()
+        ctx.largest, ctx.about_mean = torch.where(largest == 0, 1.0, largest), about_mean
+        u = x / ctx.largest
+        if about_mean:
+            u -= u[:1].clone()
+            u -= u.mean(0)
+        ctx.save_for_backward(u)
+        return u @ u.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        both = (upstream + upstream.T).div_(ctx.largest)
+        return (both - both.mean(0) if ctx.about_mean else both) @ u, None, None
 
 
 def _cosine(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], floors: list[float]) -> Float[Tensor, ""]:
-    """Each is divided by its own norm: the product of the two squared norms overflows float32."""
-    return (k / _norm(k, floors[0]) * (m / _norm(m, floors[1]))).sum()
+    return _Cosine.apply(k, m, *floors)
+
+
+class _Cosine(torch.autograd.Function):
+    """<k, m> / (|k| |m|). Each is divided by its own norm: the product of the two squared norms overflows float32."""
+
+    @staticmethod
+    def forward(ctx: Any, k: Tensor, m: Tensor, floor_k: float, floor_m: float) -> Tensor:
+        norms = _norm(k, floor_k), _norm(m, floor_m)
+        k, m = k / norms[0], m / norms[1]
+        value = (k * m).sum()
+        ctx.save_for_backward(k, m, *norms, value)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        k, m, norm_k, norm_m, value = ctx.saved_tensors
+        found = [
+            torch.addcmul(other, one, value, value=-1).mul_(upstream / norm) if wanted else None
+            for one, other, norm, wanted in zip((k, m), (m, k), (norm_k, norm_m), ctx.needs_input_grad, strict=False)
+        ]
+        return *found, None, None
 
 
 def _nearness(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], floors: list[float]) -> Float[Tensor, ""]:
@@ -124,17 +190,12 @@ def _nearness(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], floors: list[flo
     return (1 - ((k / norm).clamp(-1e15, 1e15) - m / norm).square().sum() / 2).masked_fill(dead, 0.5)
 
 
-def _gram(x: Float[Tensor, "n d"], gram_norm: GramNorm) -> Float[Tensor, "n n"]:
-    rows = x if gram_norm == "none" else unit_rows(x)
-    return rows @ (rows if gram_norm == "cosine" else x).T
-
-
 def _rbf(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     """exp( -|x_i - x_j|^2 / (2 median) ), the median that of all n^2 squared distances; in float64, which keeps near neighbours apart."""
     x = unit_scale(centred(x.double()))
-    gram = x @ x.T
-    own = gram.diagonal()
-    squares = (own[:, None] + own[None, :] - 2 * gram).clamp_min(0)
+    products = gram(x)
+    own = products.diagonal()
+    squares = (own[:, None] + own[None, :] - 2 * products).clamp_min(0)
     ordered = squares.flatten().sort().values
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     # Zero to rounding when most samples are equal: then the largest entry stands for the width.
@@ -154,14 +215,14 @@ def _floor(x: Tensor) -> float:
     return x.numel() * (16 * torch.finfo(x.dtype).eps) ** 2
 
 
-def _norm(gram: Tensor, floor: float) -> Tensor:
-    return (gram.square().sum() + floor**2).sqrt()
+def _norm(kernel: Tensor, floor: float) -> Tensor:
+    return (kernel.square().sum() + floor**2).sqrt()
 
 
-def u_centred(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def u_centred(kernel: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """Without diagonal, and centred so that the sum of products is an unbiased HSIC times n(n-3)."""
-    n = len(gram)
-    off = 1 - torch.eye(n, dtype=gram.dtype, device=gram.device)
-    gram = gram * off
-    rows = gram.sum(1)
-    return (gram - (rows[:, None] + rows[None, :]) / (n - 2) + rows.sum() / ((n - 1) * (n - 2))) * off
+    n = len(kernel)
+    off = 1 - torch.eye(n, dtype=kernel.dtype, device=kernel.device)
+    kernel = kernel * off
+    rows = kernel.sum(1)
+    return (kernel - (rows[:, None] + rows[None, :]) / (n - 2) + rows.sum() / ((n - 1) * (n - 2))) * off

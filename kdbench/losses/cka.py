@@ -39,6 +39,7 @@ class CKA(Loss):
         it between batch sizes or widths. With rbf, the gradient includes that of the median. `norms` is an addition of kdbench.
     """
 
+    version = 2
     compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "saha": Preset("Saha et al., BMVC 2022: the loss; its weight was not published", weight=None),

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
+from kdbench.losses._gram import gram
 from kdbench.losses._projection import BatchNorm
 
 
@@ -27,6 +28,7 @@ class ICKD(Loss):
         teacher, which it never uses. A channel that is zero in an image gets no gradient; there, one of up to 1e12.
     """
 
+    version = 2
     compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "official": Preset("github.com/ADLab-AutoDrive/ICKD, Cifar100/README.md: 2.5", weight=2.5),
@@ -83,7 +85,7 @@ class ICKD(Loss):
 
 def _correlation(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c c"]:
     channels = x.flatten(2)
-    gram = channels @ channels.mT
-    norm = torch.linalg.vector_norm(gram, dim=2, keepdim=True)
+    products = gram(channels)
+    norm = torch.linalg.vector_norm(products, dim=2, keepdim=True)
     dead = norm <= torch.finfo(x.dtype).eps * norm.detach().amax(1, keepdim=True)
-    return (gram / norm.masked_fill(dead, 1.0)).masked_fill(dead, 0.0)
+    return (products / norm.masked_fill(dead, 1.0)).masked_fill(dead, 0.0)

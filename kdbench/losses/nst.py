@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
+from kdbench.losses._gram import gram
 from kdbench.losses._stagewise import check_place, one_size, unmatched
 
 
@@ -30,6 +31,7 @@ class NST(Loss):
         Knowledge-Distillation-Zoo has the last map alone.
     """
 
+    version = 2
     compares = "features"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: nst, -b 50", weight=50.0),
@@ -62,5 +64,5 @@ def _discrepancy(x: Float[Tensor, "n c_s h w"], y: Float[Tensor, "n c_t h w"]) -
     s, t = (functional.normalize(z.flatten(2), dim=2) for z in (x, y))
     (c_s, positions), c_t = s.shape[1:], t.shape[1]
     if positions**2 <= c_s**2 + c_t**2 + c_s * c_t:
-        return (s.mT @ s / c_s - t.mT @ t / c_t).square().sum((1, 2)).mean()
-    return (s @ s.mT).square().mean() + (t @ t.mT).square().mean() - 2 * (s @ t.mT).square().mean()
+        return (gram(s.mT) / c_s - gram(t.mT) / c_t).square().sum((1, 2)).mean()
+    return gram(s).square().mean() + gram(t).square().mean() - 2 * (s @ t.mT).square().mean()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import cka, matrices, unit_rows, unit_scale
+from kdbench.losses._gram import cka, gram, matrices, unit_rows, unit_scale
 from kdbench.losses._stagewise import unmatched
 
 
@@ -41,6 +41,7 @@ class RCKA(Loss):
         convolution aligns features.
     """
 
+    version = 2
     compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "centred": Preset("defined by kdbench: the definition with centring, for which no weight was published", weight=None),
@@ -157,7 +158,7 @@ class RCKA(Loss):
         if self.feature_form == "gram_of_gram":
             # The Gram matrix of one that is nearly all ones: what it holds is in the last digits of float32.
             x, y = unit_scale(x.double()), unit_scale(y.double())
-            x, y = unit_rows(x @ x.T), unit_rows(y @ y.T)
+            x, y = unit_rows(gram(x)), unit_rows(gram(y))
         return self._unlike(x, y)
 
     def _unlike(self, x: Float[Tensor, "rows d_s"], y: Float[Tensor, "rows d_t"]) -> Float[Tensor, ""]:

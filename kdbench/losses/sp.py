@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import matrices, nothing
+from kdbench.losses._gram import gram, matrices, nothing
 from kdbench.losses._stagewise import unmatched
 
 
@@ -32,6 +32,7 @@ class SP(Loss):
         gradient.
     """
 
+    version = 2
     compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "crd": Preset("github.com/HobbitLong/RepDistiller, scripts: -b 3000", weight=3000.0),
@@ -99,5 +100,5 @@ class SP(Loss):
         return difference.mean().square() if self.compared == "means" else difference.square().mean()
 
     def _similarity(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-        gram = x @ x.T
-        return functional.normalize(gram, dim=1) if self.norm == "row_l2" else functional.normalize(gram.flatten(), dim=0).view_as(gram)
+        found = gram(x)
+        return functional.normalize(found, dim=1) if self.norm == "row_l2" else functional.normalize(found.flatten(), dim=0).view_as(found)
