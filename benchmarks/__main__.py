@@ -106,16 +106,14 @@ class _Measurement:
 
 @main.command()
 @_options("peer", *COMMON, "losses")
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="of kdbench; the peer is tried with 1 and with all cores"
-)
-def losses(peer_path: Path | None, chosen: tuple[str, ...], threads: int, **how: Any) -> None:
+@click.option("--threads", type=click.IntRange(1), help="of kdbench and the peer  [default: each is tried with 1 and with all cores]")
+def losses(peer_path: Path | None, chosen: tuple[str, ...], threads: int | None, **how: Any) -> None:
     """Forward and backward of each loss: time, peak memory, and whether its value is the peer's."""
     from benchmarks import losses as measured
 
     own = _Measurement("losses", peer_path=peer_path, **how)
-    counts = [1] if own.quick else sorted({1, CORES})
-    table, turns = measured.run(own.peer, chosen, own.device, threads, counts, own.budget, own.quick)
+    counts = [threads] if threads else [1] if own.quick else sorted({1, CORES})
+    table, turns = measured.run(own.peer, chosen, own.device, counts, own.budget, own.quick)
     memory = "Peaks are those of live tensors during a call, beyond what was there before it; on a GPU, those of its allocator."
     own.write(table, turns, (*own.peer.notes, "The times are of one forward and backward pass in float32.", memory))
 

@@ -184,20 +184,14 @@ def too_large(case: str, shape: Shape, peer: Peer | None, device: torch.device) 
 
 
 def measured(
-    case: str,
-    shape: Shape,
-    peer: Peer,
-    device: torch.device,
-    threads: int,
-    peer_threads: Sequence[int],
-    budget: Budget,
-    memory: bool = True,
+    case: str, shape: Shape, peer: Peer, device: torch.device, threads: Sequence[int], budget: Budget, memory: bool = True
 ) -> tuple[dict[str, Any], pd.DataFrame | None]:
-    """The row of a loss at a shape, and its turns. `memory`: with the peaks, which take seconds on the CPU."""
+    """The row of a loss at a shape, and its turns. Both are tried with each number of `threads`, and have the faster one. `memory`: with
+    the peaks, which take seconds on the CPU."""
     loss = built(case)
     needs = loss._needs()
     row = {"loss": case, "shape": shape.text(needs), "n": shape.n, "d": shape.size(needs)}
-    row |= {"device": device.type, "threads": threads, "dtype": "float32"}
+    row |= {"device": device.type, "dtype": "float32"}
     try:
         if why := too_large(case, shape, None, device):
             return {**row, "peer": "", "note": f"not measured: {why}"}, None
@@ -210,11 +204,15 @@ def measured(
         except Exception as error:  # of the peer's code, which may raise anything
             why = f"{peer.name} raises {type(error).__name__}: {error}"
         row |= {"peer": "" if why else peer.name}
-        arms = [Arm("kdbench", call.act, threads)]
-        arms += [] if why else [Arm(peer.name, partial(call.act, peer.losses[case]), count) for count in peer_threads]
+        acts = {"kdbench": call.act} | ({} if why else {peer.name: partial(call.act, peer.losses[case])})
+        arms = [Arm(name, act, count) for name, act in acts.items() for count in threads]
         turns = interleaved(arms, budget, device)
         own = best(turns, "kdbench")
-        row |= {**quartiles(own["seconds"]), **({"peak_mib": _peak_mib(device, call.act)} if memory else {})}
+        row |= {
+            "threads": int(own["threads"].iloc[0]),
+            **quartiles(own["seconds"]),
+            **({"peak_mib": _peak_mib(device, call.act)} if memory else {}),
+        }
         if not why:
             other = best(turns, peer.name)
             row |= {f"peer_{name}": value for name, value in quartiles(other["seconds"]).items()}
@@ -238,15 +236,15 @@ COLUMNS = (
 
 
 def run(
-    peer: Peer, cases: Sequence[str], device: torch.device, threads: int, peer_threads: Sequence[int], budget: Budget, quick: bool = False
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    peer: Peer, cases: Sequence[str], device: torch.device, threads: Sequence[int], budget: Budget, quick: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table of the losses, and the turns of all."""
     rows, turns = [], []
     for case in cases or every_case(peer):
         needs = built(case)._needs()
         for shape in _served(case, shapes(needs, quick)):
             print(f"{case}, {shape.text(needs)}", file=sys.stderr, flush=True)
-            row, own = measured(case, shape, peer, device, threads, peer_threads, budget, not quick)
+            row, own = measured(case, shape, peer, device, threads, budget, not quick)
             rows.append(row)
             turns += [] if own is None else [own]
     return pd.DataFrame(rows).reindex(columns=list(COLUMNS)), pd.concat(turns) if turns else pd.DataFrame()

@@ -74,7 +74,7 @@ def test_each_plain_formula_has_the_value_and_the_gradient_of_its_loss() -> None
 
 
 def test_every_loss_is_measured_and_one_without_a_peer_says_why() -> None:
-    table, turns = losses.run(peers.plain_peer(), [], CPU, 1, [1], QUICK, quick=True)
+    table, turns = losses.run(peers.plain_peer(), [], CPU, [1], QUICK, quick=True)
 
     assert set(table["loss"]) == {*parts.names("loss"), *plain.FORMULAS}
     assert table["median_ms"].notna().all()
@@ -117,7 +117,7 @@ def test_an_exponent_is_the_slope_on_logarithmic_axes() -> None:
 
 def test_a_checkout_is_recognised_by_its_files_and_its_code_is_used(checkout: Path) -> None:
     peer = peers.peer_at(checkout)
-    table, _ = losses.run(peer, ["kd", "sp", "cka"], CPU, 1, [1], QUICK, quick=True)
+    table, _ = losses.run(peer, ["kd", "sp", "cka"], CPU, [1], QUICK, quick=True)
     rows = table.set_index("loss")
 
     assert peer.name == "RepDistiller" and rows.loc[["kd", "sp"], "peer"].tolist() == ["RepDistiller"] * 2
