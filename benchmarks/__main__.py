@@ -36,7 +36,7 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             "peer_path",
             type=PATH,
             metavar="PATH",
-            help="a checkout of RepDistiller, mdistiller or torchdistill  [default: plain formulas]",
+            help="a checkout of RepDistiller, mdistiller, torchdistill or PCKA  [default: plain formulas]",
         ),
         "out": click.option(
             "--out", type=PATH, default=Path("results/measured/speed"), show_default=True, help="where the tables are written"

@@ -29,8 +29,10 @@ CLASSES = (100, 1000)
 MAPS = (((32, 64, 128, 256), (32, 32, 16, 8)), ((64, 128, 256, 512), (32, 16, 8, 4)))
 """Channels and heights of the stages: of CIFAR's resnet8x4, and of ResNet-18 for images of 32 pixels."""
 TINY_MAPS = ((4, 4, 8, 8), (16, 16, 8, 4))
-LARGE_MAPS = ((16, 16, 32, 64), (32, 32, 32, 32))
-"""For losses of patches of 16 pixels."""
+FIELDS = 32
+LARGE_MAPS = ((256, 256, 256, 256), (64, 64, 64, 64))
+"""For losses of patches of 16 positions: as a feature pyramid has them, of a batch smaller by `FIELDS`, which has as many positions."""
+TINY_LARGE_MAPS = ((4, 4, 4, 4), (32, 32, 32, 32))
 SAME = 1e-3
 """Values that differ by less, relative to the larger one, are the same: float32 on both sides."""
 FIRST_CLASSES, FIRST_WIDTH = 100, 512
@@ -263,8 +265,10 @@ def _served(case: str, asked: list[Shape]) -> Iterator[Shape]:
             refused = {**refused, shape.stages: _refuses(case, replace(shape, n=4))}
         if not refused[shape.stages]:
             yield shape
-        elif shape.stages in (None, MAPS[0], TINY_MAPS):  # once for each batch size
-            yield replace(shape, stages=LARGE_MAPS if shape.stages else None)
+        elif shape.stages == TINY_MAPS:
+            yield replace(shape, stages=TINY_LARGE_MAPS)
+        elif shape.stages in (None, MAPS[0]):  # once for each batch size
+            yield replace(shape, n=shape.n // FIELDS, stages=LARGE_MAPS) if shape.stages else shape
 
 
 def _refuses(case: str, shape: Shape) -> bool:

@@ -271,10 +271,25 @@ def torchdistill(path: Path) -> Peer:
     return Peer("torchdistill", losses, loop, tuple(terms), differs, (note,))
 
 
+def of_pcka(path: Path) -> Peer:
+    with _stub("mmrazor", __path__=[]), _stub("mmrazor.registry", MODELS=SimpleNamespace(register_module=lambda: lambda made: made)):
+        released = _file(path / _PCKA).CenterKernelAlignmentRKD
+
+    def unlike(loss: Any, s: Taps, t: Taps, target: Tensor) -> Tensor:
+        assert loss.inter in (0, loss.intra), "the released code gives both parts the weight of intra"
+        return loss.intra + loss.inter + released(intra_weight=loss.intra, inter_weight=loss.inter)(s.last, t.last)
+
+    note = "PCKA: CenterKernelAlignmentRKD of its mmrazor/models/losses/cka_loss.py, which gives -C: 1 is added, times the weights."
+    return Peer("PCKA", {"pcka": unlike, "pcka:faster_rcnn": unlike}, plain_loop, (), notes=(note,))
+
+
+_PCKA = "PCKA/mmrazor/mmrazor/models/losses/cka_loss.py"
+
 KNOWN: Mapping[str, tuple[tuple[str, ...], Callable[[Path], Peer]]] = {
     "RepDistiller": (("distiller_zoo/RKD.py", "helper/loops.py"), repdistiller),
     "mdistiller": (("mdistiller/distillers/RKD.py", "mdistiller/engine/trainer.py"), mdistiller),
     "torchdistill": (("torchdistill/losses/mid_level.py", "torchdistill/core/distillation.py"), torchdistill),
+    "PCKA": ((_PCKA,), of_pcka),
 }
 
 

@@ -138,7 +138,8 @@ class _UnitGram(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, of: Tensor, about_mean: bool) -> Tensor:
-        largest = of.abs().amax()
+        low, high = of.aminmax()
+        largest = torch.maximum(-low, high)  # without a copy, as abs() makes one
         ctx.largest, ctx.about_mean = torch.where(largest == 0, 1.0, largest), about_mean
         u = x / ctx.largest
         if about_mean:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
@@ -29,9 +30,10 @@ class PCKA(Loss):
         RepPoints, on maps of a feature pyramid. For classifiers no weight is published. The preset `centred` is defined by kdbench.
     Departs: the code gives -C, with the same gradient. It multiplies inter by the weight of intra, which changes nothing in its
         configurations, where both are 10. It fails where a map has a single patch. Its division of rows by their norms is left out, as in
-        its configurations for detection. inter is computed from X_s X_t^T, with the same value. The sums are computed in float64.
+        its configurations for detection. inter is computed from X_s X_t^T, with the same value.
     """
 
+    version = 2
     compares = "relations"
     presets: ClassVar[Mapping[str, Preset]] = {
         "released": Preset("github.com/Klayand/PCKA, configurations of RetinaNet, FCOS and RepPoints: intra 10", weight=1.0),
@@ -103,13 +105,11 @@ class PCKA(Loss):
         return None
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
-        pairs = [(self._rows(x), self._rows(y)) for x, y in zip(self._maps(student), self._maps(teacher), strict=True)]
-        found = {}
-        for part, weight, axis in (("intra", self.intra, 1), ("inter", self.inter, 2)):
-            if weight:
-                alike = torch.stack([self._alike(x, y, axis).mean() for x, y in pairs])
-                found[part] = (weight * (1 - alike).sum()).to(self._maps(student)[0].dtype)
-        return found
+        ours, theirs = self._maps(student), self._maps(teacher)
+        alike = torch.stack([self._alike(self._rows(x), self._rows(y)) for x, y in zip(ours, theirs, strict=True)])
+        unlike = (1 - alike).sum(0).to(ours[0].dtype)
+        weights = {"intra": self.intra, "inter": self.inter}
+        return {part: weight * value for (part, weight), value in zip(weights.items(), unlike, strict=True) if weight}
 
     def _maps(self, side: Taps) -> tuple[Float[Tensor, "n _ _ _"], ...]:
         value = getattr(side, self.tap)
@@ -119,49 +119,103 @@ class PCKA(Loss):
         return -(-x.shape[2] // self.patch) * -(-x.shape[3] // self.patch)
 
     def _rows(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "groups patches columns"]:
-        x = _resized(_resized(x.double(), self.patch).mT, self.patch).mT
+        x = _resized(x, [-(-size // self.patch) * self.patch for size in x.shape[2:]])
         cut = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # n c u h v w
         order = {"channel": (1, 2, 4, 0, 3, 5), "image": (0, 2, 4, 1, 3, 5), "offset": (3, 5, 2, 4, 0, 1)}[self.grouping]
         groups = 2 if self.grouping == "offset" else 1
         return cut.permute(order).flatten(groups + 2).flatten(groups, groups + 1).flatten(0, groups - 1)
 
-    def _alike(self, x: Float[Tensor, "groups patches _"], y: Float[Tensor, "groups patches _"], axis: int) -> Float[Tensor, " groups"]:
-        """The cosines of the Gram matrices of rows (axis 1) or of columns (axis 2).
-
-        <X'X, Y'Y> = |XY'|^2 and |X'X| = |XX'|, so that no matrix has more rows than there are patches.
-        """
-        floors = [_floor(z) for z in (x, y)]
-        x, y = _unit_scale(x), _unit_scale(y)
-        if self.centred:
-            x, y = (z - z.mean(axis, keepdim=True) for z in (x, y))
-        own = [_square(z @ z.mT) for z in (x, y)]
-        dead = torch.stack([square <= floor**2 for square, floor in zip(own, floors, strict=True)]).any(0)
-        product = (x @ x.mT * (y @ y.mT)).sum((1, 2)) if axis == 1 else _square(x @ y.mT)
-        norms = [square.masked_fill(dead, 1.0).sqrt() for square in own]
-        return (product / norms[0] / norms[1]).masked_fill(dead, 0.0)
+    def _alike(self, x: Float[Tensor, "groups patches _"], y: Float[Tensor, "groups patches _"]) -> Float[Tensor, 2]:
+        """The mean cosines of the Gram matrices of rows and of columns; 0 of a part that is not asked for."""
+        if not self.centred:
+            return _Cosines.apply(x, y, None, bool(self.intra), bool(self.inter)).mean(1)
+        parts = [_Cosines.apply(x, y, axis, axis == 1, axis == 2).mean(1) for axis, weight in ((1, self.intra), (2, self.inter)) if weight]
+        return torch.stack(parts).sum(0)
 
 
-def _resized(x: Float[Tensor, "n c h w"], patch: int) -> Float[Tensor, "n c _ w"]:
-    """The height made a multiple of `patch`, linearly. As a product of matrices, whose gradient is deterministic on a GPU."""
-    height = x.shape[2]
-    wanted = -(-height // patch) * patch
-    if wanted == height:
+class _Cosines(torch.autograd.Function):
+    """For each group <K, L> / (|K| |L|), and the same of the Gram matrices of columns, which is |N|^2 / (|K| |L|): K = X X', L = Y Y',
+    N = X Y', so that no matrix has more rows than there are patches. 0 where X or Y is. Both are less their mean over
+    `centred`: 1 (their mean row), 2 or None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, centred: int | None, of_rows: bool, of_columns: bool) -> Tensor:
+        sides = [_Side(z, centred) for z in (x, y)]
+        k, m = (one.products(one) for one in sides)
+        squares = [one.square().sum((1, 2), keepdim=True) for one in (k, m)]
+        dead = torch.stack([square <= one.floor**2 for square, one in zip(squares, sides, strict=True)]).any(0)
+        norm_k, norm_m = (square.masked_fill(dead, 1.0).sqrt() for square in squares)
+        k, m = ((one / norm).masked_fill_(dead, 0.0) for one, norm in ((k, norm_k), (m, norm_m)))
+        rows = (k * m).sum((1, 2), keepdim=True) if of_rows else torch.zeros_like(norm_k)
+        root = (norm_k * norm_m).sqrt()
+        cross = (sides[0].products(sides[1]) / root).masked_fill_(dead, 0.0) if of_columns else None
+        columns = torch.zeros_like(norm_k) if cross is None else cross.square().sum((1, 2), keepdim=True)
+        ctx.wanted = torch.tensor([of_rows, of_columns], dtype=k.dtype, device=k.device)
+        ctx.centred, ctx.sides, ctx.found = centred, sides, (k, m, norm_k, root, rows, cross, columns)
+        return torch.stack([rows, columns]).flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (x, y), (k, m, norm, root, rows, cross, columns) = ctx.sides, ctx.found
+        by_row, by_column = (2 * one[:, None, None] for one in upstream * ctx.wanted[:, None])
+        found = x.weighted((by_row * m - (by_row * rows + by_column * columns) * k) / norm)
+        if cross is not None:
+            found += y.weighted(by_column * cross / root)
+        found /= x.largest
+        return found - found.mean(ctx.centred, keepdim=True) if ctx.centred else found, *[None] * 4
+
+
+class _Side:
+    """The rows of one model, divided by the largest entry of their group, on which nothing depends. They are split into the mean row m
+    and the rest V, whose products keep the digits of rows that are nearly equal. What has only patches for rows and columns is in float64.
+    """
+
+    def __init__(self, x: Float[Tensor, "groups patches columns"], centred: int | None):
+        largest = torch.maximum(x.amax((1, 2), keepdim=True), -x.amin((1, 2), keepdim=True))  # without a copy, as abs() makes one
+        self.largest = torch.where(largest == 0, 1.0, largest)
+        self.v = x / self.largest
+        if centred == 2:
+            _less_mean(self.v, 2)
+        mean = _less_mean(self.v, 1)
+        self.mean = None if centred == 1 else mean
+        self.floor = x[0].numel() * (16 * torch.finfo(x.dtype).eps) ** 2
+        """What rounding leaves of the Gram matrix of constant values whose largest entry is 1."""
+
+    def products(self, other: _Side) -> Float[Tensor, "groups patches patches"]:
+        """Those of each row with each row of another side."""
+        found = (self.v @ other.v.mT).double()
+        if self.mean is None or other.mean is None:
+            return found
+        found += (self.v @ other.mean.mT).double() + (other.v @ self.mean.mT).double().mT
+        return found.add_((self.mean.double() * other.mean.double()).sum(2, keepdim=True))
+
+    def weighted(self, weights: Float[Tensor, "groups patches patches"]) -> Float[Tensor, "groups patches columns"]:
+        """Sums of the rows."""
+        if self.mean is None:
+            return weights.to(self.v.dtype) @ self.v
+        return torch.baddbmm(weights.sum(2, keepdim=True).to(self.v.dtype) * self.mean, weights.to(self.v.dtype), self.v)
+
+
+def _less_mean(x: Float[Tensor, "groups patches columns"], axis: int) -> Tensor:
+    """Take the mean off, in place, and return it. Taking off an entry first makes equal ones exactly zero."""
+    first = x.narrow(axis, 0, 1).clone()
+    x -= first
+    mean = x.mean(axis, keepdim=True)
+    x -= mean
+    return first + mean
+
+
+def _resized(x: Float[Tensor, "n c _ _"], size: Sequence[int]) -> Float[Tensor, "n c _ _"]:
+    """Linearly in both directions; on a GPU by products of matrices, since the gradient of PyTorch's operation is not deterministic."""
+    if tuple(x.shape[2:]) == tuple(size):
         return x
-    unit = torch.eye(height, dtype=x.dtype, device=x.device)
-    weights = functional.interpolate(unit[None], size=wanted, mode="linear", align_corners=False)[0].T
-    return weights @ x
+    if x.device.type == "cpu":
+        return functional.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
+    down, across = (_lines(before, after, x) for before, after in zip(x.shape[2:], size, strict=True))
+    return down @ x @ across.T
 
 
-def _unit_scale(x: Float[Tensor, "groups rows columns"]) -> Float[Tensor, "groups rows columns"]:
-    """Each group divided by its largest entry, held constant: the cosines do not depend on it."""
-    largest = x.detach().abs().amax((1, 2), keepdim=True)
-    return x / torch.where(largest == 0, torch.ones_like(largest), largest)
-
-
-def _floor(x: Float[Tensor, "groups rows columns"]) -> float:
-    """What rounding leaves of the Gram matrix of constant values whose largest entry is 1."""
-    return x[0].numel() * (16 * torch.finfo(x.dtype).eps) ** 2
-
-
-def _square(x: Float[Tensor, "groups _ _"]) -> Float[Tensor, " groups"]:
-    return x.square().sum((1, 2))
+def _lines(size: int, wanted: int, like: Tensor) -> Float[Tensor, "wanted size"]:
+    unit = torch.eye(size, dtype=like.dtype, device=like.device)
+    return functional.interpolate(unit[None], size=wanted, mode="linear", align_corners=False)[0].T

@@ -28,6 +28,7 @@ RELATIONAL: list[tuple[str, dict[str, Any]]] = [
     ("rkd", {"squared_distances": True, "mean": "valid"}),
     ("sp", {"tap": "pooled"}),
     ("cc", {}),
+    ("pkt", {}),
     ("cka", {"tap": "pooled"}),
     ("cka", {"tap": "pooled", "estimator": "unbiased"}),
     ("cka", {"tap": "pooled", "estimator": "uncentred"}),

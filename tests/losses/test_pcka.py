@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kdbench import parts
+from kdbench.losses import pcka
 from kdbench.losses._base import Loss, Pair, Taps
 
 from . import toys
@@ -65,6 +66,27 @@ def test_value_is_what_whole_gram_matrices_give(grouping: str, centred: bool, in
     weights = {"intra": 0.0, "inter": 1.0} if inter else {}
     loss, student, teacher = built(patch=2, grouping=grouping, centred=centred, **weights), Taps(last=x), Taps(last=y)
     assert toys.near(loss(student, teacher).item(), slowly(loss, student, teacher), 1e-10)
+
+
+@each((grouping, centred) for grouping in GROUPS for centred in (False, True))
+def test_float32_keeps_its_digits_where_the_mean_is_fifteen_times_the_deviation(grouping: str, centred: bool) -> None:
+    loss = built(patch=4, grouping=grouping, centred=centred, intra=10.0, inter=3.0)
+    x, y = (15 + toys.random(3, 4, 9, 16, seed=seed).float() for seed in (1, 2))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = x.to(dtype).requires_grad_()
+        value = loss(Taps(last=leaf), Taps(last=y.to(dtype)))
+        value.backward()
+        found.append((value.detach().item(), leaf.grad.double()))
+    (got, gradient), (wanted, exact) = found
+    assert toys.near(got, wanted, 1e-4)
+    assert (gradient - exact).norm() < 1e-5 * exact.norm()
+
+
+def test_maps_are_resized_by_products_of_matrices_as_by_pytorchs_operation() -> None:
+    x, wanted = toys.random(2, 3, 9, 5, seed=1), (12, 8)
+    direct = pcka._resized(x, wanted)
+    assert torch.allclose(pcka._lines(9, 12, x) @ x @ pcka._lines(5, 8, x).T, direct, rtol=0, atol=1e-12)
 
 
 def test_a_constant_channel_has_no_likeness_and_no_gradient() -> None:
