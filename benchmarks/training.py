@@ -133,7 +133,7 @@ class Bench:
         for _ in range(2):
             self.epoch(self.members[:1], table)
         if not table.is_off:
-            table.begin_epoch = lambda: None  # the one batch of an epoch that is recomputed would be too large a share of few steps
+            table.begin_epoch = lambda places: None  # the one batch of an epoch that is recomputed would be too large a share of few steps
         return table
 
     def epoch(self, members: Sequence[Member], teacher: LiveTeacher | None) -> None:
