@@ -19,17 +19,15 @@ from kdbench import parts
 from kdbench.errors import StoreError, TeacherError
 from kdbench.isolation import isolated
 from kdbench.losses._base import Taps
+from kdbench.plan.provider import SERVED, why_no_table
 from kdbench.process_log import log
 from kdbench.store import Store
-from kdbench.store.rows import Rows
+from kdbench.store.rows import Rows, padded
 from kdbench.train.circumstance import device_name, installed
 from kdbench.train.member import Member
 from kdbench.train.stream import BatchPlan, Place
 from kdbench.train.teacher import LiveTeacher
 from kdbench.version import VERSION
-
-SERVED = frozenset({"logits", "pooled"})
-"""The taps in a table: maps would take hundreds of times its space."""
 
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 """How far a recomputed output may be from its row, relative to the largest of the batch, on devices that do not promise equal bits."""
@@ -44,7 +42,7 @@ class TeacherTable:
         self.slices: dict[str, tuple[torch.dtype, slice]] = {}
         for name, (dtype, width) in layout.items():
             self.slices[name] = (dtype, slice(self.width, self.width + dtype.itemsize * width))
-            self.width += -(-dtype.itemsize * width // 8) * 8
+            self.width += padded(dtype.itemsize * width)
         self.rows = Rows(path, n_images * n_views, self.width)
 
     def get(self, place: Place) -> dict[str, Tensor] | None:
@@ -87,15 +85,15 @@ class TabledTeacher(LiveTeacher):
         super().__init__(live.model, live.cell, live.numerics)
         self.store, self.identity, self.plan = store, identity, plan
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = store.root / "tables" / live.cell.id / f"{key}.rows"
+        self.path = store.tables_folder(live.cell.id) / f"{key}.rows"
         self.table: TeacherTable | None = None
-        self.is_off = self.is_checked = False
+        self.is_off = self.is_checked = self.has_served = False
         self.coming: deque[Place] = deque()
 
     @property
     def provider(self) -> str:  # type: ignore[override]
-        """Where the outputs come from: `live` where there is no table after all."""
-        return "live" if self.is_off else "table"
+        """`live` as long as nothing was read from the table."""
+        return "table" if self.has_served else "live"
 
     def begin_epoch(self, places: Sequence[Place]) -> None:
         self.is_checked, self.coming = False, deque(places)
@@ -106,6 +104,7 @@ class TabledTeacher(LiveTeacher):
         if self.is_off or place is None or len(place[0]) != self.plan.batch_size:
             return super().taps(inputs)
         if self.is_checked and self.table and (found := self._read(self.table, place)):
+            self.has_served = True
             return Taps(**{name: value.to(inputs.device) for name, value in found.items()}).with_classifier(self.model)
         taps = super().taps(inputs)
         if self.table is None:
@@ -123,9 +122,11 @@ class TabledTeacher(LiveTeacher):
 
     def _read(self, table: TeacherTable, place: Place) -> dict[str, Tensor] | None:
         """The rows of a batch, after those that are missing are computed; None if all are missing, or none can be written."""
-        size, missing = self.plan.batch_size, [table.missing(place)]
-        if (found := table.get(place)) or table.rows.is_full or len(missing[0][0]) in (0, size):
+        if (found := table.get(place)) or table.rows.is_full:
             return found
+        size, missing = self.plan.batch_size, [table.missing(place)]
+        if len(missing[0][0]) in (0, size):
+            return None
         for later in self.coming:
             if sum(len(index) for index, _ in missing) >= size:
                 break
@@ -181,14 +182,11 @@ class TabledTeacher(LiveTeacher):
         self.is_checked = found is not None
 
 
-def teacher_of(
-    live: LiveTeacher, asked: str, store: Store, plan: BatchPlan, members: Sequence[Member], device: torch.device
-) -> LiveTeacher:
-    """The teacher of a bundle: with its table, if one is asked for and can serve these students."""
-    if asked != "table":
-        return live
+def with_table(live: LiveTeacher, store: Store, plan: BatchPlan, members: Sequence[Member], device: torch.device) -> LiveTeacher:
+    """The teacher of a bundle with its table, if one can serve these students."""
     first = members[0].cell
-    if why := _cannot_serve(plan, {name for member in members for name in member.objective.taps_needed}):
+    needed = {name for member in members for name in member.objective.taps_needed}
+    if why := why_no_table(first.config["recipe"], plan.data.n_views, needed):
         log(f"teacher {live.cell.id} is run at each step: {why}")
         return live
     record = store.record(live.cell.id)
@@ -206,12 +204,3 @@ def teacher_of(
         "versions": {"kdbench": VERSION} | {name: installed(name) for name in ("torch", "timm", "torchvision", "numpy")},
     }
     return TabledTeacher(live, store, identity, plan)
-
-
-def _cannot_serve(plan: BatchPlan, needed: set[str]) -> str:
-    """Why a table has not what a bundle needs; empty if it has."""
-    if plan.data.n_views is None:
-        return "the views of an image are too many for a table"
-    if plan.mixing is not None:
-        return "images are mixed"
-    return f"a loss needs {', '.join(sorted(needed - SERVED))}, which no table holds" if needed - SERVED else ""
