@@ -65,7 +65,7 @@ class Provided:
         if self.why:
             return f"is run at each step: {self.why}"
         size = f"{decimal(self.most_bytes)} at most"
-        if decimal(self.filled_bytes) != decimal(self.most_bytes):
+        if self.filled_bytes < 0.95 * self.most_bytes:
             size += f", about {decimal(self.filled_bytes)} by this suite"
         saves = f"saves {100 * self.saved:.0f} % of its forward passes, which are {100 * self.of_work:.0f} % of the work"
         return f"its outputs are kept in a table ({size}; {saves}; `--teacher live` runs it at each step)"

@@ -54,12 +54,10 @@ class Rows:
     def there(self, numbers: np.ndarray) -> np.ndarray:
         """Which rows have been written (n, bool). Whether one is whole is known only when it is read."""
         try:
-            found = b"".join(
-                os.pread(self.file, CHECK_BYTES, number * self.row_bytes).ljust(CHECK_BYTES, b"\0") for number in numbers.tolist()
-            )
+            found = [os.pread(self.file, CHECK_BYTES, number * self.row_bytes) for number in numbers.tolist()]
         except OSError:
             return np.zeros(len(numbers), bool)
-        return np.frombuffer(found, np.uint64) != 0
+        return np.array([any(one) for one in found], bool)
 
     def get(self, numbers: np.ndarray) -> np.ndarray | None:
         """The rows (n x width, bytes); None if one of them is missing."""
