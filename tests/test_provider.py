@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from kdbench.cli import main
+from kdbench.models.small_mobile import SmallMobile
 from kdbench.plan import probe
 from kdbench.plan.matrix import Plan, expand
 from kdbench.plan.provider import LEAST_SAVED, Provided, provided, tables_of
@@ -103,6 +105,18 @@ def test_teachers_of_trials_have_tables_of_their_own(choice: Callable[..., list[
 
     assert {one.teacher for one in found} == taught and len(found) == 2
     assert [one.most_bytes for one in found] == [64 * 9 * ROW, 80 * 9 * ROW]
+
+
+def test_the_untrained_control_of_a_teacher_that_has_weights_is_planned_like_any_other(
+    choice: Callable[..., list[Provided]], tmp_path: Path
+) -> None:
+    net = SmallMobile(widths=(8, 12))
+    net.build_for((1, 8, 8), 10, None)
+    torch.save(net.plain.state_dict(), tmp_path / "big.pt")
+    teachers = "{big: {model: small_mobile, widths: [8, 12], weights: {file: big.pt}, train: false, min_top1: 0.0}}"
+    trained, untrained = choice(teachers=teachers, objectives="{kd: {controls: [untrained]}}")
+
+    assert (trained.text, trained.of_work) == (untrained.text, untrained.of_work) and trained.teacher != untrained.teacher
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,9 @@ def probe(plan: Plan) -> Probes:
         for name, net in nets.items():
             if model_key(net.model) not in models:
                 try:
-                    models[model_key(net.model)] = probe_model(net.model, dataset, outputs, suite.sources)
+                    models[model_key(net.model)] = probed = probe_model(net.model, dataset, outputs, suite.sources)
+                    # An untrained teacher (a control) has no weights to begin with.
+                    models.setdefault(model_key({key: value for key, value in net.model.items() if key != "weights"}), probed)
                 except OptionsError as error:
                     for keys, text in error.errors:
                         where = (section, name, *keys)

@@ -38,7 +38,7 @@ def why_no_table(recipe: Mapping[str, Any], n_views: int | None, taps: Collectio
         return "images are mixed"
     if any(complete[name] for name in OF_DATA):
         return "the views of an image are too many for a table"
-    if n_views is None:
+    if not n_views:
         return "the views of an image are too many for a table, or the dataset does not state their number"
     return f"a loss needs {', '.join(sorted(set(taps) - SERVED))}, which no table holds" if set(taps) - SERVED else ""
 
@@ -114,12 +114,13 @@ def _provided(plan: Plan, probes: Probes, teacher: Cell, taught: Sequence[Bundle
         if not why:
             tables.setdefault(bundle.cells[0].config["recipe"]["batch_size"], []).append(bundle)
     costs = [_saved(some, dataset.n_train, dataset.n_views) for some in tables.values()]
-    passes = sum(_passes(bundle, dataset.n_train) for bundle in taught)
+    passes = sum(_passes(bundle, dataset.n_train) for bundle in taught) or 1  # none if `drop_last` leaves no batch of a trial
+    work = sum(probes.work_tflop(plan, bundle) for bundle in taught) or 1
     full = dataset.n_train * dataset.n_views * _row_bytes(probes, teacher)
     one = Provided(
         teacher.id,
         saved=sum(saved for saved, _ in costs) / passes,
-        of_work=sum(probes.teacher_tflop(plan, bundle) for bundle in taught) / sum(probes.work_tflop(plan, bundle) for bundle in taught),
+        of_work=sum(probes.teacher_tflop(plan, bundle) for bundle in taught) / work,
         most_bytes=len(costs) * full,
         filled_bytes=sum(int(share * full) for _, share in costs),
     )
