@@ -25,8 +25,8 @@ from benchmarks.timing import quartiles
 from benchmarks.training import Nets, Pictures, benches, nets_of
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.losses._base import TAPS
+from kdbench.plan.provider import SERVED
 from kdbench.store import Store
-from kdbench.train.teacher_table import SERVED
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from kdbench.isolation import isolated
 from kdbench.losses._base import Batch
 from kdbench.plan import matrix
 from kdbench.plan.matrix import Plan
+from kdbench.plan.provider import SERVED
 from kdbench.plan.suite import read
 from kdbench.store import Store
 from kdbench.train.build import Setup, make_model
@@ -35,7 +36,7 @@ from kdbench.train.member import Member
 from kdbench.train.numerics import laid_out, settle
 from kdbench.train.stream import BatchPlan
 from kdbench.train.teacher import LiveTeacher
-from kdbench.train.teacher_table import SERVED, TabledTeacher
+from kdbench.train.teacher_table import TabledTeacher
 
 NOISE = f"{Path(__file__).with_name('noise.py')}:Noise"
 
@@ -133,7 +134,7 @@ class Bench:
         for _ in range(2):
             self.epoch(self.members[:1], table)
         if not table.is_off:
-            table.begin_epoch = lambda: None  # the one batch of an epoch that is recomputed would be too large a share of few steps
+            table.begin_epoch = lambda places: None  # the one batch of an epoch that is recomputed would be too large a share of few steps
         return table
 
     def epoch(self, members: Sequence[Member], teacher: LiveTeacher | None) -> None:

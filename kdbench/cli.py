@@ -114,9 +114,9 @@ def plan(suite: Path, results: Path, as_json: bool) -> None:
     "--teacher",
     "provider",
     type=click.Choice(PROVIDERS),
-    default="live",
+    default="auto",
     show_default=True,
-    help="run teachers at each step, or keep their outputs in a table, where one can serve a bundle",
+    help="run teachers at each step, or keep their outputs in a table, where one can serve; `kdbench plan` shows what auto chooses",
 )
 @click.option("--profile/--no-profile", "costs", default=True, show_default=True, help="measure costs after training (not with --on)")
 @click.option("--on", type=PATH, metavar="CLUSTER", help="submit SLURM jobs as this cluster file describes, and return")

@@ -105,17 +105,18 @@ def plan_of(write_suite: Callable[..., Path]) -> Callable[..., Plan]:
 def train(store: Store, tmp_path: Path) -> Callable[..., int]:
     """Train cells of a plan in this process: all of them, or those that are given."""
 
-    def train(plan: Plan, ids: list[str] | None = None, store: Store = store, **options: object) -> int:
+    def train(plan: Plan, ids: list[str] | None = None, store: Store = store, provider: str = "live", **options: object) -> int:
         from kdbench.run import local
         from kdbench.train.worker import work
 
         local.prepare(plan, store)
         wanted = list(plan.cells) if ids is None else ids
         levels = {cell_id: len(plan.cells[cell_id].depends) for cell_id in wanted}
+        tables = {row.cell.id for row in plan.rows if row.objective is None} if provider == "table" else ()
         status = 0
         for level in sorted(set(levels.values())):  # what others depend on comes first
             chosen = [cell_id for cell_id in wanted if levels[cell_id] == level]
-            status |= work(store, chosen, tmp_path, "cpu", **options)  # type: ignore[arg-type]
+            status |= work(store, chosen, tmp_path, "cpu", tables=tables, **options)  # type: ignore[arg-type]
         return status
 
     return train

@@ -130,7 +130,7 @@ def test_a_suite_runs_to_its_table_and_again_it_trains_nothing_and_prints_the_sa
     assert len(checkpoints) == 3 and (checkpoints[counted].sum(axis=1) == 899).all()
     planned = json.loads(kdbench("plan", str(path), "--results", str(store.root), "--json").output)
     assert {cell["state"] for cell in planned["cells"]} == {"finished"}
-    assert set(planned) == {"cells", "bundles", "teachers"} and len(planned["teachers"]) == 1
+    assert set(planned) == {"cells", "bundles", "teachers", "teacher_outputs"} and len(planned["teachers"]) == 1
     assert "TFLOP in total, 0 left" in kdbench("plan", str(path), "--results", str(store.root)).output
 
 

@@ -24,7 +24,7 @@ class Archived(Dataset):
     """The number of training images of each class."""
 
     def _options(self, subset: Subset | None, validation: float, split_seed: int, padding: int, flip: bool) -> None:
-        self._keep(validation, split_seed, padding)
+        self._keep(validation, split_seed, padding, flip)
         self.subset, self.flip = Subset.of(subset, self.all_classes, self.per_class), flip
         self.n_classes = self.subset.classes or self.all_classes
         self.n_train = self.subset.n_train(self.n_classes, self.subset.per_class or self.per_class, validation)

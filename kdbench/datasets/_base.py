@@ -86,6 +86,8 @@ class Dataset:
     """Channels, height, breadth."""
     n_train: int | None
     """The number of training images; None if the options do not determine it."""
+    n_views: int | None = None
+    """`n_views` of the data that `load` gives, before a recipe augments them further; None where they have none, or it is not known."""
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """(mean, sd) per channel, of pixels between 0 and 1, that the inputs are normalised with; None if there is none. A pretrained model
     with another normalisation undoes this one first."""
@@ -102,8 +104,8 @@ class Dataset:
         """What a user does to put it into the data folder; a part of messages."""
         return "`kdbench show` describes where it comes from."
 
-    def _keep(self, validation: float, split_seed: int, padding: int = 0) -> None:
-        """Check and keep options that many datasets of images have. Raises ValueError."""
+    def _keep(self, validation: float, split_seed: int, padding: int = 0, flip: bool | None = None) -> None:
+        """Check and keep options that many datasets of images have. Raises ValueError. `flip` is for those that are kept in memory."""
         if not 0 <= padding < min(self.input_shape[1:]):
             raise ValueError(f"padding must be between 0 and {min(self.input_shape[1:]) - 1} pixels, not {padding}")
         if not 0 <= validation < 1:
@@ -111,6 +113,8 @@ class Dataset:
         if not 0 <= split_seed < 2**63:
             raise ValueError(f"split_seed must be between 0 and 2^63 - 1, not {split_seed}")
         self.validation, self.split_seed, self.padding = validation, split_seed, padding
+        if flip is not None:
+            self.n_views = n_crops(padding, flip)
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,11 @@ class Subset:
         """The number of training images that remain of these classes when a share is held out."""
         counts = self.counts(n_classes, most)
         return left_of(sum(counts), validation) if self.imbalance is None else sum(count - held_of(count, validation) for count in counts)
+
+
+def n_crops(padding: int, flip: bool) -> int:
+    """The number of crops of an image with a margin, in either direction with `flip`."""
+    return (2 * padding + 1) ** 2 * (2 if flip else 1)
 
 
 def left_of(pool: int, validation: float) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdbench.datasets._augment import RandAugment, erased, own_draws
-from kdbench.datasets._base import Data, Dataset, Subset, held_of, normalised
+from kdbench.datasets._base import Data, Dataset, Subset, held_of, n_crops, normalised
 from kdbench.errors import DataError
 
 
@@ -135,7 +135,7 @@ class ImageData(Data):
 
     @property
     def n_crops(self) -> int:
-        return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+        return n_crops(self.padding, self.flip)
 
     @property
     def n_views(self) -> int | None:  # type: ignore[override]

@@ -39,7 +39,7 @@ class Digits(Dataset):
         self.subset = Subset(per_class=per_class, imbalance=imbalance)
         self.subset.check_imbalance(most := per_class or LEAST_CLASS)
         self.per_class, self.imbalance = per_class, imbalance
-        self._keep(validation, split_seed, padding)
+        self._keep(validation, split_seed, padding, flip=False)
         whole = per_class is None and imbalance is None
         self.n_train = left_of(POOL, validation) if whole else self.subset.n_train(10, most, validation)
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdbench import parts
+from kdbench.cell import Cell
 from kdbench.choice import applied
 from kdbench.errors import KdbenchError, LossError, OptionsError, RefusedError, SuiteError
 from kdbench.isolation import explained, isolated
@@ -58,10 +59,17 @@ class Probes:
         """Estimated work of a bundle: training passes of its students and one forward pass of the teacher, of second views too where losses
         need them, without evaluation. Where the number of training images is not known it is in TFLOP for one image: bundles are still in
         the right order."""
-        images = (self.n_train or 1) * bundle.cells[0].config["recipe"]["epochs"]
         seconds = [second_views_of(cell.config["objective"]["terms"], cell.sources) for cell in bundle.cells]
-        nets = [((1 + BACKWARD) * (2 if second else 1), cell) for second, cell in zip(seconds, bundle.cells, strict=True)]
-        nets += [(1.0 + len(set().union(*seconds)), plan.cells[bundle.teacher])] if bundle.teacher else []
+        passes = [(1 + BACKWARD) * (2 if second else 1) for second in seconds]
+        return self._tflop(bundle, zip(passes, bundle.cells, strict=True)) + self.teacher_tflop(plan, bundle)
+
+    def teacher_tflop(self, plan: Plan, bundle: Bundle) -> float:
+        """The part of the teacher in `work_tflop`."""
+        seconds = {one for cell in bundle.cells for one in second_views_of(cell.config["objective"]["terms"], cell.sources)}
+        return self._tflop(bundle, [(1.0 + len(seconds), plan.cells[bundle.teacher])]) if bundle.teacher else 0.0
+
+    def _tflop(self, bundle: Bundle, nets: Iterable[tuple[float, Cell]]) -> float:
+        images = (self.n_train or 1) * bundle.cells[0].config["recipe"]["epochs"]
         return images * sum(passes * self.models[model_key(cell.config["student"])].flop_per_image for passes, cell in nets) / 1e12
 
 
@@ -145,7 +153,9 @@ def probe(plan: Plan) -> Probes:
         for name, net in nets.items():
             if model_key(net.model) not in models:
                 try:
-                    models[model_key(net.model)] = probe_model(net.model, dataset, outputs, suite.sources)
+                    models[model_key(net.model)] = probed = probe_model(net.model, dataset, outputs, suite.sources)
+                    # An untrained teacher (a control) has no weights to begin with.
+                    models.setdefault(model_key({key: value for key, value in net.model.items() if key != "weights"}), probed)
                 except OptionsError as error:
                     for keys, text in error.errors:
                         where = (section, name, *keys)

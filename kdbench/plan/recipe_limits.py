@@ -131,9 +131,18 @@ def _said(term: Mapping[str, Any], sources: Mapping[str, str]) -> _Said | None:
 
 def second_views_of(terms: list[Json], sources: Mapping[str, str]) -> set[str]:
     """How the second views that these terms need are augmented; empty if they need none."""
+    return {loss.augmentation for loss in _known(terms, sources) if "second_view" in loss.needs}
+
+
+def needs_of(terms: list[Json], sources: Mapping[str, str]) -> set[str]:
+    """What the losses of these terms need, with their options."""
+    return {need for loss in _known(terms, sources) for need in loss.needs}
+
+
+def _known(terms: list[Json], sources: Mapping[str, str]) -> list[_Said]:
     chosen = [json.dumps({name: term[name] for name in ("loss", "version", "options")}, sort_keys=True) for term in terms]
     found = [_said_of(text, json.dumps(dict(sources), sort_keys=True)) for text in chosen]
-    return {loss.augmentation for loss in found if loss and "second_view" in loss.needs}
+    return [loss for loss in found if loss]
 
 
 @lru_cache(maxsize=1024)

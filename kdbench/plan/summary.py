@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdbench.plan import matrix, probe
 from kdbench.plan.bundle import Bundle, bundles
 from kdbench.plan.matrix import ALPHA, Plan
 from kdbench.plan.probe import MANY, Probes
+from kdbench.plan.provider import Provided, has_gpu, provided
 from kdbench.plan.recipe_limits import slow_averages
 from kdbench.plan.schema import Suite
 from kdbench.plan.suite import read
@@ -44,6 +46,11 @@ class PlanSummary:
         plan = matrix.expand(read(suite))
         return cls(plan, probe.probe(plan), Store(results))
 
+    @cached_property
+    def provided(self) -> list[Provided]:
+        """Where the outputs of teachers come from on a machine like this."""
+        return provided(self.plan, self.probes, self.store, has_gpu())
+
     def work(self, *some: Bundle) -> float:
         """TFLOP of the training of some bundles."""
         return sum(self.probes.work_tflop(self.plan, bundle) for bundle in some)
@@ -55,7 +62,7 @@ class PlanSummary:
 
 
 def as_json(suite: Path, results: Path) -> str:
-    """`{"cells": [...], "bundles": [...], "teachers": [...]}`, ids as in the results folder."""
+    """`{"cells": [...], "bundles": [...], "teachers": [...], "teacher_outputs": [...]}`, ids as in the results folder."""
     outlook = PlanSummary.of(suite, results)
     plan = outlook.plan
 
@@ -71,6 +78,7 @@ def as_json(suite: Path, results: Path) -> str:
             for one in outlook.bundles
         ],
         "teachers": [{**row(one), "min_teacher_metric": plan.suite.teachers[one.student].min_teacher_metric} for one in plan.teachers],
+        "teacher_outputs": [one.to_json() for one in outlook.provided],
     }
     return json.dumps(message, indent=1)
 
@@ -95,12 +103,21 @@ def as_text(suite: Path, results: Path) -> str:
         _work(outlook, left),
         "teachers:",
         *(f"  {row.cell.id}  {row.student}, seed {row.repeat}: {outlook.states[row.cell.id]}" for row in plan.teachers),
+        *_provider_lines(outlook),
         *(f"not tried here (`kdbench check` tries it): {one}" for one in outlook.probes.untried),
         *learning_rate_lines(outlook),
         *slow_averages(plan, outlook.probes.n_train),
         *power_lines(plan),
     ]
     return "\n".join(lines)
+
+
+def _provider_lines(outlook: PlanSummary) -> list[str]:
+    """Where the outputs of each teacher come from; seeds of one teacher that are alike share a line."""
+    titles = {"teacher": "teacher {}", "trial": "teacher {} of the tuning", "control": "untrained teacher {}"}
+    names = {row.cell.id: titles[row.role].format(row.student) for row in outlook.plan.rows if row.objective is None}
+    lines = Counter(f"{names[one.teacher]}: {one.text}" for one in outlook.provided)
+    return [f"  {line}{f' (each of {count} seeds)' * (count > 1)}" for line, count in lines.items()]
 
 
 def learning_rate_lines(outlook: PlanSummary) -> list[str]:

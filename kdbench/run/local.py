@@ -34,8 +34,8 @@ seconds."""
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how the bundles of a plan are trained. `checkpoint_every_s` None: the worker's default; `readers` are the
-    processes that read ahead for each job, where data lie in files."""
+    """Where and how the bundles of a plan are trained. `checkpoint_every_s` None: the worker's default; `tables` are
+    the teachers whose outputs are kept in a table, `readers` the processes that read ahead for each job, where data lie in files."""
 
     results: Path
     data: Path
@@ -43,7 +43,7 @@ class Machine:
     jobs: int = 1
     gpus: int = 0
     checkpoint_every_s: float | None = None
-    provider: str = "live"
+    tables: frozenset[str] = frozenset()
     side_by_side: int = 16
     readers: int = 1
 
@@ -285,7 +285,8 @@ def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int
     name = hashlib.sha256(" ".join(bundle.ids).encode()).hexdigest()[:12]
     path = store.suite_folder(suite) / "jobs" / f"{name}.log"
     arguments = [str(machine.results.resolve()), *bundle.ids, "--readers", str(machine.readers), "--data", str(machine.data.resolve())]
-    arguments += ["--device", machine.device, "--side-by-side", str(machine.side_by_side), "--teacher", machine.provider]
+    arguments += ["--device", machine.device, "--side-by-side", str(machine.side_by_side)]
+    arguments += ["--tables", bundle.teacher] if bundle.teacher in machine.tables else []
     if machine.checkpoint_every_s is not None:
         arguments += ["--checkpoint-every", str(machine.checkpoint_every_s)]
     with store.open_log(path) as log:

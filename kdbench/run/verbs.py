@@ -23,6 +23,7 @@ from kdbench.isolation import explained, isolated
 from kdbench.manifest import ProfileRef
 from kdbench.plan import matrix, probe
 from kdbench.plan.matrix import Plan
+from kdbench.plan.provider import tables_of
 from kdbench.plan.reading import given_part
 from kdbench.plan.suite import read
 from kdbench.run import local
@@ -43,9 +44,11 @@ def run(
 ) -> int:
     """Train, measure and report a suite. Returns 0 when every cell is a result, else 1."""
     console = Console(highlight=False, soft_wrap=True)
-    plan, store = planned(suite), Store(results)
+    plan, store = matrix.expand(read(suite)), Store(results)
+    probes = probe.probe(plan)
     titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
-    machine = replace(_machine(results, data, device, jobs, checkpoint_every_s), provider=provider)
+    machine = _machine(results, data, device, jobs, checkpoint_every_s)
+    machine = replace(machine, tables=tables_of(provider, plan, probes, store, on_gpu=machine.gpus > 0))
     count = len(local.wanted(store, list(plan.cells.values())))
     if count:
         for note in _check_data_and_device(plan, data, device):

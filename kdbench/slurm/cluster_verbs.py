@@ -12,6 +12,7 @@ from rich.console import Console
 from kdbench import failure
 from kdbench.errors import ClusterError
 from kdbench.plan import matrix, probe
+from kdbench.plan.provider import tables_of
 from kdbench.plan.suite import read
 from kdbench.plan.yaml import suite_name
 from kdbench.run import local, verbs
@@ -31,10 +32,11 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
     log = partial(console.print, markup=False)
     cluster = clusters.read(on)
     plan = matrix.expand(read(suite))
-    work = partial(probe.probe(plan).work_tflop, plan)
-    store = Store(results)
+    probes, store = probe.probe(plan), Store(results)
     local.prepare(plan, store)
-    follower = Follower(plan, store, cluster, replace(_settings(cluster, data, checkpoint_every_s), provider=provider), work, log)
+    tables = tables_of(provider, plan, probes, store, on_gpu=cluster.device_of(cluster.request) == "cuda")
+    settings = replace(_settings(cluster, data, checkpoint_every_s), tables=sorted(tables))
+    follower = Follower(plan, store, cluster, settings, partial(probes.work_tflop, plan), log)
     in_jobs: set[str] = set()
     try:
         if wait:

@@ -88,7 +88,7 @@ class ElementRun:
 
     def _work(self, ids: Sequence[str]) -> int:
         its = self.submission.settings
-        options = Path(its.data), its.device, its.checkpoint_every_s, its.side_by_side, self.stop, its.readers, its.provider
+        options = Path(its.data), its.device, its.checkpoint_every_s, its.side_by_side, self.stop, its.readers, its.tables
         return work(self.store, ids, *options) if ids else 0
 
     def _ready(self, ids: Sequence[str]) -> list[str]:

@@ -19,7 +19,6 @@ from kdbench.errors import DamagedError, KdbenchError, StoreError
 from kdbench.plan.bundle import SIDE_BY_SIDE
 from kdbench.store import Store
 from kdbench.validation import AtLeastZero, CellId, Schema1, from_json
-from kdbench.words import PROVIDERS
 
 Json = dict[str, Any]
 PREFIX = "kdbench"
@@ -31,7 +30,8 @@ Number = Annotated[str, Field(pattern=r"^[0-9]+$")]
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """How a job's worker trains. `suite` is the file that a profile job measures."""
+    """How a job's worker trains. `tables` are the teachers whose outputs are kept in a table, `suite` is the file that a profile job
+    measures."""
 
     data: str
     device: Annotated[str, Field(pattern="^(auto|cpu|cuda)$")] = "cpu"
@@ -39,7 +39,7 @@ class Settings:
     readers: Annotated[int, Field(ge=0)] = 1
     checkpoint_every_s: AtLeastZero | None = None
     lost_after_s: AtLeastZero = 60.0
-    provider: Annotated[str, Field(pattern=f"^({'|'.join(PROVIDERS)})$")] = "live"
+    tables: list[CellId] = field(default_factory=list)
     suite: str = ""
 
 

@@ -16,6 +16,20 @@ SPARE_BYTES = 2**30
 """What the whole file must leave free on its disk."""
 
 
+def padded(size: int) -> int:
+    """A number of bytes, as a multiple of 8."""
+    return -(-size // 8) * 8
+
+
+def room_bytes(folder: Path) -> int:
+    """What files of rows may still take of the disk of a folder, which need not exist yet. Raises StoreError."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        return shutil.disk_usage(there).free - SPARE_BYTES
+    except OSError as error:
+        raise StoreError(f"the disk of {there} cannot be asked for its free space ({error.strerror or error})") from error
+
+
 class Rows:
     """`n_rows` rows of `width` bytes, a multiple of 8."""
 
@@ -28,7 +42,7 @@ class Rows:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             there = os.fstat(self.file).st_blocks * 512
-            self.is_full = shutil.disk_usage(path.parent).free + there < n_rows * self.row_bytes + SPARE_BYTES
+            self.is_full = room_bytes(path.parent) + there < n_rows * self.row_bytes
         except OSError as error:
             raise StoreError(f"{path} cannot be opened ({error.strerror or error})") from error
         self.folder, self.written = path.parent, 0
@@ -36,6 +50,14 @@ class Rows:
     def __del__(self) -> None:
         if hasattr(self, "file"):
             os.close(self.file)
+
+    def there(self, numbers: np.ndarray) -> np.ndarray:
+        """Which rows have been written (n, bool). Whether one is whole is known only when it is read."""
+        try:
+            found = [os.pread(self.file, CHECK_BYTES, number * self.row_bytes) for number in numbers.tolist()]
+        except OSError:
+            return np.zeros(len(numbers), bool)
+        return np.array([any(one) for one in found], bool)
 
     def get(self, numbers: np.ndarray) -> np.ndarray | None:
         """The rows (n x width, bytes); None if one of them is missing."""
@@ -55,7 +77,7 @@ class Rows:
         """Write rows: none where the disk has no room for the whole file, or has refused a row."""
         self.written += len(numbers) * self.row_bytes
         if self.written > SPARE_BYTES // 16:  # other files grow, too
-            self.written, self.is_full = 0, self.is_full or shutil.disk_usage(self.folder).free < SPARE_BYTES
+            self.written, self.is_full = 0, self.is_full or room_bytes(self.folder) < 0
         words = np.ascontiguousarray(values).view(np.uint64)
         rows = np.concatenate([self._checks(words, numbers)[:, None], words], axis=1)
         try:

@@ -19,6 +19,7 @@ from kdbench.manifest import Manifest
 from kdbench.record import Profile, Record
 from kdbench.store.claims import Claim, Claims, Owner
 from kdbench.store.folders import Folders
+from kdbench.store.rows import room_bytes
 
 Noun = TypeVar("Noun")
 RESULT_FILES = ("weights.bin", "predictions.npz")
@@ -36,6 +37,22 @@ class Store(Folders, Claims):
 
     def suite_folder(self, suite: str) -> Path:
         return self.root / "suites" / suite
+
+    def tables_folder(self, teacher: str) -> Path:
+        """Where the tables of a teacher's outputs lie."""
+        return self.root / "tables" / teacher
+
+    def table_bytes(self, teacher: str) -> int:
+        """What the tables of a teacher take of the disk."""
+        found = 0
+        for path in self.matching(f"tables/{teacher}/*.rows"):
+            with suppress(FileNotFoundError):  # a worker may set it aside
+                found += path.stat().st_blocks * 512
+        return found
+
+    def room_bytes(self) -> int:
+        """What tables may still take of the disk."""
+        return room_bytes(self.root)
 
     def suites(self) -> list[str]:
         """Suites that have been run here."""

@@ -19,6 +19,7 @@ from kdbench.store import Store
 from kdbench.train.loop import Position
 from kdbench.train.member import NEVER, Member
 from kdbench.train.result import digest_of, metrics
+from kdbench.train.teacher import LiveTeacher
 
 CHECKPOINT_EVERY_S = 30.0
 
@@ -35,6 +36,7 @@ class Saver:
         self.sources: dict[str, dict[str, str]] = {}  # by cell: digests of its parts when training began here
         self.started_at: dict[str, float] = {}
         self.trained_before_s: dict[str, float] = {}
+        self.teacher: LiveTeacher | None = None
         self.lost: set[str] = set()  # cells that another process took over
 
     def began(self, member: Member, position: Position) -> None:
@@ -104,7 +106,8 @@ class Saver:
             **({} if member.point is None else {"tuned": member.point}),
         }
         begun = self.store.epochs_seen(member.cell.id)
-        circumstance = {**self.circumstance, "train_s": round(self._trained_s(member), 3), "epochs_begun": len(begun)}
+        provider = self.teacher and self.teacher.provider  # now: a table may have turned out not to serve
+        circumstance = {**self.circumstance, "teacher": provider, "train_s": round(self._trained_s(member), 3), "epochs_begun": len(begun)}
         circumstance |= {"sources": self.sources.get(member.cell.id), "files": files or {}}
         self.store.put_record(Record(member.cell.id, member.cell.config, outcome, result, circumstance))
         self.store.clear_failure(member.cell.id)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,17 @@ from torch import Tensor
 
 from kdbench import parts
 from kdbench.errors import StoreError, TeacherError
+from kdbench.isolation import isolated
 from kdbench.losses._base import Taps
+from kdbench.plan.provider import SERVED, why_no_table
 from kdbench.process_log import log
 from kdbench.store import Store
-from kdbench.store.rows import Rows
+from kdbench.store.rows import Rows, padded
 from kdbench.train.circumstance import device_name, installed
 from kdbench.train.member import Member
 from kdbench.train.stream import BatchPlan, Place
 from kdbench.train.teacher import LiveTeacher
 from kdbench.version import VERSION
-
-SERVED = frozenset({"logits", "pooled"})
-"""The taps in a table: maps would take hundreds of times its space."""
 
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 """How far a recomputed output may be from its row, relative to the largest of the batch, on devices that do not promise equal bits."""
@@ -42,7 +42,7 @@ class TeacherTable:
         self.slices: dict[str, tuple[torch.dtype, slice]] = {}
         for name, (dtype, width) in layout.items():
             self.slices[name] = (dtype, slice(self.width, self.width + dtype.itemsize * width))
-            self.width += -(-dtype.itemsize * width // 8) * 8
+            self.width += padded(dtype.itemsize * width)
         self.rows = Rows(path, n_images * n_views, self.width)
 
     def get(self, place: Place) -> dict[str, Tensor] | None:
@@ -52,6 +52,15 @@ class TeacherTable:
             return None
         values = torch.from_numpy(found.copy())
         return {name: values[:, where].contiguous().view(dtype) for name, (dtype, where) in self.slices.items()}
+
+    def there(self, place: Place) -> np.ndarray:
+        """Which rows of a batch are in the table (n, bool)."""
+        return self.rows.there(self._numbers(place))
+
+    def missing(self, place: Place) -> Place:
+        """What of a batch is not in the table."""
+        where = ~self.there(place)
+        return place[0][where], place[1][where]
 
     def put(self, place: Place, taps: Taps) -> None:
         """Write the rows of a batch, if the disk takes them."""
@@ -66,28 +75,36 @@ class TeacherTable:
 
 
 class TabledTeacher(LiveTeacher):
-    """A live teacher that reads what is in its table. In each epoch it recomputes the first batch that it finds there.
+    """A live teacher that reads what is in its table. In each epoch it recomputes the first batch of which it finds rows there. For a batch
+    of which rows are missing, these are computed together with those that the next batches will miss.
 
-    Only whole batches are kept, since the bits of an image's outputs may depend on the size of its batch. Some processors and sizes also
-    give other bits at another place in the batch: on the CPU this is tried at the start, and there is no table then."""
-
-    provider = "table"
+    It is run on whole batches only, since the bits of an image's outputs may depend on the size of its batch. Some processors and sizes
+    also give other bits at another place in the batch: on the CPU this is tried at the start, and there is no table then."""
 
     def __init__(self, live: LiveTeacher, store: Store, identity: Mapping[str, Any], plan: BatchPlan):
         super().__init__(live.model, live.cell, live.numerics)
         self.store, self.identity, self.plan = store, identity, plan
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = store.root / "tables" / live.cell.id / f"{key}.rows"
+        self.path = store.tables_folder(live.cell.id) / f"{key}.rows"
         self.table: TeacherTable | None = None
-        self.is_off = self.is_checked = False
+        self.is_off = self.is_checked = self.has_served = False
+        self.coming: deque[Place] = deque()
 
-    def begin_epoch(self) -> None:
-        self.is_checked = False
+    @property
+    def provider(self) -> str:  # type: ignore[override]
+        """`live` as long as nothing was read from the table."""
+        return "table" if self.has_served else "live"
+
+    def begin_epoch(self, places: Sequence[Place]) -> None:
+        self.is_checked, self.coming = False, deque(places)
 
     def taps(self, inputs: Any, place: Place | None = None) -> Taps:
+        if self.coming and place is self.coming[0]:
+            self.coming.popleft()
         if self.is_off or place is None or len(place[0]) != self.plan.batch_size:
             return super().taps(inputs)
-        if self.is_checked and self.table and (found := self.table.get(place)):
+        if self.is_checked and self.table and (found := self._read(self.table, place)):
+            self.has_served = True
             return Taps(**{name: value.to(inputs.device) for name, value in found.items()}).with_classifier(self.model)
         taps = super().taps(inputs)
         if self.table is None:
@@ -98,12 +115,29 @@ class TabledTeacher(LiveTeacher):
                 log(f"teacher {self.cell.id} is run at each step: {error}")
                 self.is_off = True
                 return taps
-        if not self.is_checked and (found := self.table.get(place)):
-            self._check(found, taps)
-            self.is_checked = True
-        else:
-            self.table.put(place, taps)
+        if not self.is_checked:
+            self._check(self.table, place, taps)
+        self.table.put(place, taps)
         return taps
+
+    def _read(self, table: TeacherTable, place: Place) -> dict[str, Tensor] | None:
+        """The rows of a batch, after those that are missing are computed; None if all are missing, or none can be written."""
+        if (found := table.get(place)) or table.rows.is_full:
+            return found
+        size, missing = self.plan.batch_size, [table.missing(place)]
+        if len(missing[0][0]) in (0, size):
+            return None
+        for later in self.coming:
+            if sum(len(index) for index, _ in missing) >= size:
+                break
+            if len(later[0]) == size:
+                missing.append(table.missing(later))
+        # At the end of an epoch too few are missing: rows of the batch itself make up the number.
+        index, views = (np.concatenate(rows)[:size] for rows in zip(*missing, place, strict=True))
+        with isolated(0):
+            inputs, _ = self.plan.data.batch("train", index, views)
+        table.put((index, views), super().taps(inputs))
+        return table.get(place)
 
     def _try_other_places(self, inputs: Any, taps: Taps) -> None:
         """Raises StoreError: outputs depend on the place in the batch."""
@@ -112,9 +146,18 @@ class TabledTeacher(LiveTeacher):
         for places in (torch.arange(len(inputs)).roll(1), torch.from_numpy(np.random.Philox(0).random_raw(len(inputs)).argsort())):
             other = super().taps(inputs[places])
             for name in SERVED:
-                if taps.has(name) and not torch.equal(getattr(other, name), getattr(taps, name)[places]):
+                if taps.has(name) and self._difference(getattr(other, name), getattr(taps, name)[places]):
                     size = len(inputs)
                     raise StoreError(f"on this processor the bits of its {name} depend on the place of an image in a batch of {size}")
+
+    def _difference(self, now: Tensor, before: Tensor) -> float:
+        """How far outputs are apart, relative to the largest of them; 0 where that is nothing, or no more than what these numerics on this
+        device leave open."""
+        if torch.equal(now, before):
+            return 0.0
+        off = float((now.double() - before.double()).abs().max() / now.double().abs().max())
+        promises_bits = now.device.type == "cpu" and self.numerics["name"] == "exact"
+        return 0.0 if off <= CLOSE.get(now.dtype, 0.0) and not promises_bits else off
 
     def _opened(self, taps: Taps) -> TeacherTable:
         given = {name: getattr(taps, name) for name in sorted(SERVED) if taps.has(name)}
@@ -123,30 +166,27 @@ class TabledTeacher(LiveTeacher):
         self.store.write_json(self.path.with_suffix(".json"), self.identity)
         return TeacherTable(self.path, layout, self.plan.data.size("train"), self.plan.data.n_views)
 
-    def _check(self, found: Mapping[str, Tensor], taps: Taps) -> None:
-        """Raises TeacherError if rows are not what the teacher gives; the table is set aside then."""
-        for name, row in found.items():
+    def _check(self, table: TeacherTable, place: Place, taps: Taps) -> None:
+        """Compare the rows of a batch that are in the table. Raises TeacherError if they are not what the teacher gives; the table is set
+        aside then."""
+        there = table.there(place)
+        found = table.get((place[0][there], place[1][there])) if there.any() else None
+        for name, row in (found or {}).items():
             now = getattr(taps, name).detach()
-            there = row.to(now.device)
-            if torch.equal(now, there):
-                continue
-            off = float((now.double() - there.double()).abs().max() / now.double().abs().max())
-            if now.device.type == "cpu" or not off <= CLOSE.get(now.dtype, 0.0):
+            if off := self._difference(now[torch.from_numpy(there).to(now.device)], row.to(now.device)):
                 aside = self.store.set_aside(self.path)
                 raise TeacherError(
                     f"{self.path} does not hold what teacher {self.cell.id} gives now ({name} differs by {off:.2g} of its largest value), "
                     f"so what was trained from it cannot be trusted: it is set aside as {aside.name}, and the next run makes it anew"
                 )
+        self.is_checked = found is not None
 
 
-def teacher_of(
-    live: LiveTeacher, asked: str, store: Store, plan: BatchPlan, members: Sequence[Member], device: torch.device
-) -> LiveTeacher:
-    """The teacher of a bundle: with its table, if one is asked for and can serve these students."""
-    if asked != "table":
-        return live
+def with_table(live: LiveTeacher, store: Store, plan: BatchPlan, members: Sequence[Member], device: torch.device) -> LiveTeacher:
+    """The teacher of a bundle with its table, if one can serve these students."""
     first = members[0].cell
-    if why := _cannot_serve(plan, {name for member in members for name in member.objective.taps_needed}):
+    needed = {name for member in members for name in member.objective.taps_needed}
+    if why := why_no_table(first.config["recipe"], plan.data.n_views, needed):
         log(f"teacher {live.cell.id} is run at each step: {why}")
         return live
     record = store.record(live.cell.id)
@@ -164,12 +204,3 @@ def teacher_of(
         "versions": {"kdbench": VERSION} | {name: installed(name) for name in ("torch", "timm", "torchvision", "numpy")},
     }
     return TabledTeacher(live, store, identity, plan)
-
-
-def _cannot_serve(plan: BatchPlan, needed: set[str]) -> str:
-    """Why a table has not what a bundle needs; empty if it has."""
-    if plan.data.n_views is None:
-        return "the views of an image are too many for a table"
-    if plan.mixing is not None:
-        return "images are mixed"
-    return f"a loss needs {', '.join(sorted(needed - SERVED))}, which no table holds" if needed - SERVED else ""

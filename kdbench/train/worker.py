@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
 from kdbench.process_log import log
 from kdbench.store import Store
 from kdbench.validation import given_path
-from kdbench.words import PROVIDERS
 
 if TYPE_CHECKING:
     from kdbench.train.build import Setup
@@ -43,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader.add_argument("--checkpoint-every", type=float, default=None, metavar="SECONDS")
     reader.add_argument("--side-by-side", type=int, default=SIDE_BY_SIDE)
     reader.add_argument("--readers", type=int, default=1, metavar="N", help="processes that read ahead, for data in files")
-    reader.add_argument("--teacher", choices=PROVIDERS, default="live", help="where the teacher's outputs come from")
+    reader.add_argument("--tables", nargs="*", default=(), metavar="TEACHER", help="cells of teachers whose outputs are kept in a table")
     reader.add_argument("--steps", type=int, default=None, metavar="N", help="stop after so many steps, as if asked to")
     asked = reader.parse_args(arguments)
-    how = asked.device, asked.checkpoint_every, asked.side_by_side, Stop(asked.steps), asked.readers, asked.teacher
+    how = asked.device, asked.checkpoint_every, asked.side_by_side, Stop(asked.steps), asked.readers, asked.tables
     return work(Store(asked.results), asked.cells, asked.data, *how)
 
 
@@ -76,9 +75,10 @@ def work(
     side_by_side: int = SIDE_BY_SIDE,
     stop: Callable[[], bool] = lambda: False,
     readers: int = 0,
-    provider: str = "live",
+    tables: Collection[str] = (),
 ) -> int:
-    """Train the cells that are not done and that no other process trains. Returns the exit status."""
+    """Train the cells that are not done and that no other process trains, with a table for each of the teachers in `tables`, where one can
+    serve. Returns the exit status."""
     with ExitStack() as claims:
         cells: list[Cell] = []
         positions: dict[str, Position] = {}
@@ -95,7 +95,7 @@ def work(
             except Exception as error:
                 status = 1
                 _fail(store, [cell_id], error)
-        train_bundle = partial(_train_bundle, store, data_folder, device, checkpoint_every_s, readers, stop, provider)
+        train_bundle = partial(_train_bundle, store, data_folder, device, checkpoint_every_s, readers, stop, tables)
         waiting = deque(bundles(cells, positions, side_by_side))
         while waiting:
             if getattr(stop, "asked", False):  # before data and teacher are loaded
@@ -137,7 +137,7 @@ def _train_bundle(
     checkpoint_every_s: float | None,
     readers: int,
     stop: Callable[[], bool],
-    provider: str,
+    tables: Collection[str],
     bundle: Bundle,
     start: Position,
 ) -> tuple[bool, list[Cell]]:
@@ -150,7 +150,7 @@ def _train_bundle(
     from kdbench.train.loop import train
     from kdbench.train.numerics import settle
     from kdbench.train.stream import BatchPlan
-    from kdbench.train.teacher_table import teacher_of
+    from kdbench.train.teacher_table import with_table
 
     first = bundle.cells[0]
     device = torch.device(choose_device(device_name))
@@ -187,8 +187,10 @@ def _train_bundle(
             _fail(store, [cell.id], error)
     if members:
         log(f"bundle of {len(members)} from epoch {start[0] + 1}: {' '.join(member.cell.id for member in members)}")
-        teacher = setup.teacher and teacher_of(setup.teacher, provider, store, plan, members, device)
-        saver.circumstance["teacher"] = teacher and teacher.provider
+        teacher = setup.teacher
+        if teacher and teacher.cell.id in tables:
+            teacher = with_table(teacher, store, plan, members, device)
+        saver.teacher = teacher
         train(members, plan, teacher, saver, start, stop)
     return all(cell in afresh or cell.id in saver.lost or store.is_done(cell.id) for cell in bundle.cells), afresh
 

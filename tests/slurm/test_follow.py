@@ -255,6 +255,22 @@ def test_a_printed_command_can_be_copied_into_a_shell(
     assert shlex.split(command) == ["kdbench", "status", "tiny", "--results", results]
 
 
+@pytest.mark.parametrize(("asked", "has_table"), [([], True), (["--teacher", "live"], False), (["--teacher", "table"], True)])
+def test_jobs_are_submitted_with_the_tables_that_the_plan_chooses(
+    asked: list[str], has_table: bool, write_suite: Callable[..., Path], slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_verbs, "Follower", partial(Follower, scheduler=slurm))
+    slurm.state, results = "PENDING", tmp_path / "results"
+    (tmp_path / "cluster.yaml").write_text("timeout_min: 60\n")
+    suite = str(write_suite(objectives="[kd]", repeats="1", recipe="{name: short, epochs: 30, batch_size: 8, lr: 0.02}"))
+    CliRunner().invoke(main, ["run", suite, "--on", str(tmp_path / "cluster.yaml"), "--results", str(results), *asked])
+    store = Store(results)
+
+    (teacher,) = (cell.id for cell in store.manifest("tiny").cells if cell.role == "teacher")
+    settings = [one.settings for one in Submissions(store).read()[0]]
+    assert settings and all(one.tables == ([teacher] if has_table else []) for one in settings)
+
+
 def test_a_controller_that_goes_silent_is_waited_for(
     follower: Callable[..., Follower], slurm: Slurm, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
