@@ -4,9 +4,12 @@ named scalars, whose sum is the loss)."""
 from __future__ import annotations
 
 import copy
+import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kdbench.errors import LossError, RefusedError, nearest
+from kdbench.isolation import isolated
 
 TAPS = ("logits", "pooled", "last", "stages", "preact", "tokens", "class_token", "distillation_token", "registers")
 """What a loss may need of both models; not every model has all of them."""
@@ -75,6 +79,8 @@ class Taps(Restricted):
     """Weight (classes x width) and bias of the linear layer that makes the logits from `pooled`; empty where there is no such layer."""
     second_view: Taps | None = field(default_factory=_none)
     """The taps of the same images in a second view, for a loss that needs it: those among these that the loss needs."""
+    relations: dict[str, Sequence[Tensor]] = field(default_factory=dict)
+    """By `Loss.relation`, what was computed of these taps already. No loss sees it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -287,6 +293,33 @@ class Loss(nn.Module):
         """
         return student
 
+    def of_teacher(self, teacher: Taps) -> Sequence[Tensor]:
+        """What `forward` needs of the teacher, for a loss that compares relations, such as the similarities of the samples: tensors smaller
+        than the taps, from the options alone (not from draws, parameters or buffers). It is computed once a step for all students with
+        this loss and these options, and a table of the teacher's outputs may keep it. `forward` then gets it as `teacher.known`, and no
+        tap of the teacher. A loss without this method gets the taps."""
+        raise NotImplementedError(f"{type(self).__name__} does not define of_teacher(teacher)")
+
+    @cached_property
+    def relation(self) -> str:
+        """What `of_teacher` gives, as a name that is equal for losses of this class with these options; empty without that method."""
+        make = type(self)
+        if make.of_teacher is Loss.of_teacher:
+            return ""
+        given = {name: getattr(self, name) for name in inspect.signature(make).parameters}
+        own = "" if make.__module__.startswith("kdbench.losses.") else f" {id(make)}"  # a user's class is loaded anew for each term
+        return f"{make.__module__}.{make.__qualname__}{own} {make.version} {json.dumps(given, sort_keys=True, default=str)}"
+
+    def known(self, teacher: Taps) -> Sequence[Tensor]:
+        """What `of_teacher` gives for these taps of a teacher, which keep it for the next loss."""
+        there: dict[str, Sequence[Tensor]] = vars(teacher).setdefault("relations", {})
+        if self.relation not in there:
+            # Draws of its own: whether it is computed for this student or was for another one changes nothing else.
+            with isolated(0), torch.no_grad():
+                own = teacher.needed(self._needs(), type(self).__name__, "teacher", _frozen_copy)
+                there[self.relation] = tuple(self.of_teacher(own))
+        return there[self.relation]
+
     def missing(self, pair: Pair) -> str | None:
         """What this loss needs and the pair does not have, or why it refuses the pair; None if it can be used."""
         needs = self._needs()
@@ -324,7 +357,8 @@ class Loss(nn.Module):
         if not isinstance(batch, Batch):
             batch = Batch(target=batch)
         needs, name = self._needs(), type(self).__name__
-        for side, given in (("student", student), ("teacher", teacher)):
+        is_known = bool(self.relation) and self.relation in vars(teacher).get("relations", ())
+        for side, given in (("student", student), *([] if is_known else [("teacher", teacher)])):
             for tap in WITH_CLASSIFIER:
                 if tap in needs and not given.has(tap):
                     raise RefusedError(f"{name} needs the {side}'s '{tap}', and these taps have none")
@@ -340,9 +374,12 @@ class Loss(nn.Module):
         device = student.device
         # Copies: a loss may write to them, and other losses and students use the same tensors.
         own = student.needed(needs, name, "student", _float32_copy)
-        frozen = teacher.needed(needs, name, "teacher", _frozen_copy)
         kind = "cpu" if device.type == "meta" else device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            if self.relation:
+                frozen = teacher._with({"known": tuple(_lazy_copy(one) for one in self.known(teacher))}, name, "teacher")
+            else:
+                frozen = teacher.needed(needs, name, "teacher", _frozen_copy)
             value = super().__call__(own, frozen, batch.needed(needs, name))
         parts = dict(value) if isinstance(value, Mapping) else {"": value}
         if (wrong := _wrong_return(parts, device)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -80,10 +81,16 @@ def centred(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return x - x.mean(0)
 
 
-def unit_scale(x: Float[Tensor, "n d"], of: Tensor | None = None) -> Float[Tensor, "n d"]:
-    """Divided by its largest entry (or that of `of`), held constant: exact, value and gradient, for what does not depend on the scale."""
-    largest = (x if of is None else of).detach().abs().amax()
-    return x / torch.where(largest == 0, torch.ones_like(largest), largest)
+def unit_scale(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Divided by its largest entry, held constant: exact, value and gradient, for what does not depend on the scale."""
+    return x / _largest(x)
+
+
+def _largest(x: Tensor) -> Float[Tensor, ""]:
+    """The largest absolute entry; 1 if all are 0."""
+    low, high = x.detach().aminmax()
+    largest = torch.maximum(-low, high)  # without a copy, as abs() makes one
+    return torch.where(largest == 0, 1.0, largest)
 
 
 def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -93,14 +100,8 @@ def unit_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return (x / norm.masked_fill(dead, 1.0)).masked_fill(dead, 0.0)
 
 
-def cka(
-    x: Float[Tensor, "n d_x"],
-    y: Float[Tensor, "n d_y"],
-    estimator: Estimator,
-    gram_norm: GramNorm = "none",
-    kernel: Kernel = "linear",
-    norms: Norms = "own",
-) -> Float[Tensor, ""]:
+@dataclass(frozen=True)
+class CKA:
     """The cosine of two kernel matrices, centred or not; 0 for constant features, 1 for batches smaller than `FEWEST`.
 
     `gram_norm` divides row i of each Gram matrix by the norm of (the centred) sample i, and with `cosine` column i too.
@@ -108,39 +109,86 @@ def cka(
     With `norms` "teacher" it is 1 - |K - L|^2 / (2 |L|^2), which depends on the scale of x: the cosine is this with each matrix divided by
     its own norm.
     """
-    n, compared = len(x), _cosine if norms == "own" else _nearness
-    if n < FEWEST[estimator]:
-        return 1 + nothing(x)
-    if kernel == "rbf":
-        kernels = [_centred_kernel(_rbf(one), estimator) for one in (x, y)]
-        return compared(*kernels, [_floor(one) for one in kernels])
-    if estimator == "uncentred":
-        x, y = x.double(), y.double()
-    floors, about_mean, thin = [_floor(x), _floor(y)], estimator != "uncentred", n > x.shape[1] + y.shape[1]
-    if gram_norm == "none" and not (thin and norms == "own" and estimator != "unbiased"):
-        grams = [_UnitGram.apply(one, of, about_mean) for one, of in ((x, y if norms == "teacher" else x), (y, y))]
-        return compared(*(map(u_centred, grams) if estimator == "unbiased" else grams), floors)
-    x, y = unit_scale(x, y if norms == "teacher" else None), unit_scale(y)
-    if about_mean:
-        x, y = centred(x), centred(y)
-    if gram_norm == "none":
-        # <xx', yy'> = |x'y|^2 and |xx'| = |x'x|: the same value from d x d matrices.
-        cross = x.T @ y
-        return (cross / _norm(gram(x.T), floors[0]) * (cross / _norm(gram(y.T), floors[1]))).sum()
-    rows = unit_rows(x), unit_rows(y)
-    grams = [gram(one) if gram_norm == "cosine" else one @ z.T for one, z in zip(rows, (x, y), strict=True)]
-    return compared(*(map(u_centred, grams) if estimator == "unbiased" else grams), floors)
+
+    estimator: Estimator
+    gram_norm: GramNorm = "none"
+    kernel: Kernel = "linear"
+    norms: Norms = "own"
+
+    def __call__(self, x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> Float[Tensor, ""]:
+        return self.with_known(x, self.known(y))
+
+    def known(self, y: Float[Tensor, "n d_y"]) -> Sequence[Tensor]:
+        """What is needed of y: its matrix divided by its norm, or its features where these are less. Of `norms` "teacher" also the scale of
+        its features and that norm, 0 if they are constant."""
+        if len(y) < FEWEST[self.estimator]:
+            return (y[:, :0], *[y.new_zeros(())] * 2)[: self.n_known]
+        y = y.double() if self.estimator == "uncentred" else y
+        if self._may_be_thin and len(y) > y.shape[1]:
+            return (self._prepared(y),)
+        kernel = self._kernel(y)
+        if self.norms == "own":
+            return (kernel / _norm(kernel, self._floor(y)),)
+        square = kernel.square().sum()
+        dead = square <= self._floor(y) ** 2
+        return kernel / square.masked_fill(dead, 1.0).sqrt(), _largest(y), square.masked_fill(dead, 0.0).sqrt()
+
+    @property
+    def n_known(self) -> int:
+        """The number of tensors that `known` gives."""
+        return 1 if self.norms == "own" else 3
+
+    def with_known(self, x: Float[Tensor, "n d_x"], known: Sequence[Tensor]) -> Float[Tensor, ""]:
+        n, m = len(x), known[0]
+        if n < FEWEST[self.estimator]:
+            return 1 + nothing(x)
+        x, floor = (x.double() if self.estimator == "uncentred" else x), self._floor(x)
+        if self.norms == "teacher":
+            return _nearness(self._kernel(x, known[1]), m, known[2])
+        if self._may_be_thin and n > m.shape[1]:
+            if n > x.shape[1] + m.shape[1]:
+                # <xx', yy'> = |x'y|^2 and |xx'| = |x'x|: the same value from d x d matrices.
+                x = self._prepared(x)
+                cross = x.T @ m
+                return (cross / _norm(gram(x.T), floor) * (cross / _norm(gram(m.T), self._floor(m)))).sum()
+            kernel = gram(m)
+            m = kernel / _norm(kernel, self._floor(m))
+        return _Cosine.apply(self._kernel(x), m, floor)
+
+    @property
+    def _may_be_thin(self) -> bool:
+        return self.norms == "own" and self.estimator != "unbiased" and self.gram_norm == "none" and self.kernel == "linear"
+
+    def _floor(self, x: Float[Tensor, "n d"]) -> float:
+        """What rounding leaves of the Gram matrix of constant features whose largest entry is 1: anything smaller is zero."""
+        entries = len(x) ** 2 if self.kernel == "rbf" else x.numel()
+        exact = self.kernel == "rbf" or self.estimator == "uncentred"
+        return entries * (16 * torch.finfo(torch.float64 if exact else x.dtype).eps) ** 2
+
+    def _prepared(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        x = unit_scale(x)
+        return x if self.estimator == "uncentred" else centred(x)
+
+    def _kernel(self, x: Float[Tensor, "n d"], largest: Tensor | None = None) -> Float[Tensor, "n n"]:
+        """`largest` is what x is divided by, if not by its own largest entry."""
+        if self.kernel == "rbf":
+            return _centred_kernel(_rbf(x), self.estimator)
+        if self.gram_norm == "none":
+            found = _UnitGram.apply(x, _largest(x) if largest is None else largest, self.estimator != "uncentred")
+        else:
+            x = self._prepared(x)
+            rows = unit_rows(x)
+            found = gram(rows) if self.gram_norm == "cosine" else rows @ x.T
+        return u_centred(found) if self.estimator == "unbiased" else found
 
 
 class _UnitGram(torch.autograd.Function):
-    """gram(centred(unit_scale(x, of))) or, without `about_mean`, that of what is not centred. It goes through the features as seldom as can
+    """gram(centred(x / largest)) or, without `about_mean`, that of what is not centred. It goes through the features as seldom as can
     be: in place, and for the gradient once, since a matrix of n x n can be centred instead of them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, of: Tensor, about_mean: bool) -> Tensor:
-        low, high = of.aminmax()
-        largest = torch.maximum(-low, high)  # without a copy, as abs() makes one
-        ctx.largest, ctx.about_mean = torch.where(largest == 0, 1.0, largest), about_mean
+    def forward(ctx: Any, x: Tensor, largest: Tensor, about_mean: bool) -> Tensor:
+        ctx.largest, ctx.about_mean = largest, about_mean
         u = x / ctx.largest
         if about_mean:
             u -= u[:1].clone()
@@ -156,39 +204,29 @@ class _UnitGram(torch.autograd.Function):
         return (both - both.mean(0) if ctx.about_mean else both) @ u, None, None
 
 
-def _cosine(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], floors: list[float]) -> Float[Tensor, ""]:
-    return _Cosine.apply(k, m, *floors)
-
-
 class _Cosine(torch.autograd.Function):
-    """<k, m> / (|k| |m|). Each is divided by its own norm: the product of the two squared norms overflows float32."""
+    """<k, m> / |k|, for m of norm 1. Each is divided by its own norm: the product of the two squared norms overflows float32."""
 
     @staticmethod
-    def forward(ctx: Any, k: Tensor, m: Tensor, floor_k: float, floor_m: float) -> Tensor:
-        norms = _norm(k, floor_k), _norm(m, floor_m)
-        k, m = k / norms[0], m / norms[1]
+    def forward(ctx: Any, k: Tensor, m: Tensor, floor: float) -> Tensor:
+        norm = _norm(k, floor)
+        k = k / norm
         value = (k * m).sum()
-        ctx.save_for_backward(k, m, *norms, value)
+        ctx.save_for_backward(k, m, norm, value)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        k, m, norm_k, norm_m, value = ctx.saved_tensors
-        found = [
-            torch.addcmul(other, one, value, value=-1).mul_(upstream / norm) if wanted else None
-            for one, other, norm, wanted in zip((k, m), (m, k), (norm_k, norm_m), ctx.needs_input_grad, strict=False)
-        ]
-        return *found, None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        k, m, norm, value = ctx.saved_tensors
+        return torch.addcmul(m, k, value, value=-1).mul_(upstream / norm), None, None
 
 
-def _nearness(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], floors: list[float]) -> Float[Tensor, ""]:
-    """1 - |k - m|^2 / (2 |m|^2); 1/2 where m is constant. An entry of k beyond 1e15 times |m| counts as that, with no gradient, since
-    its square has no place in float32."""
-    square = m.square().sum()
-    dead = square <= floors[1] ** 2
-    norm = square.masked_fill(dead, 1.0).sqrt()
-    return (1 - ((k / norm).clamp(-1e15, 1e15) - m / norm).square().sum() / 2).masked_fill(dead, 0.5)
+def _nearness(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"], norm: Tensor) -> Float[Tensor, ""]:
+    """1 - |k / norm - m|^2 / 2, m that of the teacher divided by its norm; 1/2 where that is 0. An entry of k beyond 1e15 times the norm
+    counts as that, with no gradient, since its square has no place in float32."""
+    dead = norm == 0
+    return (1 - ((k / norm.masked_fill(dead, 1.0)).clamp(-1e15, 1e15) - m).square().sum() / 2).masked_fill(dead, 0.5)
 
 
 def _rbf(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
@@ -209,11 +247,6 @@ def _centred_kernel(kernel: Float[Tensor, "n n"], estimator: Estimator) -> Float
         rows = kernel.mean(1)
         return kernel - rows[:, None] - rows[None, :] + rows.mean()
     return u_centred(kernel) if estimator == "unbiased" else kernel
-
-
-def _floor(x: Tensor) -> float:
-    """What rounding leaves of the Gram matrix of constant features whose largest entry is 1: anything smaller is zero."""
-    return x.numel() * (16 * torch.finfo(x.dtype).eps) ** 2
 
 
 def _norm(kernel: Tensor, floor: float) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kdbench.losses import _gram
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import cka, matrices
+from kdbench.losses._gram import matrices
 from kdbench.losses._stagewise import unmatched
 
 
@@ -113,9 +114,17 @@ class CKA(Loss):
         return unmatched(pair, self.tap)
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        pairs = zip(matrices(student, self.tap, self.pool), matrices(teacher, self.tap, self.pool), strict=True)
-        likenesses = [(x.dtype, cka(x, y, self.estimator, kernel=self.kernel, norms=self.norms)) for x, y in pairs]
+        tapped, each = matrices(student, self.tap, self.pool), self._likeness.n_known
+        known = [teacher.known[place * each : (place + 1) * each] for place in range(len(tapped))]
+        likenesses = [(x.dtype, self._likeness.with_known(x, y)) for x, y in zip(tapped, known, strict=True)]
         return torch.stack([self._loss(likeness).to(dtype) for dtype, likeness in likenesses]).sum()
+
+    def of_teacher(self, teacher: Taps) -> list[Tensor]:
+        return [one for y in matrices(teacher, self.tap, self.pool) for one in self._likeness.known(y)]
+
+    @property
+    def _likeness(self) -> _gram.CKA:
+        return _gram.CKA(self.estimator, kernel=self.kernel, norms=self.norms)
 
     def _loss(self, likeness: Float[Tensor, ""]) -> Float[Tensor, ""]:
         if self.form == "neg":

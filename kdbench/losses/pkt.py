@@ -49,8 +49,11 @@ class PKT(Loss):
         return frozenset({self.tap})
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        (x,), (y,) = matrices(student, self.tap), matrices(teacher, self.tap)
-        return _Divergence.apply(x, y)
+        (x,), (q,) = matrices(student, self.tap), teacher.known
+        return _Divergence.apply(x, q)
+
+    def of_teacher(self, teacher: Taps) -> list[Float[Tensor, "n n"]]:
+        return [_shares(y)[3] for y in matrices(teacher, self.tap)]
 
 
 class _Divergence(torch.autograd.Function):
@@ -61,9 +64,8 @@ class _Divergence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, q: Tensor) -> Tensor:
         norm, inverse, u, p, sums = _shares(x)
-        q = _shares(y)[3]
         difference = p - q
         if ctx.needs_input_grad[0]:
             given = p.to(x.dtype)

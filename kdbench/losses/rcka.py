@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import cka, gram, matrices, unit_rows, unit_scale
+from kdbench.losses._gram import CKA, gram, matrices, unit_rows, unit_scale
 from kdbench.losses._stagewise import unmatched
 
 
@@ -141,26 +141,31 @@ class RCKA(Loss):
         return why
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
-        parts = {}
-        if self.intra or self._inter:
-            assert student.logits is not None and teacher.logits is not None
-            if self.intra:
-                parts["intra"] = self.intra * self._unlike(student.logits, teacher.logits)
-            if self._inter:
-                parts["inter"] = self._inter * self._unlike(student.logits.T, teacher.logits.T)
-        if self.feature:
-            sides = (matrices(side, self.tap)[self.first_stage :] for side in (student, teacher))
-            pairs = zip(*sides, strict=True)
-            parts["feature"] = self.feature * torch.stack([self._features(x, y).to(x.dtype) for x, y in pairs]).sum()
+        known, dtype, parts = iter(teacher.known), student.tensors()[0].dtype, {}
+        for name, weight, compared in self._compared(student):
+            likenesses = [self._likeness.with_known(x, [next(known)]) for x in compared]
+            unlike = [-one if self.negated else 1 - one for one in likenesses]
+            parts[name] = weight * torch.stack([one.to(dtype) for one in unlike]).sum()
         return parts
 
-    def _features(self, x: Float[Tensor, "n d_s"], y: Float[Tensor, "n d_t"]) -> Float[Tensor, ""]:
-        if self.feature_form == "gram_of_gram":
-            # The Gram matrix of one that is nearly all ones: what it holds is in the last digits of float32.
-            x, y = unit_scale(x.double()), unit_scale(y.double())
-            x, y = unit_rows(gram(x)), unit_rows(gram(y))
-        return self._unlike(x, y)
+    def of_teacher(self, teacher: Taps) -> list[Tensor]:
+        return [self._likeness.known(y)[0] for _, _, compared in self._compared(teacher) for y in compared]
 
-    def _unlike(self, x: Float[Tensor, "rows d_s"], y: Float[Tensor, "rows d_t"]) -> Float[Tensor, ""]:
-        likeness = cka(x, y, "biased" if self.centred else "uncentred", self.gram_norm)
-        return (-likeness if self.negated else 1 - likeness).to(x.dtype)
+    def _compared(self, side: Taps) -> list[tuple[str, float, list[Float[Tensor, "rows _"]]]]:
+        """(part, weight, what is compared) of one model."""
+        found = []
+        if self.intra:
+            found.append(("intra", self.intra, [side.logits]))
+        if self._inter:
+            found.append(("inter", self._inter, [side.logits.T]))
+        if self.feature:
+            features = matrices(side, self.tap)[self.first_stage :]
+            if self.feature_form == "gram_of_gram":
+                # The Gram matrix of one that is nearly all ones: what it holds is in the last digits of float32.
+                features = [unit_rows(gram(unit_scale(x.double()))) for x in features]
+            found.append(("feature", self.feature, list(features)))
+        return found
+
+    @property
+    def _likeness(self) -> CKA:
+        return CKA("biased" if self.centred else "uncentred", self.gram_norm)

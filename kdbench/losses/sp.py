@@ -89,14 +89,17 @@ class SP(Loss):
         return unmatched(pair, self.tap)
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        pairs = list(zip(matrices(student, self.tap), matrices(teacher, self.tap), strict=True))
+        pairs = list(zip(matrices(student, self.tap), teacher.known, strict=True))
         value = torch.stack([self._between(x, y) for x, y in pairs]).sum()
         return value if self.rescale == "none" else value * (len(pairs[0][0]) / 64)
 
-    def _between(self, x: Float[Tensor, "n d_s"], y: Float[Tensor, "n d_t"]) -> Float[Tensor, ""]:
+    def of_teacher(self, teacher: Taps) -> list[Float[Tensor, "n n"]]:
+        return [self._similarity(y) for y in matrices(teacher, self.tap)]
+
+    def _between(self, x: Float[Tensor, "n d_s"], wanted: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
         if len(x) == 1:
             return nothing(x)  # G = 1 for both
-        difference = self._similarity(y) - self._similarity(x)
+        difference = wanted - self._similarity(x)
         return difference.mean().square() if self.compared == "means" else difference.square().mean()
 
     def _similarity(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
