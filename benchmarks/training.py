@@ -130,11 +130,11 @@ class Bench:
 
     def tabled(self, store: Store) -> TabledTeacher:
         """The teacher with a table, which is filled."""
-        table = TabledTeacher(self.teacher, store, {"numerics": self.numerics["name"]}, self.plan)
+        table = TabledTeacher(self.teacher, store, {"numerics": self.numerics["name"]}, self.plan, self.members[0].objective.kept, 1)
         for _ in range(2):
             self.epoch(self.members[:1], table)
         if not table.is_off:
-            table.begin_epoch = lambda places: None  # the one batch of an epoch that is recomputed would be too large a share of few steps
+            table.begin_epoch = lambda *_: None  # the one batch of an epoch that is recomputed would be too large a share of few steps
         return table
 
     def epoch(self, members: Sequence[Member], teacher: LiveTeacher | None) -> None:

@@ -4,7 +4,7 @@ saves enough of its forward passes and the disk has room. Importing this module 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,22 +12,30 @@ from rich.filesize import decimal
 
 from kdbench import parts
 from kdbench.cell import Cell
+from kdbench.isolation import isolated
 from kdbench.plan.bundle import Bundle, bundles, model_key
 from kdbench.plan.matrix import Plan
 from kdbench.plan.probe import Probes
-from kdbench.plan.recipe_limits import needs_of, second_views_of
+from kdbench.plan.recipe_limits import Said, said_of, second_views_of
 from kdbench.recipes._base import MIXING, OF_DATA, Recipe, steps_per_epoch
 from kdbench.store import Store
-from kdbench.store.rows import CHECK_BYTES, padded
+from kdbench.store.rows import CHECK_BYTES, KEY_BYTES, padded
 
 SERVED = frozenset({"logits", "pooled"})
-"""The taps in a table: maps would take hundreds of times its space."""
+"""The taps in a table: maps would take hundreds of times its space. What some losses compute of a batch of them is kept instead."""
 
 LEAST_SAVED = 0.1
 """The least share of a teacher's forward passes that a table is made for: reading and checking it costs a few per cent of them."""
 
 SHARE_OF_DISK = 0.5
 """The most of the free disk that tables may take: records and checkpoints, and other users, need the rest."""
+
+
+def keeps_relation(needs: Collection[str], relation: str, couples: str, pairing: str) -> bool:
+    """Whether a table keeps what a loss of these properties computes of the teacher's taps of a batch (`Loss.of_teacher`), instead of maps
+    that no table holds: for kdbench's own losses, with the teacher's outputs for the images of the batch in their order."""
+    own = relation.startswith("kdbench.losses.") and couples == "batch" and pairing == "matched"
+    return own and "second_view" not in needs and bool(set(needs) - SERVED)
 
 
 def why_no_table(recipe: Mapping[str, Any], n_views: int | None, taps: Collection[str]) -> str:
@@ -117,12 +125,13 @@ def _provided(plan: Plan, probes: Probes, teacher: Cell, taught: Sequence[Bundle
     passes = sum(_passes(bundle, dataset.n_train) for bundle in taught) or 1  # none if `drop_last` leaves no batch of a trial
     work = sum(probes.work_tflop(plan, bundle) for bundle in taught) or 1
     full = dataset.n_train * dataset.n_views * _row_bytes(probes, teacher)
+    relations = _relation_bytes([bundle for some in tables.values() for bundle in some], probes, teacher, dataset.n_train)
     one = Provided(
         teacher.id,
         saved=sum(saved for saved, _ in costs) / passes,
         of_work=sum(probes.teacher_tflop(plan, bundle) for bundle in taught) / work,
-        most_bytes=len(costs) * full,
-        filled_bytes=sum(int(share * full) for _, share in costs),
+        most_bytes=len(costs) * full + relations,
+        filled_bytes=sum(int(share * full) for _, share in costs) + relations,
     )
     return Provided(**{**asdict(one), "why": _why_not(one, room, on_gpu and first.config["numerics"]["name"] == "exact")})
 
@@ -139,10 +148,22 @@ def _why_not(table: Provided, room: int, promises_bits: bool) -> str:
 
 
 def _taps(cells: Iterable[Cell]) -> set[str]:
-    """The taps that the losses of some cells read."""
+    """The taps that the losses of some cells read, but of those of which a table keeps relations."""
     from kdbench.losses._base import TAPS
 
-    return {name for cell in cells for name in needs_of(cell.config["objective"]["terms"], cell.sources)} & set(TAPS)
+    return {name for loss, is_kept in _losses(cells) for name in (() if is_kept else loss.needs)} & set(TAPS)
+
+
+def _relations(bundle: Bundle) -> frozenset[str]:
+    return frozenset(loss.relation for loss, is_kept in _losses(bundle.cells) if is_kept)
+
+
+def _losses(cells: Iterable[Cell]) -> Iterator[tuple[Said, bool]]:
+    """What the losses of some cells declare, and whether a table keeps what they compute of the teacher."""
+    for cell in cells:
+        for term, loss in zip(terms := cell.config["objective"]["terms"], said_of(terms, cell.sources), strict=True):
+            if loss:
+                yield loss, keeps_relation(loss.needs, loss.relation, loss.couples, term["pairing"])
 
 
 def _passes(bundle: Bundle, n_train: int) -> int:
@@ -162,18 +183,54 @@ def _pairings(bundle: Bundle) -> int:
 def _saved(some: Iterable[Bundle], n_train: int, n_views: int) -> tuple[float, float]:
     """(the batches that a table saves of some bundles, the share of its rows that they fill).
 
-    In an epoch each image is seen in one of its views at random, and bundles of one repeat see the same (common random numbers). Whatever
-    is seen is computed once. Only whole batches are kept, and one of them is computed again in each epoch."""
+    In an epoch each image is seen in one of its views at random, and bundles of one repeat see the same batches (common random numbers).
+    Whatever is seen is computed once, but by a bundle with relations that none of its repeat had before: it needs the teacher's maps.
+    Only whole batches are kept, and one of them is computed again in each epoch."""
     seen: dict[str, int] = {}
-    asked = checked = whole = 0
+    related: dict[str, int] = {}
+    relations: set[tuple[str, str]] = set()
+    asked = checked = live = whole = 0
     for bundle in some:
-        config = bundle.cells[0].config
+        config, stream = bundle.cells[0].config, _stream(bundle)
         epochs, whole = config["recipe"]["epochs"], n_train // config["recipe"]["batch_size"]
-        stream = json.dumps([config[name] for name in ("role", "seed", "repeat")])
         seen[stream] = max(seen.get(stream, 0), epochs)
+        mine = {(stream, relation) for relation in _relations(bundle)}
+        if mine - relations:
+            related[stream], live = max(related.get(stream, 0), epochs), live + epochs * whole
+        relations |= mine
         asked, checked = asked + epochs * whole * _pairings(bundle), checked + epochs
-    share = 1 - (1 - 1 / n_views) ** sum(seen.values())
-    return asked - n_views * share * whole - min(checked, asked), share
+    share, of_related = (1 - (1 - 1 / n_views) ** sum(one.values()) for one in (seen, related))
+    computed = live + n_views * (share - of_related) * whole
+    return asked - computed - min(checked, asked), share
+
+
+def _stream(bundle: Bundle) -> str:
+    """What decides the batches that a bundle sees, of one suite."""
+    return json.dumps([bundle.cells[0].config[name] for name in ("role", "seed", "repeat")])
+
+
+def _relation_bytes(some: Iterable[Bundle], probes: Probes, teacher: Cell, n_train: int) -> int:
+    """What the relations of some bundles take."""
+    steps: dict[tuple[str, str], int] = {}
+    sizes: dict[str, int] = {}
+    for bundle in some:
+        recipe, stream = bundle.cells[0].config["recipe"], _stream(bundle)
+        for cell in bundle.cells if _relations(bundle) else ():
+            for term, (loss, is_kept) in zip(cell.config["objective"]["terms"], _losses([cell]), strict=True):
+                if is_kept:
+                    taps = probes.models[model_key(teacher.config["student"])].taps
+                    sizes.setdefault(loss.relation, _kept_bytes(term, cell.sources, taps, recipe["batch_size"]))
+                    key = stream, loss.relation
+                    steps[key] = max(steps.get(key, 0), recipe["epochs"] * (n_train // recipe["batch_size"]))
+    return sum(count * sizes[relation] for (_, relation), count in steps.items())
+
+
+def _kept_bytes(term: Mapping[str, Any], sources: Mapping[str, str], taps: Any, n: int) -> int:
+    """What a table keeps for a batch of n images."""
+    with isolated(0):
+        loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
+        known = loss.known(taps.map(lambda tensor: tensor.new_empty((n, *tensor.shape[1:]))))
+    return CHECK_BYTES + KEY_BYTES + sum(padded(tensor.numel() * tensor.itemsize) for tensor in known)
 
 
 def _row_bytes(probes: Probes, teacher: Cell) -> int:

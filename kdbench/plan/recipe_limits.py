@@ -110,43 +110,39 @@ def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
         yield "drop_last", few
 
 
-class _Said(NamedTuple):
+class Said(NamedTuple):
     """What a loss declares."""
 
     needs: frozenset[str]
     couples: str
     takes_mixed: bool
     augmentation: str
+    relation: str
 
 
-def _said(term: Mapping[str, Any], sources: Mapping[str, str]) -> _Said | None:
+def _said(term: Mapping[str, Any], sources: Mapping[str, str]) -> Said | None:
     """None if something is wrong with the loss, which is found where it is tried."""
     try:
         with isolated(0):
             loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
-            return _Said(loss._needs(), loss.couples, loss.takes_mixed, str(loss.augmentation))
+            return Said(loss._needs(), loss.couples, loss.takes_mixed, str(loss.augmentation), loss.relation)
     except Exception:
         return None
 
 
 def second_views_of(terms: list[Json], sources: Mapping[str, str]) -> set[str]:
     """How the second views that these terms need are augmented; empty if they need none."""
-    return {loss.augmentation for loss in _known(terms, sources) if "second_view" in loss.needs}
+    return {loss.augmentation for loss in said_of(terms, sources) if loss and "second_view" in loss.needs}
 
 
-def needs_of(terms: list[Json], sources: Mapping[str, str]) -> set[str]:
-    """What the losses of these terms need, with their options."""
-    return {need for loss in _known(terms, sources) for need in loss.needs}
-
-
-def _known(terms: list[Json], sources: Mapping[str, str]) -> list[_Said]:
+def said_of(terms: list[Json], sources: Mapping[str, str]) -> list[Said | None]:
+    """What the losses of these terms declare; None where something is wrong with one."""
     chosen = [json.dumps({name: term[name] for name in ("loss", "version", "options")}, sort_keys=True) for term in terms]
-    found = [_said_of(text, json.dumps(dict(sources), sort_keys=True)) for text in chosen]
-    return [loss for loss in found if loss]
+    return [_said_of(text, json.dumps(dict(sources), sort_keys=True)) for text in chosen]
 
 
 @lru_cache(maxsize=1024)
-def _said_of(term: str, sources: str) -> _Said | None:
+def _said_of(term: str, sources: str) -> Said | None:
     return _said(json.loads(term), json.loads(sources))
 
 
@@ -163,7 +159,7 @@ def _of_second_views(asked: list[tuple[str, str]], dataset: Any, name: str) -> I
         yield f"its losses need second views that are augmented differently ({each}): give all the same `augmentation`"
 
 
-def _of_loss(term: Mapping[str, Any], loss: _Said, recipe: Json) -> Iterator[str]:
+def _of_loss(term: Mapping[str, Any], loss: Said, recipe: Json) -> Iterator[str]:
     name, mixing, divided = term["loss"], any(recipe[option] for option in MIXING), recipe["accumulate"] > 1
     couples, takes_mixed = loss.couples, loss.takes_mixed or not loss.needs & {"target", "index"}
     if mixing and term["pairing"] in ("shuffled_globally", "shuffled_in_class"):

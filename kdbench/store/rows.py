@@ -12,6 +12,8 @@ import numpy as np
 from kdbench.errors import StoreError
 
 CHECK_BYTES = 8
+KEY_BYTES = 16
+"""Of a digest in a row that says what the row is of."""
 SPARE_BYTES = 2**30
 """What the whole file must leave free on its disk."""
 

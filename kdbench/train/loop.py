@@ -56,7 +56,7 @@ def train(
         wanted = list(plan.epoch(epoch))[skipped:]
         pairings = sorted({pairing for member in live for pairing in member.objective.elsewhere})
         if teacher:
-            teacher.begin_epoch(wanted)
+            teacher.begin_epoch(wanted, epoch * plan.steps + skipped)
         with ExitStack() as readers:  # they end with the epoch, also after an error
             batches = readers.enter_context(closing(plan.data.batches("train", wanted)))
             others_wanted = {pairing: list(plan.epoch(epoch, pairing))[skipped:] for pairing in pairings}

@@ -15,6 +15,7 @@ from kdbench.choice import applied
 from kdbench.errors import RefusedError
 from kdbench.isolation import isolated
 from kdbench.losses._base import TAPS, Batch, Loss, Pair, Taps
+from kdbench.plan.provider import keeps_relation
 
 ELSEWHERE = ("shuffled_globally", "shuffled_in_class")
 """The pairings whose images are not in the batch: the loop provides the teacher's outputs for them."""
@@ -89,9 +90,18 @@ class Objective(nn.Module):
         return set() if self.augmentation is None else {(pairing, self.augmentation) for pairing in {"matched", *self.elsewhere}}
 
     @property
+    def kept(self) -> dict[str, Loss]:
+        """The losses of which a table keeps what they compute of the teacher's taps, by its name."""
+        return {loss.relation: loss for loss, is_kept in self._kept() if is_kept}
+
+    @property
     def taps_needed(self) -> set[str]:
-        """The taps that its losses read."""
-        return {name for loss in self._each() for name in loss._needs()} & set(TAPS)
+        """The taps that its other losses read."""
+        return {name for loss, is_kept in self._kept() if not is_kept for name in loss._needs()} & set(TAPS)
+
+    def _kept(self) -> list[tuple[Loss, bool]]:
+        pairs = zip(self._each(), self.terms, strict=True)
+        return [(loss, keeps_relation(loss._needs(), loss.relation, loss.couples, term["pairing"])) for loss, term in pairs]
 
     def unscheduled(self, values: Mapping[str, tuple[Tensor, Tensor]], terms: int) -> Tensor:
         """The sum of the first terms with their weights, of schedules the largest one, out of what `forward` gives."""

@@ -41,8 +41,8 @@ class LiveTeacher:
         self.model, self.cell, self.numerics = model.eval().requires_grad_(False), cell, numerics
         self._features: Tensor | None = None
 
-    def begin_epoch(self, places: Sequence[Place]) -> None:
-        """Called by the loop before the batches of an epoch, with all of them."""
+    def begin_epoch(self, places: Sequence[Place], step: int) -> None:
+        """Called by the loop before the batches of an epoch, with all of them and the number of the first, counted over all epochs."""
 
     def taps(self, inputs: Any, place: Place | None = None) -> Taps:
         """The outputs for a batch; `place` says which views of which training images these are, where that determines the inputs."""

@@ -18,11 +18,11 @@ from torch import Tensor
 from kdbench import parts
 from kdbench.errors import StoreError, TeacherError
 from kdbench.isolation import isolated
-from kdbench.losses._base import Taps
+from kdbench.losses._base import Loss, Taps
 from kdbench.plan.provider import SERVED, why_no_table
 from kdbench.process_log import log
 from kdbench.store import Store
-from kdbench.store.rows import Rows, padded
+from kdbench.store.rows import KEY_BYTES, Rows, padded
 from kdbench.train.circumstance import device_name, installed
 from kdbench.train.member import Member
 from kdbench.train.stream import BatchPlan, Place
@@ -74,38 +74,76 @@ class TeacherTable:
         return np.asarray(index, np.int64) * self.n_views + np.asarray(views, np.int64)
 
 
+class RelationTable:
+    """What a loss computes of the teacher's taps of a batch (`Loss.of_teacher`), by the number of the step. A row says of which images and
+    views it is, so that one of another order of the images is missing. `like`: the tensors of one batch."""
+
+    def __init__(self, path: Path, like: Sequence[Tensor], n_steps: int):
+        """Raises StoreError."""
+        self.path, self.layout = path, [(tensor.dtype, tensor.shape, tensor.numel() * tensor.itemsize) for tensor in like]
+        self.rows = Rows(path, n_steps, KEY_BYTES + sum(padded(size) for _, _, size in self.layout))
+
+    def get(self, step: int, place: Place) -> list[Tensor] | None:
+        """On the CPU; None if it is missing."""
+        row = self.rows.get(np.array([step]))
+        if row is None or row[0, :KEY_BYTES].tobytes() != self._key(place):
+            return None
+        values, found, start = torch.from_numpy(row[0].copy()), [], KEY_BYTES
+        for dtype, shape, size in self.layout:
+            found.append(values[start : start + size].view(dtype).view(shape))
+            start += padded(size)
+        return found
+
+    def put(self, step: int, place: Place, values: Sequence[Tensor]) -> None:
+        """Write it, if the disk takes it."""
+        parts = [self._key(place)]
+        for tensor, (_, _, size) in zip(values, self.layout, strict=True):
+            parts += [tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), bytes(padded(size) - size)]
+        self.rows.put(np.array([step]), np.frombuffer(b"".join(parts), np.uint8)[None])
+
+    @staticmethod
+    def _key(place: Place) -> bytes:
+        return hashlib.sha256(b"".join(np.asarray(one, np.int64).tobytes() for one in place)).digest()[:KEY_BYTES]
+
+
 class TabledTeacher(LiveTeacher):
     """A live teacher that reads what is in its table. In each epoch it recomputes the first batch of which it finds rows there. For a batch
-    of which rows are missing, these are computed together with those that the next batches will miss.
+    of which rows are missing, these are computed together with those that the next batches will miss. Where losses need maps of it, what
+    they compute of those of a whole batch is in tables of its own, and serves whoever sees the same batches: `kept` are these losses.
 
     It is run on whole batches only, since the bits of an image's outputs may depend on the size of its batch. Some processors and sizes
     also give other bits at another place in the batch: on the CPU this is tried at the start, and there is no table then."""
 
-    def __init__(self, live: LiveTeacher, store: Store, identity: Mapping[str, Any], plan: BatchPlan):
+    def __init__(
+        self, live: LiveTeacher, store: Store, identity: Mapping[str, Any], plan: BatchPlan, kept: Mapping[str, Loss], epochs: int
+    ):
         super().__init__(live.model, live.cell, live.numerics)
-        self.store, self.identity, self.plan = store, identity, plan
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = store.tables_folder(live.cell.id) / f"{key}.rows"
+        self.store, self.identity, self.plan, self.kept, self.n_steps = store, identity, plan, kept, epochs * plan.steps
+        self.path = self._path(identity)
         self.table: TeacherTable | None = None
+        self.relations: dict[str, RelationTable] = {}
         self.is_off = self.is_checked = self.has_served = False
         self.coming: deque[Place] = deque()
+        self.step = 0
 
     @property
     def provider(self) -> str:  # type: ignore[override]
         """`live` as long as nothing was read from the table."""
         return "table" if self.has_served else "live"
 
-    def begin_epoch(self, places: Sequence[Place]) -> None:
-        self.is_checked, self.coming = False, deque(places)
+    def begin_epoch(self, places: Sequence[Place], step: int) -> None:
+        self.is_checked, self.coming, self.step = False, deque(places), step
 
     def taps(self, inputs: Any, place: Place | None = None) -> Taps:
+        step = None  # of the students' own images, which alone have relations
         if self.coming and place is self.coming[0]:
             self.coming.popleft()
+            step, self.step = self.step, self.step + 1
         if self.is_off or place is None or len(place[0]) != self.plan.batch_size:
             return super().taps(inputs)
-        if self.is_checked and self.table and (found := self._read(self.table, place)):
+        if self.is_checked and self.table and (found := self._read(self.table, step, place, inputs.device)):
             self.has_served = True
-            return Taps(**{name: value.to(inputs.device) for name, value in found.items()}).with_classifier(self.model)
+            return found.with_classifier(self.model)
         taps = super().taps(inputs)
         if self.table is None:
             try:
@@ -116,11 +154,24 @@ class TabledTeacher(LiveTeacher):
                 self.is_off = True
                 return taps
         if not self.is_checked:
-            self._check(self.table, place, taps)
+            self._check(self.table, step, place, taps)
         self.table.put(place, taps)
+        for name, loss in self.kept.items() if step is not None else ():
+            self.relations[name].put(step, place, loss.known(taps))
         return taps
 
-    def _read(self, table: TeacherTable, place: Place) -> dict[str, Tensor] | None:
+    def _read(self, table: TeacherTable, step: int | None, place: Place, device: torch.device) -> Taps | None:
+        """The taps and relations of a batch, as far as they are kept; None if something is missing."""
+        relations = {}
+        for name in self.kept if step is not None else ():
+            if (values := self.relations[name].get(step, place)) is None:
+                return None
+            relations[name] = [value.to(device) for value in values]
+        if (rows := self._rows(table, place)) is None:
+            return None
+        return Taps(**{name: value.to(device) for name, value in rows.items()}, relations=relations)
+
+    def _rows(self, table: TeacherTable, place: Place) -> dict[str, Tensor] | None:
         """The rows of a batch, after those that are missing are computed; None if all are missing, or none can be written."""
         if (found := table.get(place)) or table.rows.is_full:
             return found
@@ -156,30 +207,47 @@ class TabledTeacher(LiveTeacher):
         if torch.equal(now, before):
             return 0.0
         off = float((now.double() - before.double()).abs().max() / now.double().abs().max())
+        low = self.numerics["autocast"]
+        close = max(CLOSE.get(now.dtype, 0.0), CLOSE[getattr(torch, low) if low else torch.float32])
         promises_bits = now.device.type == "cpu" and self.numerics["name"] == "exact"
-        return 0.0 if off <= CLOSE.get(now.dtype, 0.0) and not promises_bits else off
+        return 0.0 if off <= close and not promises_bits else off
 
     def _opened(self, taps: Taps) -> TeacherTable:
         given = {name: getattr(taps, name) for name in sorted(SERVED) if taps.has(name)}
         layout = {name: (tensor.dtype, tensor.shape[1]) for name, tensor in given.items()}
         assert self.plan.data.n_views is not None
         self.store.write_json(self.path.with_suffix(".json"), self.identity)
+        order = {name: str(getattr(self.plan, name)) for name in ("streams", "drop_last", "class_uniform")}
+        for name, loss in self.kept.items():
+            path = self._path({**self.identity, "relation": name, **order})
+            self.relations[name] = RelationTable(path, loss.known(taps), self.n_steps)
         return TeacherTable(self.path, layout, self.plan.data.size("train"), self.plan.data.n_views)
 
-    def _check(self, table: TeacherTable, place: Place, taps: Taps) -> None:
-        """Compare the rows of a batch that are in the table. Raises TeacherError if they are not what the teacher gives; the table is set
-        aside then."""
+    def _path(self, identity: Mapping[str, Any]) -> Path:
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return self.store.tables_folder(self.cell.id) / f"{key}.rows"
+
+    def _check(self, table: TeacherTable, step: int | None, place: Place, taps: Taps) -> None:
+        """Compare what of a batch is in the tables. Raises TeacherError if it is not what the teacher gives; the table is set aside
+        then."""
         there = table.there(place)
         found = table.get((place[0][there], place[1][there])) if there.any() else None
         for name, row in (found or {}).items():
             now = getattr(taps, name).detach()
-            if off := self._difference(now[torch.from_numpy(there).to(now.device)], row.to(now.device)):
-                aside = self.store.set_aside(self.path)
-                raise TeacherError(
-                    f"{self.path} does not hold what teacher {self.cell.id} gives now ({name} differs by {off:.2g} of its largest value), "
-                    f"so what was trained from it cannot be trusted: it is set aside as {aside.name}, and the next run makes it anew"
-                )
-        self.is_checked = found is not None
+            self._compare(self.path, name, now[torch.from_numpy(there).to(now.device)], row)
+        relations = {name: self.relations[name].get(step, place) for name in self.kept} if step is not None else {}
+        for name, values in relations.items():
+            for now, row in zip(self.kept[name].known(taps), values or (), strict=False):
+                self._compare(self.relations[name].path, name.split()[0], now, row)
+        self.is_checked = found is not None and (step is not None or not self.kept) and None not in relations.values()
+
+    def _compare(self, path: Path, name: str, now: Tensor, row: Tensor) -> None:
+        if off := self._difference(now, row.to(now.device)):
+            aside = self.store.set_aside(path)
+            raise TeacherError(
+                f"{path} does not hold what teacher {self.cell.id} gives now ({name} differs by {off:.2g} of its largest value), "
+                f"so what was trained from it cannot be trusted: it is set aside as {aside.name}, and the next run makes it anew"
+            )
 
 
 def with_table(live: LiveTeacher, store: Store, plan: BatchPlan, members: Sequence[Member], device: torch.device) -> LiveTeacher:
@@ -203,4 +271,5 @@ def with_table(live: LiveTeacher, store: Store, plan: BatchPlan, members: Sequen
         "capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {"kdbench": VERSION} | {name: installed(name) for name in ("torch", "timm", "torchvision", "numpy")},
     }
-    return TabledTeacher(live, store, identity, plan)
+    kept = {name: loss for member in members for name, loss in member.objective.kept.items()}
+    return TabledTeacher(live, store, identity, plan, kept, first.config["recipe"]["epochs"])
