@@ -154,7 +154,7 @@ def matrix(peer_path: Path | None, chosen: tuple[str, ...], teacher: str, studen
 
     tried = [side_by_side.Way(1, 1, 0)] if own.quick else side_by_side.ways(CORES)
     nets = own.nets(teacher, student, batch_size, steps, 2 if own.quick else epochs)
-    names = chosen or ("kd", "rkd", "pkt")[: 2 if own.quick else 3]
+    names = chosen or ("kd", "sp", "rkd", "pkt")[: 2 if own.quick else 4]
     numerics = ("exact",) if own.quick else ("exact", "fast")
     rounds = 1 if own.quick else rounds
     table, turns = side_by_side.matrix(nets, names, own.peer, peer_path, own.device.type, jobs, tried, rounds, numerics)
@@ -163,7 +163,7 @@ def matrix(peer_path: Path | None, chosen: tuple[str, ...], teacher: str, studen
         "epoch is training and test of all losses, without start.",
         "fill: what the first run with a table takes longer than one with a live teacher. break_even_runs: so many runs with the filled "
         "table save as much.",
-        "There are rows with a table only if it holds what all of the losses need (logits and pooled features, no maps).",
+        "There are rows with a table only if it holds what all of the losses need (logits, pooled features, and relations of maps).",
     )
     own.write(table, turns, (*own.peer.notes, *notes), f"{rounds} rounds of all arms in turns")
 

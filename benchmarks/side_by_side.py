@@ -24,8 +24,8 @@ from benchmarks.peers import Peer
 from benchmarks.timing import quartiles
 from benchmarks.training import Nets, Pictures, benches, nets_of
 from kdbench.errors import KdbenchError, UsageError
-from kdbench.losses._base import TAPS
-from kdbench.plan.provider import SERVED
+from kdbench.losses._base import TAPS, Loss
+from kdbench.plan.provider import SERVED, keeps_relation
 from kdbench.store import Store
 
 
@@ -122,6 +122,11 @@ def _run(command: Sequence[str]) -> float:
     return time.perf_counter() - began_s
 
 
+def _is_served(loss: Loss) -> bool:
+    needs = loss._needs()
+    return not needs & set(TAPS) - SERVED or keeps_relation(needs, loss.relation, loss.couples, "matched")
+
+
 def matrix(
     nets: Nets, losses: Sequence[str], peer: Peer, peer_path: Path | None, device: str, jobs: int, tried: Sequence[Way], rounds: int,
     numerics: Sequence[str] = ("exact", "fast"),
@@ -133,7 +138,7 @@ def matrix(
     if strange := [loss for loss in losses if loss not in peer.trains]:
         raise UsageError(f"{peer.name} cannot train with {', '.join(strange)} here: choose among {', '.join(peer.trains)}")
     # A bundle is served by a table only if all of its losses are.
-    providers = ("live",) if any(built(loss)._needs() & set(TAPS) - SERVED for loss in losses) else ("live", "table")
+    providers = ("live", "table") if all(_is_served(built(loss)) for loss in losses) else ("live",)
     with TemporaryDirectory() as name:
         ours = {one: Ours(nets, losses, one, device, jobs, Path(name) / one) for one in numerics}
         first = {way: theirs(nets, losses, peer_path, way) for way in tried}

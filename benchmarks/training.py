@@ -34,7 +34,7 @@ from kdbench.train.build import Setup, make_model
 from kdbench.train.loop import Position, train
 from kdbench.train.member import Member
 from kdbench.train.numerics import laid_out, settle
-from kdbench.train.stream import BatchPlan
+from kdbench.train.stream import BatchPlan, Place
 from kdbench.train.teacher import LiveTeacher
 from kdbench.train.teacher_table import TabledTeacher
 
@@ -102,6 +102,15 @@ class _After:
         return self.left < 0
 
 
+class _Filled(TabledTeacher):
+    """Recomputes no batch once it has been found right: that is one of an epoch, too large a share of few steps."""
+
+    def begin_epoch(self, places: Sequence[Place], step: int) -> None:
+        was = self.is_checked
+        super().begin_epoch(places, step)
+        self.is_checked = was
+
+
 @dataclass(frozen=True)
 class Bench:
     """Students of one pair in this process, with a teacher that is not trained: its weights do not change the times."""
@@ -130,11 +139,9 @@ class Bench:
 
     def tabled(self, store: Store) -> TabledTeacher:
         """The teacher with a table, which is filled."""
-        table = TabledTeacher(self.teacher, store, {"numerics": self.numerics["name"]}, self.plan, self.members[0].objective.kept, 1)
+        table = _Filled(self.teacher, store, {"numerics": self.numerics["name"]}, self.plan, self.members[0].objective.kept, 1)
         for _ in range(2):
             self.epoch(self.members[:1], table)
-        if not table.is_off:
-            table.begin_epoch = lambda *_: None  # the one batch of an epoch that is recomputed would be too large a share of few steps
         return table
 
     def epoch(self, members: Sequence[Member], teacher: LiveTeacher | None) -> None:

@@ -166,8 +166,10 @@ def test_a_step_is_measured_by_each_loop_and_the_peers_loop_is_used(checkout: Pa
     assert always <= set(rows.index) <= always | tables
     assert rows.loc["bare loop", "to_bare_loop"] == rows.loc["loop of RepDistiller, 0 workers", "ratio"] == 1
     assert turns["arm"].tolist()[: len(rows)] == table["loop"].tolist()
-    of_maps, _ = training.step(NETS, ["sp"], peers.plain_peer(), CPU, [(1, 0)], QUICK)
-    assert not of_maps["loop"].str.contains("table").any() and of_maps["note"].str.contains("no table holds the last").all()
+    of_maps, _ = training.step(NETS, ["at"], peers.plain_peer(), CPU, [(1, 0)], QUICK)
+    assert not of_maps["loop"].str.contains("table").any() and of_maps["note"].str.contains("no table holds the stages").all()
+    related, _ = training.step(NETS, ["sp"], peers.plain_peer(), CPU, [(1, 0)], QUICK)
+    assert always - {"loop of RepDistiller, 0 workers"} <= set(related["loop"]) <= always | tables | {"loop of plain formula, 0 workers"}
 
 
 def test_the_bundles_of_a_suite_are_measured_beside_their_prediction(write_suite: Callable[..., Path]) -> None:
@@ -202,7 +204,7 @@ def test_a_matrix_is_compared_round_by_round_and_says_when_a_table_pays(monkeypa
     assert table["wall_ratio"].tolist() == [0.5, 0.4, 1.0] and table["epoch_ratio"].tolist() == [0.5, 0.375, 1.0]
     assert table["processes"].tolist() == [2, 2, fast.processes] and table["break_even_runs"].tolist()[1] == 1.5
     assert turns["arm"].tolist()[-3:] == ["exact", "exact", peers.PLAIN]
-    assert matrix("kd", "sp")[0]["teacher"].tolist() == ["live", "live"]  # the maps of sp are in no table
+    assert matrix("kd", "at")[0]["teacher"].tolist() == ["live", "live"]  # the maps of at are in no table
     with pytest.raises(UsageError, match="cannot train with crd"):
         matrix("crd")
 

@@ -25,6 +25,8 @@ from kdbench.train.teacher import LiveTeacher
 ROW = 8 + 10 * 4 + 12 * 4
 """The bytes of a row of the tiny teacher: check, logits, pooled features."""
 FULL = 40 * 9 * ROW
+MANY = f"{{{', '.join(f's{place}: {{loss: sp, weight: {place}, weight_from: assumed}}' for place in range(1, 18))}}}"
+"""More than are trained side by side."""
 LONG = {"recipe": "{name: short, epochs: 30, batch_size: 8, lr: 0.02}"}
 Usage = namedtuple("Usage", "total used free")
 
@@ -55,7 +57,9 @@ def test_a_table_is_chosen_where_the_views_of_an_image_come_back(choice: Callabl
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"objectives": "[kd, sp]"}, "a loss needs last, which no table holds"),
+        ({"objectives": "[kd, at]"}, "a loss needs stages, which no table holds"),
+        ({"objectives": "[kd, sp]"}, "a table would save 0 % of its forward passes"),
+        ({"objectives": "{sp: {controls: [shuffled]}}"}, "a loss needs last, which no table holds"),
         ({"recipe": "{name: short, epochs: 30, batch_size: 8, lr: 0.02, mixup: 0.4}"}, "images are mixed"),
         ({"recipe": "{name: short, epochs: 30, batch_size: 8, lr: 0.02, rand_augment: rand-m6}"}, "the views of an image are too many"),
         ({"dataset": "{name: 'own.py:Own'}"}, "or the dataset does not state their number"),
@@ -126,8 +130,9 @@ def test_the_untrained_control_of_a_teacher_that_has_weights_is_planned_like_any
         {"repeats": "3"},
         {"repeats": "1", "objectives": "{kd: {controls: [shuffled_globally]}}"},
         {"repeats": "1", "students": "{small: {model: small_mobile, widths: [4, 6]}, other: {model: small_mobile, widths: [4, 8]}}"},
+        {"repeats": "1", "objectives": MANY},
     ],
-    ids=["alone", "repeats", "pairings", "students"],
+    ids=["alone", "repeats", "pairings", "students", "relations"],
 )
 def test_a_table_saves_what_the_plan_says(
     changes: dict[str, str], plan_of: Callable[..., Plan], train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from kdbench.losses._base import Taps
 from kdbench.plan.matrix import Plan
 from kdbench.store import Store
 from kdbench.train.teacher import LiveTeacher
-from kdbench.train.teacher_table import TeacherTable
+from kdbench.train.teacher_table import RelationTable, TeacherTable
 
 SERVED = {
     "repeats": "2",
@@ -96,7 +97,7 @@ def test_what_is_in_the_table_is_recomputed_once_an_epoch_and_not_else(
 @pytest.mark.parametrize(
     "change",
     [
-        {"objectives": "[kd, sp]"},
+        {"objectives": "[kd, at]"},
         {"recipe": "{name: short, epochs: 3, batch_size: 16, lr: 0.02, milestones: [2], rand_augment: rand-m6-mstd0.5-inc1}"},
         {"recipe": "{name: short, epochs: 3, batch_size: 16, lr: 0.02, milestones: [2], mixup: 0.4}"},
     ],
@@ -110,6 +111,87 @@ def test_a_bundle_that_a_table_cannot_serve_has_the_live_teacher(
 
     assert providers(store, plan) == {None, "live"} and not (store.root / "tables").exists()
     assert f"teacher {plan.teachers[0].cell.id} is run at each step: " in capsys.readouterr().out
+
+
+RELATIONAL = {
+    "repeats": "2",
+    "objectives": """
+    kd:
+    sp:
+    pkt: {tap: last}
+    cka: {weight: 1, weight_from: assumed}
+    sp2: {loss: sp, tap: stages}
+    rcka: {weight: 1, weight_from: assumed}
+    """,
+}
+
+
+def test_what_losses_compute_of_maps_is_read_from_tables_bit_for_bit(
+    plan_of: Callable[..., Plan], train: Callable[..., int], tmp_path: Path, forwards: list[int]
+) -> None:
+    """Every bundle that has a batch again is served; the first of a repeat has the live teacher."""
+    plan = plan_of(**RELATIONAL)
+    live, tabled = Store(tmp_path / "live"), Store(tmp_path / "tabled")
+    train(plan, store=live, provider="live")
+    train(plan, store=tabled, provider="table")
+    assert providers(tabled, plan) == {None, "live"}
+    for row in plan.rows:
+        if row.role == "student":
+            shutil.rmtree(tabled.file(row.cell.id, "record.json").parent)
+    forwards.clear()
+    train(plan, store=tabled, provider="table", side_by_side=2)
+
+    assert results(live, plan) == results(tabled, plan) and len(results(live, plan)) == len(plan.cells)
+    assert providers(tabled, plan) == {None, "table"}
+    # Three bundles of two repeats: in three epochs a whole batch and the ragged one, and at the start two in other places.
+    assert sorted(forwards) == sorted([*[16, 8] * 3, 16, 16] * 6)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "moved", "emptied", "noise"])
+def test_no_damage_to_relations_changes_a_result(
+    damage: str, plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    plan = plan_of(objectives="{sp: , light: {loss: sp, weight: 1, weight_from: assumed}}", repeats="1")
+    *first, light = plan.cells
+    train(plan, first)
+    width = 8 + 16 + 4 * 16 * 16
+    (path,) = (one for one in (store.root / "tables").glob("*/*.rows") if one.stat().st_size % width == 0)
+    path.write_bytes(globals()[damage](path.read_bytes(), width))
+    assert train(plan, [light]) == 0
+    other = Store(tmp_path / "live")
+    train(plan, store=other, provider="live")
+
+    assert results(store, plan) == results(other, plan)
+
+
+def test_a_relation_with_other_numbers_fails_the_bundle_loudly_and_is_set_aside(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(objectives="{sp: , light: {loss: sp, weight: 1, weight_from: assumed}}", repeats="1")
+    *first, light = plan.cells
+    real = RelationTable.put
+    with monkeypatch.context() as patched:
+        patched.setattr(RelationTable, "put", lambda self, step, place, values: real(self, step, place, [2 * one for one in values]))
+        assert train(plan, first) == 0
+    assert train(plan, [light]) == 1
+    failure = store.failure(light)
+
+    assert failure and "sp.SP differs by" in failure.message and "set aside as" in failure.message
+    assert train(plan, [light]) == 0
+
+
+def test_a_relation_of_other_images_views_or_order_is_missing(tmp_path: Path) -> None:
+    like = [torch.rand(3, 3), torch.tensor(2.0, dtype=torch.float64), torch.rand(5).bfloat16()]
+    table = RelationTable(tmp_path / "one.rows", like, 10)
+    place = np.array([4, 2, 9]), np.array([0, 1, 2])
+    assert table.get(6, place) is None
+    table.put(6, place, like)
+    again = table.get(6, place)
+
+    assert again is not None and all(torch.equal(one, other) for one, other in zip(again, like, strict=True))
+    for changed in ((place[0][::-1], place[1]), (place[0], place[1][::-1]), (place[1], place[0]), (place[0] + 1, place[1])):
+        assert table.get(6, changed) is None
+    assert table.get(5, place) is None
 
 
 def truncated(raw: bytes, row: int) -> bytes:

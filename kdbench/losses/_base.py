@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kdbench.errors import LossError, RefusedError, nearest
-from kdbench.isolation import isolated
 
 TAPS = ("logits", "pooled", "last", "stages", "preact", "tokens", "class_token", "distillation_token", "registers")
 """What a loss may need of both models; not every model has all of them."""
@@ -314,8 +313,7 @@ class Loss(nn.Module):
         """What `of_teacher` gives for these taps of a teacher, which keep it for the next loss."""
         there: dict[str, Sequence[Tensor]] = vars(teacher).setdefault("relations", {})
         if self.relation not in there:
-            # Draws of its own: whether it is computed for this student or was for another one changes nothing else.
-            with isolated(0), torch.no_grad():
+            with torch.no_grad():
                 own = teacher.needed(self._needs(), type(self).__name__, "teacher", _frozen_copy)
                 there[self.relation] = tuple(self.of_teacher(own))
         return there[self.relation]

@@ -64,7 +64,11 @@ class Objective(nn.Module):
         for place, (name, term, loss) in enumerate(zip(self.names, self.terms, self._each(), strict=True)):
             assert teacher is not None, "an objective with terms is trained with a teacher"
             with isolated(seed + place):
-                named = loss.parts(student, _paired(term, teacher, batch, self.augmentation), batch)
+                own = _paired(term, teacher, batch, self.augmentation)
+                if loss.relation:
+                    with isolated(0):  # own draws: whether it is computed now or was for another student changes nothing else
+                        loss.known(own)
+                named = loss.parts(student, own, batch)
             weight = weight_at(term["weight"], batch.epoch) * schedule_at(term, batch.epoch, self.epochs)
             for part, value in named.items():
                 values[f"{name}.{part}" if part else name] = (value, weight * value)

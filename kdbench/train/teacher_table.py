@@ -217,9 +217,10 @@ class TabledTeacher(LiveTeacher):
         layout = {name: (tensor.dtype, tensor.shape[1]) for name, tensor in given.items()}
         assert self.plan.data.n_views is not None
         self.store.write_json(self.path.with_suffix(".json"), self.identity)
-        order = {name: str(getattr(self.plan, name)) for name in ("streams", "drop_last", "class_uniform")}
+        # What the batches follow from; a row says itself which images it is of.
+        order = [self.plan.streams.order, self.plan.streams.augment, self.plan.drop_last, self.plan.class_uniform]
         for name, loss in self.kept.items():
-            path = self._path({**self.identity, "relation": name, **order})
+            path = self._path({**self.identity, "relation": name, "order": order})
             self.relations[name] = RelationTable(path, loss.known(taps), self.n_steps)
         return TeacherTable(self.path, layout, self.plan.data.size("train"), self.plan.data.n_views)
 
