@@ -99,12 +99,15 @@ def test_every_loss_in_a_file_is_one_that_trains(folder: Path) -> None:
         for line in name.read_text().splitlines()
         if line[:6] == "class "
     ]
-    assert len(made) == 4
+    assert len(made) == 5
     for path, name in made:
         draw = torch.Generator().manual_seed(0)
         views = [
             kdbench.Taps(
-                **{key: torch.randn(16, size, generator=draw).requires_grad_() for key, size in (("logits", 3), ("pooled", width))}
+                **{
+                    key: torch.randn(16, *size, generator=draw).requires_grad_()
+                    for key, size in (("logits", (3,)), ("pooled", (width,)), ("last", (width, 2, 2)))
+                }
             )
             for width in (5, 6, 5, 6)
         ]
