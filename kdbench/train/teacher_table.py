@@ -88,7 +88,7 @@ class TabledTeacher(LiveTeacher):
         if self.is_off or place is None or len(place[0]) != self.plan.batch_size:
             return super().taps(inputs)
         if self.is_checked and self.table and (found := self.table.get(place)):
-            return Taps(**{name: value.to(inputs.device) for name, value in found.items()}).with_classifier(self.model)
+            return Taps(**{name: value.to(inputs.device, non_blocking=True) for name, value in found.items()}).with_classifier(self.model)
         taps = super().taps(inputs)
         if self.table is None:
             try:
