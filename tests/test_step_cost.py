@@ -190,7 +190,10 @@ def test_no_option_of_a_recipe_makes_a_step_wait(bench_of: Callable[..., Bench])
     """What remains is on the host: with `ema` and Adam PyTorch reads the number of updates, which is there; of mixed images its `one_hot`
     checks the labels on the CPU alone."""
     base = "name: short, epochs: 2, batch_size: 8, lr: 0.02, milestones: []"
-    for options in ("clip_grad: 1.0, accumulate: 2, warmup_epochs: 1", "optimizer: nesterov, schedule: cosine, decay_norms_and_biases: false, label_smoothing: 0.1"):
+    for options in (
+        "clip_grad: 1.0, accumulate: 2, warmup_epochs: 1",
+        "optimizer: nesterov, schedule: cosine, decay_norms_and_biases: false, label_smoothing: 0.1",
+    ):
         bench = bench_of(recipe=f"{{{base}, {options}}}", objectives="[ce, kd]", repeats="1")
         assert counted(bench, 3).waits[2:] == [[]] * 3, options
     bench = bench_of(recipe=f"{{{base}, ema: 0.9}}", repeats="1")
