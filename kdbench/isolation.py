@@ -47,7 +47,7 @@ def isolated(seed: int) -> Iterator[None]:
     finally:
         _spare.append(_in_use.pop())
         np.random.set_bit_generator(numpy_before)
-        if nested_numpy is not None:
+        if nested_numpy is not None and nested_numpy["has_gauss"]:  # all other state is in the generator itself
             np.random.set_state(nested_numpy)
         random.setstate(python_before)
         torch.default_generator.set_state(torch_before)

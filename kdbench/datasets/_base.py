@@ -184,7 +184,13 @@ def held_of(images: int, share: float) -> int:
     return min(round(images * share), images - 1)
 
 
+def to_device(values: Any, device: torch.device) -> Tensor:
+    """Numbers of the host as a tensor on a device. The host does not wait for what the device has still to do, as it would with
+    `torch.as_tensor(values, device=device)`."""
+    return torch.as_tensor(values).to(device, non_blocking=True)
+
+
 def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], white: float = 255.0) -> Tensor:
     """Integer pixels (n x c x h x w), normalised. The order of operations gives the same bits as torchvision's ToTensor and Normalize."""
-    centre, spread = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
+    centre, spread = (to_device(values, pixels.device).view(-1, 1, 1) for values in (mean, std))
     return pixels.float().div_(white).sub_(centre).div_(spread)

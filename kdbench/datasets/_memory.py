@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdbench.datasets._augment import RandAugment, erased, own_draws
-from kdbench.datasets._base import Data, Dataset, Subset, held_of, n_crops, normalised
+from kdbench.datasets._base import Data, Dataset, Subset, held_of, n_crops, normalised, to_device
 from kdbench.errors import DataError
 
 
@@ -158,10 +158,10 @@ class ImageData(Data):
 
     def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         images: Images = getattr(self, split)
-        chosen = torch.as_tensor(index, device=self.device)
+        chosen = to_device(index, self.device)
         pixels, white = images.pixels[chosen], self.white
         if views is not None and self.n_crops > 1:
-            pixels = self._seen(pixels, torch.as_tensor(self._crops(views), device=self.device))
+            pixels = self._seen(pixels, to_device(self._crops(views), self.device))
         if views is not None and self.rand_augment:
             pixels, white = self._rand_augmented(pixels, views), 255.0
         inputs = normalised(pixels, self.mean, self.std, white)

@@ -86,7 +86,7 @@ class StreamedData(Data):
     def _placed(self, split: str, index: np.ndarray, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels are copied to the device as bytes and normalised there, which needs a quarter of the bandwidth."""
         there = pixels.to(self.device, non_blocking=True)
-        return normalised(there, self.mean, self.std), self.labels[split][torch.as_tensor(index, device=self.device)]
+        return normalised(there, self.mean, self.std), self.labels[split][to_device(index, self.device)]
 
 
 class Streamed(Dataset):

@@ -114,7 +114,7 @@ class RKD(Loss):
         y = unit_rows(y) if self.l2 != "none" else y
         n, distinct = len(x), self.mean == "valid"
         drawn = self.angle and self.vertices is not None and self.vertices < n
-        vertices = torch.randperm(n)[: self.vertices].to(x.device) if drawn else None
+        vertices = torch.randperm(n)[: self.vertices].to(x.device, non_blocking=True) if drawn else None
         parts = {}
         if self.eps == "released":
             if self.distance:

@@ -94,7 +94,7 @@ class InputAdapter:
         (inputs,) = arguments
         if self.mean is not None and self.given is not None:
             mean_given, std_given, mean, std = (
-                torch.tensor(values, device=inputs.device).view(-1, 1, 1) for values in (*self.given, self.mean, self.std)
+                torch.tensor(values).to(inputs.device, non_blocking=True).view(-1, 1, 1) for values in (*self.given, self.mean, self.std)
             )
             inputs = (inputs * std_given + mean_given - mean) / std
         if self.size is not None and tuple(inputs.shape[2:]) != (self.size, self.size):

@@ -34,16 +34,16 @@ class Files:
         if guard := self.guards.get(path.parent):
             guard()
 
-    def write_bytes(self, path: Path, data: bytes) -> None:
-        """Write so that `path` holds either what it held or all of `data`, whatever happens in between. Raises StoreError: the disk is
-        full, or the folder cannot be written."""
+    def write_bytes(self, path: Path, *data: bytes) -> None:
+        """Write so that `path` holds either what it held or all of `data`, whatever happens in between. Raises StoreError: the disk
+        is full, or the folder cannot be written."""
         self.check_guard(path)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         with explained(path):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open(temporary, "xb") as file:
-                    file.write(data)
+                    file.writelines(data)
                     file.flush()
                     os.fsync(file.fileno())
                 self.check_guard(path)
@@ -71,7 +71,7 @@ class Files:
 
     def write_sealed(self, path: Path, data: bytes) -> None:
         """Write bytes behind their own SHA-256, so that `read_sealed` can tell a damaged file."""
-        self.write_bytes(path, hashlib.sha256(data).digest() + data)
+        self.write_bytes(path, hashlib.sha256(data).digest(), data)
 
     def append_line(self, path: Path, data: Mapping[str, Any]) -> None:
         """One line of JSON at the end of a log. A line that a kill cut short is ended first, and `lines` skips it."""

@@ -22,6 +22,8 @@ from kdbench.train.result import digest_of, metrics
 from kdbench.train.teacher import LiveTeacher
 
 CHECKPOINT_EVERY_S = 30.0
+LARGEST_SHARE = 0.01
+"""Of the time of training, for checkpoints: those of large or many students come later."""
 
 
 class Saver:
@@ -31,7 +33,7 @@ class Saver:
         self, store: Store, data: Any, circumstance: dict[str, Any], every_s: float = CHECKPOINT_EVERY_S, log: Callable[[str], None] = print
     ):
         self.store, self.data, self.circumstance, self.every_s, self.log = store, data, circumstance, every_s, log
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saving_s = time.monotonic(), 0.0
         self.due: dict[Position, bool] = {}
         self.sources: dict[str, dict[str, str]] = {}  # by cell: digests of its parts when training began here
         self.started_at: dict[str, float] = {}
@@ -45,17 +47,21 @@ class Saver:
         self.store.append_line(self.store.file(member.cell.id, "progress.jsonl"), line)
 
     def save(self, member: Member, position: Position, must: bool = False) -> None:
-        """Save a checkpoint if the last one is older than `every_s`, decided once per position so that all students share positions."""
+        """Save a checkpoint if the last one is older than `every_s`, and than what makes saving at most `LARGEST_SHARE` of the time (not if
+        `every_s` is 0). Decided once per position so that all students share positions."""
+        began_s = time.monotonic()
         if not must:
             if position not in self.due:
-                self.due = {position: time.monotonic() - self.saved_at >= self.every_s}
+                wait_s = max(self.every_s, self.saving_s / LARGEST_SHARE) if self.every_s else 0.0
+                self.due = {position: began_s - self.saved_at >= wait_s}
                 if self.due[position]:
-                    self.saved_at = time.monotonic()
+                    self.saved_at, self.saving_s = began_s, 0.0
             if not self.due[position]:
                 return
         buffer = io.BytesIO()
         torch.save({"position": position, "trained_s": self._trained_s(member), "state": member.state()}, buffer)
         self.store.write_sealed(self.store.file(member.cell.id, "checkpoint.bin"), buffer.getvalue())
+        self.saving_s += time.monotonic() - began_s
 
     def finished(self, member: Member) -> None:
         """Save weights, predictions and, last, the record: a cell with a record is complete."""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, Protocol
 
-import torch
-
+from kdbench.datasets._base import to_device
 from kdbench.errors import StoppedError
 from kdbench.isolation import isolated
 from kdbench.losses._base import Batch, Taps
@@ -89,7 +88,7 @@ def train(
                     with isolated(seed_of(plan.streams.augment, total_step, "second_view", *which)):
                         seen, _ = plan.mixed(*next(reader), members[0].task, total_step)
                         second_views[which] = seen, teacher.taps(seen) if teacher else Taps()
-                batch = Batch(targets, torch.as_tensor(place[0], device=members[0].device), epoch, total_step, others, second_views)
+                batch = Batch(targets, to_device(place[0], members[0].device), epoch, total_step, others, second_views)
                 live = [member for member in live if _survives(recorder, member, member.step, inputs, targets, batch, taps, step == 0)]
                 if not live:
                     return

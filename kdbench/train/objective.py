@@ -163,5 +163,5 @@ def _paired(term: Mapping[str, Any], teacher: Taps, batch: Batch, augmentation: 
     if elsewhere or term["pairing"] == "matched":
         return taps
     tensors = taps.tensors()
-    order = torch.randperm(len(tensors[0])).to(tensors[0].device)
+    order = torch.randperm(len(tensors[0])).to(tensors[0].device, non_blocking=True)
     return taps.map(lambda tensor: tensor[order])

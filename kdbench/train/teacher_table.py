@@ -166,10 +166,10 @@ class TabledTeacher(LiveTeacher):
         for name in self.kept if step is not None else ():
             if (values := self.relations[name].get(step, place)) is None:
                 return None
-            relations[name] = [value.to(device) for value in values]
+            relations[name] = [value.to(device, non_blocking=True) for value in values]
         if (rows := self._rows(table, place)) is None:
             return None
-        return Taps(**{name: value.to(device) for name, value in rows.items()}, relations=relations)
+        return Taps(**{name: value.to(device, non_blocking=True) for name, value in rows.items()}, relations=relations)
 
     def _rows(self, table: TeacherTable, place: Place) -> dict[str, Tensor] | None:
         """The rows of a batch, after those that are missing are computed; None if all are missing, or none can be written."""
