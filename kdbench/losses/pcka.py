@@ -150,7 +150,7 @@ class _Cosines(torch.autograd.Function):
         root = (norm_k * norm_m).sqrt()
         cross = (sides[0].products(sides[1]) / root).masked_fill_(dead, 0.0) if of_columns else None
         columns = torch.zeros_like(norm_k) if cross is None else cross.square().sum((1, 2), keepdim=True)
-        ctx.wanted = torch.tensor([of_rows, of_columns], dtype=k.dtype, device=k.device)
+        ctx.wanted = of_rows, of_columns
         ctx.centred, ctx.sides, ctx.found = centred, sides, (k, m, norm_k, root, rows, cross, columns)
         return torch.stack([rows, columns]).flatten(1)
 
@@ -158,7 +158,7 @@ class _Cosines(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (x, y), (k, m, norm, root, rows, cross, columns) = ctx.sides, ctx.found
-        by_row, by_column = (2 * one[:, None, None] for one in upstream * ctx.wanted[:, None])
+        by_row, by_column = (2 * wanted * one[:, None, None] for wanted, one in zip(ctx.wanted, upstream, strict=True))
         found = x.weighted((by_row * m - (by_row * rows + by_column * columns) * k) / norm)
         if cross is not None:
             found += y.weighted(by_column * cross / root)
