@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,17 @@ def init(context: click.Context, name: str, original: str | None, **chosen: Any)
 @main.command()
 @SUITE
 @RESULTS
+@DEVICE
+@JOBS
 @click.option("--json", "as_json", is_flag=True, help="print cells, bundles and teachers as JSON")
-def plan(suite: Path, results: Path, as_json: bool) -> None:
-    """Show what `run SUITE` will do: cells by state, bundles, teachers, work, and which differences its repeats can detect. SUITE is a
-    YAML file."""
+def plan(suite: Path, results: Path, device: str, jobs: int | None, as_json: bool) -> None:
+    """Show what `run SUITE` will do: cells by state, bundles, teachers, work, how long it takes here (after `check`), and which differences
+    its repeats can detect. SUITE is a YAML file."""
     from kdbench.plan import summary
+    from kdbench.run.estimate import time_left
 
-    click.echo(summary.as_json(suite, results) if as_json else summary.as_text(suite, results))
+    how_long = partial(time_left, jobs=jobs, device=device)
+    click.echo(summary.as_json(suite, results) if as_json else summary.as_text(suite, results, how_long))
 
 
 @main.command()

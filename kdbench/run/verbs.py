@@ -45,7 +45,7 @@ def run(
     console = Console(highlight=False, soft_wrap=True)
     plan, store = planned(suite), Store(results)
     titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
-    machine = replace(_machine(results, data, device, jobs, checkpoint_every_s), provider=provider)
+    machine = Machine.here(results, data, device, jobs, checkpoint_every_s=checkpoint_every_s, provider=provider)
     count = len(local.wanted(store, list(plan.cells.values())))
     if count:
         for note in _check_data_and_device(plan, data, device):
@@ -100,7 +100,7 @@ def profile(suite: Path, results: Path, data: Path, device: str) -> int:
     if not any(row.role == "student" and store.is_done(row.cell.id) for row in plan.rows):
         raise UsageError(f"no student has finished training: run `{shlex.join(['kdbench', 'run', str(suite)])}` first")
     local.prepare(plan, store)
-    whole = _measure(plan, store, _machine(results, data, device, 1, None), Console(highlight=False, soft_wrap=True))
+    whole = _measure(plan, store, Machine.here(results, data, device, 1), Console(highlight=False, soft_wrap=True))
     report(store, [plan.suite.name], sys.stdout)
     return 0 if whole else 1
 
@@ -120,7 +120,7 @@ def features(suite: Path, results: Path, data: Path, device: str, jobs: int | No
         raise UsageError(f"no network has finished training: run `{shlex.join(['kdbench', 'run', str(suite)])}` first")
     manifest = local.prepare(plan, store)
     count = len(asked(manifest, cka, [dataset for dataset, _, _ in given]))
-    machine = _machine(results, data, device, jobs, None)
+    machine = Machine.here(results, data, device, jobs)
     command = [sys.executable, "-m", "kdbench.train.features", str(results), manifest.suite, "--data", str(data), "--device", device]
     command += ["--readers", str(machine.readers), *(["--cka"] if cka else [])]
     for dataset, sources, title in given:
@@ -218,15 +218,6 @@ def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) ->
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
     return 1 if wrong else 0
-
-
-def _machine(results: Path, data: Path, device: str, jobs: int | None, checkpoint_every_s: float | None) -> Machine:
-    import torch
-
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs or gpus or cores
-    return Machine(results, data, device, jobs, gpus, checkpoint_every_s, readers=max(1, cores // jobs))
 
 
 def _measure(plan: Plan, store: Store, machine: Machine, console: Console) -> bool:

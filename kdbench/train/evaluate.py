@@ -37,7 +37,7 @@ def predict_all(
             for number, model in enumerate(models):
                 try:
                     if number not in errors:
-                        _add(columns[number], task, model, inputs, numerics, place)
+                        add_predictions(columns[number], task, model, inputs, numerics, place)
                 except Exception as error:
                     errors[number] = error
     targets = data.targets(split).cpu().numpy()
@@ -47,7 +47,7 @@ def predict_all(
     ]
 
 
-def _add(columns: dict[str, list[np.ndarray]], task: Task, model: nn.Module, inputs: Any, numerics: Mapping[str, Any], seed: int) -> None:
+def add_predictions(columns: dict[str, list[np.ndarray]], task: Task, model: nn.Module, inputs: Any, numerics: Mapping[str, Any], seed: int) -> None:
     """Add a model's predictions for a batch, with the draws that it would have alone."""
     model.eval()
     with isolated(seed), torch.no_grad():
