@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -26,6 +26,7 @@ from kdbench.plan.matrix import Plan
 from kdbench.plan.reading import given_part
 from kdbench.plan.suite import read
 from kdbench.run import local
+from kdbench.run.estimate import Costs, students_side_by_side
 from kdbench.run.local import Machine
 from kdbench.run.progress import ProgressBar
 from kdbench.store import Store, cell_state
@@ -51,6 +52,7 @@ def run(
         for note in _check_data_and_device(plan, data, device):
             console.print(f"{plan.suite.dataset['name']}: {note}", markup=False)
     todo = f"{count} of {len(plan.cells)} cells to train, {machine.jobs} at a time"
+    machine = replace(machine, side_by_side=students_side_by_side(Costs.here(plan, store, device), machine.jobs))
     console.print(f"{plan.suite.name}: {todo if count else f'nothing to train: all {len(plan.cells)} cells are done or being trained'}")
     began = time.monotonic()
     try:
@@ -93,15 +95,19 @@ def conclude(store: Store, suite: str, console: Console, in_jobs: Collection[str
 
 
 def profile(suite: Path, results: Path, data: Path, device: str) -> int:
-    """Measure the costs of a suite's objectives. Returns 0 when every one has its profile."""
+    """Measure the costs of a suite's objectives, and show them. Returns 0 when every one has its profile."""
     from kdbench.report.write import report
+    from kdbench.run import step_parts
 
     plan, store = planned(suite), Store(results)
     if not any(row.role == "student" and store.is_done(row.cell.id) for row in plan.rows):
         raise UsageError(f"no student has finished training: run `{shlex.join(['kdbench', 'run', str(suite)])}` first")
     local.prepare(plan, store)
-    whole = _measure(plan, store, Machine.here(results, data, device, 1), Console(highlight=False, soft_wrap=True))
-    report(store, [plan.suite.name], sys.stdout)
+    console = Console(highlight=False, soft_wrap=True)
+    whole = _measure(plan, store, Machine.here(results, data, device, 1), console)
+    report(store, [plan.suite.name], io.StringIO())  # its table of costs
+    if folder := step_parts.show(store, store.manifest(plan.suite.name), sys.stdout):
+        console.print(f"The table as Markdown and CSV, and its figure, are in {folder}.", markup=False)
     return 0 if whole else 1
 
 

@@ -69,9 +69,10 @@ def setting_of_cell(store: Store, cell: Cell) -> dict[str, Any]:
 
 
 def _is_measured(store: Store, name: str) -> bool:
-    """Whether the profile exists. A damaged one is set aside with a message."""
+    """Whether the profile exists, with all parts. A damaged one is set aside with a message."""
     try:
-        return store.profile(name) is not None
+        profile = store.profile(name)
+        return profile is not None and "forward_ms" in profile.result
     except DamagedError as error:
         log(f"{error}; it is set aside as {store.set_aside(store.profile_file(name)).name}")
         return False
@@ -130,7 +131,7 @@ class _Step:
         teacher = {"teacher": self._teacher} if self.teacher else {}
         loss = {"loss": self._loss} if self.member.objective.terms else {}
         first, last = {"step": self._whole, "data": self._data}, {"optimizer": self.member.optimizer.step}
-        return {**first, **teacher, "student": self._student, **loss, **last}
+        return {**first, **teacher, "forward": self._forward, "student": self._student, **loss, **last}
 
     def _data(self) -> tuple[Any, Any, Any]:
         """Images, targets, and the images in their second view (None: there is none)."""
@@ -151,6 +152,11 @@ class _Step:
         # Readers load images from files ahead of training, so that loading is not part of a step.
         inputs, targets, _ = (self.inputs, self.targets, self.seen) if self.plan.data.from_files else self._data()
         self.member.step(inputs, targets, *self._teacher())
+
+    def _forward(self) -> None:
+        for _, _, inputs, targets, batch, _ in self.divided:
+            with isolated(0):
+                self.member.forward(inputs, targets, batch)
 
     def _student(self) -> None:
         for _, _, inputs, targets, batch, _ in self.divided:

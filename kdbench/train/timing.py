@@ -13,15 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from kdbench.cell import Cell
+from kdbench.isolation import isolated
+from kdbench.losses._base import Batch
 from kdbench.store import Store
 from kdbench.store.step_times import StepTimes, stream_of, student_of
 from kdbench.train.build import Setup
 from kdbench.train.circumstance import device_name, installed
-from kdbench.train.evaluate import EVALUATION_BATCH, add_predictions
+from kdbench.train.evaluate import EVALUATION_BATCH, predict_all
 from kdbench.train.numerics import timed_s
 from kdbench.train.stream import BatchPlan
 
@@ -69,8 +70,9 @@ def time_data(times: StepTimes, cell: Cell, data_folder: Path, device: torch.dev
     place = next(plan.epoch(0))
 
     def batch() -> None:
-        with closing(data.batches("train", [place])) as batches:
-            plan.mixed(*next(batches), setup.task, 0)
+        with closing(data.batches("train", [place])) as batches, isolated(0):
+            _, targets = plan.mixed(*next(batches), setup.task, 0)
+        Batch(targets, torch.as_tensor(place[0], device=device), 0, 0)
 
     sizes = {"pool": data.size("train") + data.size("val"), "test": data.size("test")}
     times.put("data", stream_of(cell.config), data_s=usual_s(setup.device, batch), load_s=load_s, from_files=float(data.from_files), **sizes)
@@ -93,13 +95,13 @@ def time_student(times: StepTimes, cell: Cell, setup: Setup, steps: Sequence[Any
     member = setup.member(cell)
     member.step(*whole)
     step_s = usual_s(device, lambda: member.step(*whole))
-    index = np.arange(min(EVALUATION_BATCH, data.size("test")))
-    inputs, _ = data.batch("test", index, None)
+    images = min(EVALUATION_BATCH, data.size("test"))
+    predict = partial(predict_all, setup.task, [member.deployed], data, "test", member.numerics, images)
     numbers = {
         "step_s": step_s,
         "first_s": once_s(device, lambda: member.step(*whole, first=True)),
         "last_s": usual_s(device, lambda: member.step(*last)),
-        "predict_s": usual_s(device, lambda: add_predictions({}, setup.task, member.deployed, inputs, member.numerics, 0)) / len(index),
+        "predict_s": usual_s(device, predict) / images,
         "build_s": build_s,
     }
     teacher = setup.teacher and setup.teacher.cell.config["student"]
