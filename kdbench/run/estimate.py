@@ -5,9 +5,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kdbench.cell import Cell
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
@@ -29,8 +28,8 @@ SAFE = 0.8
 
 @dataclass(frozen=True)
 class Costs:
-    """The seconds of a plan's trainings on this device, from what `check` has measured. `found` are the times of a cell: of its student, its
-    teacher and its data."""
+    """The seconds of a plan's trainings on this device, from what `check` has measured. `found` are the times of a cell: of its student,
+    its teacher and its data."""
 
     plan: Plan
     times: StepTimes
@@ -178,4 +177,4 @@ def in_words(seconds: float) -> str:
     for unit, size, until in (("s", 1.0, 100.0), ("min", 60.0, 6000.0), ("h", 3600.0, 48 * 3600.0)):
         if seconds < until:
             return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
-    return f"{seconds / 86400:.1f} days"
+    return f"{seconds / 86400:.{0 if seconds >= 864000 else 1}f} days"

@@ -15,7 +15,7 @@ from kdbench.manifest import Manifest
 from kdbench.report import document
 from kdbench.report.figures.draw import applied, rendered
 from kdbench.report.figures.figure_data import plain
-from kdbench.report.figures.panels import GREY, PALE, legend_patch, panel_figures
+from kdbench.report.figures.panels import GREY, PALE, legend_line, legend_patch, panel_figures
 from kdbench.report.table import Column, Entry, Group, Table
 from kdbench.report.text import markdown, terminal
 from kdbench.stats.repeats import spread_over_blocks
@@ -47,15 +47,17 @@ CAPTION = (
 
 def parts_frame(store: Store, manifest: Manifest) -> pd.DataFrame:
     """A row for each objective of each pair that was measured: the columns of `frame.costs`, and `forward_ms`, `backward_ms` and
-    `rest_ms`. An objective without teacher stands in every pair of its student."""
-    table = costs(store, manifest).query("state == 'measured'")
-    profiles = {name: store.profile(name) for name in table["id"]}
-    forward = [profile.result.get("forward_ms", {}).get("median") if profile else None for profile in map(profiles.get, table["id"])]
-    table = table.assign(forward_ms=pd.Series(forward, index=table.index, dtype="float64"))
-    table["backward_ms"] = (table["student_ms"] - table["forward_ms"]).clip(lower=0)
+    `rest_ms`, in the suite's order. An objective without teacher stands in every pair of its student."""
+    table = costs(store, manifest).query("state == 'measured'").copy()
+    profiles = [store.profile(name) for name in table["id"]]
+    for part in ("forward_ms", "backward_ms"):
+        table[part] = [profile.result.get(part, {}).get("median") if profile else None for profile in profiles]
+    table = table.astype({"forward_ms": "float64", "backward_ms": "float64"})
     table["rest_ms"] = (table["step_ms"] - table[[name for name in PARTS if name != "rest_ms"]].sum(axis=1)).clip(lower=0)
     order = list(manifest.labels)
-    return spread_over_blocks(table, block_frame(manifest)).sort_values("objective", key=lambda names: names.map(order.index), kind="stable")
+    return spread_over_blocks(table, block_frame(manifest)).sort_values(
+        "objective", key=lambda names: names.map(order.index), kind="stable"
+    )
 
 
 def show(store: Store, manifest: Manifest, out: TextIO) -> Path | None:
@@ -102,6 +104,7 @@ def _figures(pairs: list[tuple[str, pd.DataFrame]]) -> list[list[tuple[str, byte
             )
         ]
         legend = [legend_patch(name, colours[part]) for part, name in PARTS.items()]
+        legend.append(legend_line("whole step", GREY, marker="|", linestyle="", markersize=9))
         names = [plain(label) for label in labels]
         for number, page in enumerate(panel_figures(panels, 0.2, 2, ("", ""), legend, names, narrow=False), start=1):
             pdf, png, _ = rendered(page, "A training step by its parts")

@@ -64,7 +64,7 @@ Step = tuple[Any, Any, Batch, Taps | None]
 
 
 def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log: Callable[[str], None]) -> Iterator[Checked]:
-    """Check everything that the suite compares, pair by pair, and keep what steps take. Raises DataError if the data are missing or wrong."""
+    """Check everything that the suite compares, pair by pair, and keep step times. Raises DataError if the data are missing or wrong."""
     settle(plan.suite.numerics, device)  # with the threads of a training, so that step times are those of trainings
     rows = {(row.student, row.teacher, row.objective): row for row in reversed(plan.rows) if row.role == "student"}
     earlier = {row.cell.id: replace(row, objective=f"{row.objective}, first stage") for row in plan.rows if row.role == "first_stage"}

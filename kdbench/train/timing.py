@@ -26,8 +26,8 @@ from kdbench.train.evaluate import EVALUATION_BATCH, predict_all
 from kdbench.train.numerics import timed_s
 from kdbench.train.stream import BatchPlan
 
-LEAST_TURNS, MOST_TURNS = 2, 20
-BUDGET_S = 0.5
+LEAST_TURNS, MOST_TURNS = 2, 10
+BUDGET_S = 0.2
 """After so many seconds of one measurement it has enough turns."""
 
 
@@ -75,7 +75,9 @@ def time_data(times: StepTimes, cell: Cell, data_folder: Path, device: torch.dev
         Batch(targets, torch.as_tensor(place[0], device=device), 0, 0)
 
     sizes = {"pool": data.size("train") + data.size("val"), "test": data.size("test")}
-    times.put("data", stream_of(cell.config), data_s=usual_s(setup.device, batch), load_s=load_s, from_files=float(data.from_files), **sizes)
+    times.put(
+        "data", stream_of(cell.config), data_s=usual_s(setup.device, batch), load_s=load_s, from_files=float(data.from_files), **sizes
+    )
     return setup
 
 
