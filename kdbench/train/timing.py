@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,17 @@ def usual_s(device: torch.device, act: Callable[[], Any]) -> float:
 
 
 def time_worker(times: StepTimes) -> None:
-    """How long a process that starts workers takes to import what they need."""
+    """How long a process that starts workers takes to import what they need: once on a machine."""
+    if times.get("worker") is None:
+        times.put("worker", import_s=_import_s())
+
+
+@cache
+def _import_s() -> float:
     before = os.times()
-    subprocess.run([sys.executable, "-m", "kdbench.train.nursery"], stdin=subprocess.DEVNULL, check=False)
+    subprocess.run([sys.executable, "-m", "kdbench.train.nursery"], input=b"", check=False)
     spent = os.times()
-    times.put("worker", import_s=sum(getattr(spent, name) - getattr(before, name) for name in ("children_user", "children_system")))
+    return sum(getattr(spent, name) - getattr(before, name) for name in ("children_user", "children_system"))
 
 
 def time_data(times: StepTimes, cell: Cell, data_folder: Path, device: torch.device) -> Setup:
