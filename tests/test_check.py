@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from kdbench.cli import main
+from kdbench.train import timing
 from kdbench.train.check import Checked, bundle_mib
 from kdbench.train.member import Member
 
@@ -160,6 +161,7 @@ def test_gradient_sizes_are_those_of_a_whole_batch(check: Callable[..., Result],
         real(self, *given)
 
     monkeypatch.setattr(Member, "_add_gradients", noted)
+    monkeypatch.setattr(timing, "time_student", lambda *_, **__: 0.1)
     objectives = "{cka: {weight: 1, weight_from: assumed}, sp: , 'rkd:official_cls': , 'cc:crd': , mine: {loss: 'bad.py:Mine', weight: 1}}"
     recipe = "{name: short, epochs: 1, batch_size: 19}"
     result = check("--json", objectives=objectives, recipe=recipe, teachers="{big: {model: cifar_resnet, depth: 8, min_top1: 0.0}}")
