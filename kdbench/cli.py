@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,17 @@ def init(context: click.Context, name: str, original: str | None, **chosen: Any)
 @main.command()
 @SUITE
 @RESULTS
+@DEVICE
+@JOBS
 @click.option("--json", "as_json", is_flag=True, help="print cells, bundles and teachers as JSON")
-def plan(suite: Path, results: Path, as_json: bool) -> None:
-    """Show what `run SUITE` will do: cells by state, bundles, teachers, work, and which differences its repeats can detect. SUITE is a
-    YAML file."""
+def plan(suite: Path, results: Path, device: str, jobs: int | None, as_json: bool) -> None:
+    """Show what `run SUITE` will do: cells by state, bundles, teachers, work, how long it takes here (after `check`), and which differences
+    its repeats can detect. SUITE is a YAML file."""
     from kdbench.plan import summary
+    from kdbench.run.estimate import time_left
 
-    click.echo(summary.as_json(suite, results) if as_json else summary.as_text(suite, results))
+    how_long = partial(time_left, jobs=jobs, device=device)
+    click.echo(summary.as_json(suite, results) if as_json else summary.as_text(suite, results, how_long))
 
 
 @main.command()
@@ -213,8 +218,8 @@ def published(table: str | None) -> None:
 @DEVICE
 @click.option("--on", type=PATH, metavar="CLUSTER", help="measure in one SLURM job, as this cluster file describes")
 def profile(suite: Path, results: Path, data: Path, device: str, on: Path | None) -> None:
-    """Measure the cost of each objective of SUITE on this machine, one after another. Run the suite first: only
-    objectives with a trained student are measured."""
+    """Measure where the time and the memory of a training step go, for each objective of SUITE on this machine, one after another, as a
+    table and a figure. Run the suite first: only objectives with a trained student are measured."""
     if on is not None:
         from kdbench.slurm import cluster_verbs
 
@@ -250,7 +255,8 @@ def features(suite: Path, results: Path, data: Path, device: str, jobs: int | No
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) -> None:
-    """Take real training steps of every objective in every pair of SUITE (a YAML file), and print what fails. Nothing is written."""
+    """Take real training steps of every objective in every pair of SUITE (a YAML file), and print what fails. Only the
+    step times are written, which `plan` uses."""
     from kdbench.run import verbs
 
     sys.exit(verbs.check(suite, results, data, device, as_json))

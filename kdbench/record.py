@@ -144,7 +144,8 @@ class Record(_Stored):
 @dataclass(frozen=True)
 class Profile(_Stored):
     """The measured cost of a setting (`setting_of`) on a device. `result` holds median, q1 and q3 of each of `TIMES` that the setting has,
-    and `COSTS`; `circumstance` is as a record's, with `others_at_work`: the share of the processors that other processes kept busy."""
+    of `forward_ms` and `backward_ms` (which make `student_ms`, and are absent before version 0.3), and `COSTS`; `circumstance` is as a
+    record's, with `others_at_work`: the share of the processors that other processes kept busy."""
 
     setting: Mapping[str, Any]
     device: str

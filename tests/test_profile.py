@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from kdbench.manifest import ProfileRef
 from kdbench.plan.matrix import Plan
 from kdbench.record import Profile
-from kdbench.run import local, verbs
+from kdbench.run import local, step_parts, verbs
 from kdbench.store import Store
 from kdbench.train import profile
 
@@ -37,6 +40,7 @@ def test_a_profile_tells_the_parts_of_a_step_and_what_the_loss_adds(
     for name, result in results.items():
         step = result["step_ms"]
         assert 0 < step["q1"] <= step["median"] <= step["q3"]
+        assert result["student_ms"]["median"] > max(result["forward_ms"]["median"], result["backward_ms"]["median"]) > 0
         assert result["images_per_s"] == pytest.approx(16 / step["median"] * 1e3)
         assert 0 < result["peak_mem_gib"] < 1
         assert ("teacher_ms" in result) == ("loss_ms" in result) == (name != "ce")
@@ -120,3 +124,53 @@ def test_the_costs_of_a_tuned_loss_are_those_of_its_final_runs(
     measured = {row.role for row in plan.rows if row.cell.id in commands[0]}
 
     assert measured == {"student"} and len(set(commands[0]) & set(plan.cells)) == 2
+
+
+def test_profile_shows_the_parts_of_a_step_as_a_table_a_figure_and_files(
+    write_suite: Callable[..., Path],
+    plan_of: Callable[..., Plan],
+    train: Callable[..., int],
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The parts add up to the step, and what is trained without a teacher stands in every pair of its student."""
+    changes = {
+        "objectives": "[kd, ce]",
+        "repeats": "1",
+        "teachers": "{a: {model: small_mobile, min_top1: 0.0}, b: {model: cifar_resnet, min_top1: 0.0}}",
+    }
+    plan = plan_of(**changes)
+    manifest = local.prepare(plan, store)
+    result = {"step_ms": 10.0, "data_ms": 1.0, "student_ms": 5.0, "forward_ms": 2.0, "backward_ms": 3.0, "optimizer_ms": 0.5}
+    refs = []
+    for row in (row for row in plan.rows if row.role == "student"):
+        more = {"teacher_ms": 3.0, "loss_ms": 1.5} if row.teacher else {}
+        times = {name: {"median": value, "q1": value, "q3": value} for name, value in {**result, **more}.items()}
+        costs = {"images_per_s": 1600.0, "peak_mem_gib": 0.5, "added_parameters": 7, "added_flops": 2e6}
+        store.put_profile(row.cell.id, Profile({}, "cpu", {**times, **costs}, {}))
+        refs.append(ProfileRef("digits", row.teacher, row.student, row.objective or "", row.cell.id))
+    manifest = replace(manifest, profiles=tuple(refs))
+
+    table = step_parts.parts_frame(store, manifest)
+    assert table[["objective", "teacher"]].to_numpy().tolist() == [["kd", "a"], ["kd", "b"], ["ce", "a"], ["ce", "b"]]
+    assert table["rest_ms"].tolist() == pytest.approx([0.0, 0.0, 3.5, 3.5])
+    folder = step_parts.show(store, manifest, sys.stdout)
+    told = capsys.readouterr().out
+    assert folder and sorted(path.name for path in folder.iterdir()) == ["profile.csv", "profile.md", "profile.pdf", "profile.png"]
+    assert "a → small" in told and "b → small" in told and "512.0" in told and "2.00" in told
+    lines = (folder / "profile.csv").read_text().splitlines()
+    assert (
+        lines[0].startswith("dataset,teacher,student,objective,device,data_ms,teacher_ms,forward_ms,backward_ms,loss_ms")
+        and len(lines) == 5
+    )
+    assert step_parts.show(store, replace(manifest, profiles=()), sys.stdout) is None
+
+
+def test_the_bars_of_a_step_are_its_parts_one_after_another() -> None:
+    parts = dict.fromkeys(step_parts.PARTS, 1.0) | {"teacher_ms": float("nan")}
+    table = pd.DataFrame([{"label": "kd", "step_ms": 6.0, **parts}])
+    axes = Figure().subplots()
+    step_parts._times(table, ["ce", "kd"], dict.fromkeys(step_parts.PARTS, "black"), axes)
+
+    bars = [(bar.get_x(), bar.get_width(), round(bar.get_y() + bar.get_height() / 2, 6)) for bar in axes.patches]
+    assert bars == [(0, 1, 1), (1, 0, 1), (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (5, 1, 1)]

@@ -35,7 +35,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "disk",
-        "store.cell_state store.claims store.derived_manifest store.features store.files store.folders store.frame store.frame_files store.from_file store.histories store.predictions store.rows store.store store.tables store.trials store.whole_folder",
+        "store.cell_state store.claims store.derived_manifest store.features store.files store.folders store.frame store.frame_files store.from_file store.histories store.predictions store.rows store.step_times store.store store.tables store.trials store.whole_folder",
     ),
     (
         "plan",
@@ -46,7 +46,7 @@ FLOORS: list[tuple[str, str]] = [
         "training",
         "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.features train.linear_probe train.loop "
         "train.member train.mix "
-        "train.nursery train.numerics train.objective train.profile train.result train.seeds train.similarity train.start train.stream train.teacher train.teacher_table "
+        "train.nursery train.numerics train.objective train.profile train.result train.seeds train.similarity train.start train.stream train.teacher train.teacher_table train.timing "
         "train.worker",
     ),
     (
@@ -58,7 +58,7 @@ FLOORS: list[tuple[str, str]] = [
         "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.tuning_table "
         "report.warnings report.write tensorboard_adapter",
     ),
-    ("run", "run.local run.progress run.status run.verbs run.workers"),
+    ("run", "run.estimate run.local run.progress run.status run.step_parts run.verbs run.workers"),
     (
         "slurm",
         "slurm.cluster slurm.follow slurm.job slurm.launch slurm.queue_status slurm.reconcile slurm.scheduler slurm.submissions "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def as_json(suite: Path, results: Path) -> str:
     return json.dumps(message, indent=1)
 
 
-def as_text(suite: Path, results: Path) -> str:
+def as_text(suite: Path, results: Path, time_left: Callable[[PlanSummary], str] = lambda _: "") -> str:
+    """`time_left` says how long the rest takes, after a comma or in brackets."""
     outlook = PlanSummary.of(suite, results)
     plan, asked, left = outlook.plan, outlook.plan.suite, outlook.left()
     counts = Counter(outlook.states.values())
@@ -100,7 +101,7 @@ def as_text(suite: Path, results: Path) -> str:
         f"{stages} "
         f"(objectives: {len(asked.objectives)}, pairs: {len(asked.pairs)}, repeats: {asked.repeats}, teacher seeds: {asked.teacher_seeds})",
         f"  bundles (students that are trained together in one process): {len(outlook.bundles)}, {len(left)} of them not finished",
-        _work(outlook, left),
+        _work(outlook, left) + time_left(outlook),
         "teachers:",
         *(f"  {row.cell.id}  {row.student}, seed {row.repeat}: {outlook.states[row.cell.id]}" for row in plan.teachers),
         *_provider_lines(outlook),
@@ -206,22 +207,4 @@ def power_lines(plan: Plan) -> list[str]:
 def _work(outlook: PlanSummary, left: list[Bundle]) -> str:
     if outlook.probes.n_train is None:
         return "  work: unknown, because the dataset does not declare its number of training images"
-    return f"  work: {outlook.work(*outlook.bundles):.3g} TFLOP in total, {outlook.work(*left):.3g} left{_time_left(outlook, left)}"
-
-
-def _time_left(outlook: PlanSummary, left: list[Bundle]) -> str:
-    """From what was trained here already, if anything was."""
-    done = [cell for cell in outlook.plan.cells.values() if outlook.states[cell.id] in cell_state.DONE]
-    spent_s = work = 0.0
-    for cell in done[:50] if left else ():
-        record = outlook.store.record(cell.id)
-        train_s, side_by_side = (record.circumstance.get(name) if record else None for name in ("train_s", "side_by_side"))
-        if train_s is not None and side_by_side:
-            # A cell trained beside others shares their time.
-            spent_s += train_s / side_by_side
-            work += outlook.work(Bundle((cell,)))
-    return (
-        f", about {outlook.work(*left) / work * spent_s / 60:.1f} min in one process at the speed so far"
-        if work
-        else " (`kdbench check` measures step times)"
-    )
+    return f"  work: {outlook.work(*outlook.bundles):.3g} TFLOP in total, {outlook.work(*left):.3g} left"

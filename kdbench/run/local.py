@@ -7,17 +7,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kdbench import failure
 from kdbench.cell import Cell, depended
 from kdbench.errors import KdbenchError
 from kdbench.failure import STOPPED
 from kdbench.manifest import Manifest, ProfileRef
-from kdbench.plan.bundle import Bundle, bundles
+from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
 from kdbench.plan.matrix import Plan
 from kdbench.process_log import log
 from kdbench.record import setting_of
@@ -44,8 +45,18 @@ class Machine:
     gpus: int = 0
     checkpoint_every_s: float | None = None
     tables: frozenset[str] = frozenset()
-    side_by_side: int = 16
+    side_by_side: int = SIDE_BY_SIDE
     readers: int = 1
+
+    @classmethod
+    def here(cls, results: Path, data: Path = Path("data"), device: str = "auto", jobs: int | None = None, **how: Any) -> Machine:
+        """This machine. By default it has as many jobs as GPUs or, without one, as cores."""
+        import torch
+
+        gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = jobs or gpus or cores
+        return cls(results, data, device, jobs, gpus, readers=max(1, cores // jobs), **how)
 
 
 @dataclass
@@ -126,7 +137,7 @@ class _Run:
     look_at: float = 0.0
 
     def __post_init__(self) -> None:
-        self.awaited = {other for cell in self.plan.cells.values() for other in cell.depends.values()}
+        self.awaited = awaited(self.plan.cells.values())
 
     def until_done(self) -> None:
         machine, nursery = self.machine, Nursery({**os.environ, **ONE_THREAD})
@@ -136,10 +147,7 @@ class _Run:
                 free = [slot for slot in range(machine.jobs) if slot not in {job.slot for job in self.running}]
                 if free:
                     self._look(manifest)
-                    more = len(free) if self.pending else machine.jobs
-                    self.waiting = _shared_out(self.waiting, more, LEAST_SHARE)
-                if free and not self.pending:
-                    self.waiting = _shared_out(self.waiting, len(free))
+                    self.waiting = for_slots(self.waiting, len(free), machine.jobs, bool(self.pending))
                 for slot in free[: len(self.waiting)]:
                     job = _start(self.waiting.pop(0), self.store, self.plan.suite.name, machine, slot, nursery)
                     self.running.append(job)
@@ -162,8 +170,7 @@ class _Run:
             single = [bundle for bundle in self.waiting if self.alone.intersection(bundle.ids)]
             together = [cell for bundle in self.waiting if bundle not in single for cell in bundle.cells]
             together += self._ready(manifest)
-            self.waiting = [*bundles(together, side_by_side=self.machine.side_by_side), *single]
-            self.waiting.sort(key=lambda bundle: (self.awaited.isdisjoint(bundle.ids), -len(bundle.cells)))
+            self.waiting = in_order([*bundles(together, side_by_side=self.machine.side_by_side), *single], self.awaited)
             ended = time.monotonic()
             self.look_at = ended + 10 * (ended - began)
 
@@ -266,6 +273,22 @@ def why_unable(store: Store, manifest: Manifest, needed: str, pending: bool) -> 
         return None  # it is the worst of its search, or its second stage has diverged with it
     finished_meanwhile = now.name == "waiting" and store.is_done(needed)
     return None if pending or now.name == "running" or finished_meanwhile else str(now)
+
+
+def awaited(cells: Iterable[Cell]) -> set[str]:
+    """Ids of what others depend on."""
+    return {other for cell in cells for other in cell.depends.values()}
+
+
+def in_order(waiting: Iterable[Bundle], awaited: Collection[str]) -> list[Bundle]:
+    """First what others wait for, then the largest."""
+    return sorted(waiting, key=lambda bundle: (not any(cell_id in awaited for cell_id in bundle.ids), -len(bundle.cells)))
+
+
+def for_slots(waiting: list[Bundle], free: int, jobs: int, more_to_come: bool) -> list[Bundle]:
+    """The bundles, divided so that no core idles. While there are cells to come, and for cores that are busy, only large ones are."""
+    waiting = _shared_out(waiting, free if more_to_come else jobs, LEAST_SHARE)
+    return waiting if more_to_come else _shared_out(waiting, free)
 
 
 def _shared_out(waiting: list[Bundle], slots: int, least: int = 1) -> list[Bundle]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -27,6 +27,7 @@ from kdbench.plan.provider import tables_of
 from kdbench.plan.reading import given_part
 from kdbench.plan.suite import read
 from kdbench.run import local
+from kdbench.run.estimate import Costs, students_side_by_side
 from kdbench.run.local import Machine
 from kdbench.run.progress import ProgressBar
 from kdbench.store import Store, cell_state
@@ -47,13 +48,14 @@ def run(
     plan, store = matrix.expand(read(suite)), Store(results)
     probes = probe.probe(plan)
     titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
-    machine = _machine(results, data, device, jobs, checkpoint_every_s)
+    machine = Machine.here(results, data, device, jobs, checkpoint_every_s=checkpoint_every_s)
     machine = replace(machine, tables=tables_of(provider, plan, probes, store, on_gpu=machine.gpus > 0))
     count = len(local.wanted(store, list(plan.cells.values())))
     if count:
         for note in _check_data_and_device(plan, data, device):
             console.print(f"{plan.suite.dataset['name']}: {note}", markup=False)
     todo = f"{count} of {len(plan.cells)} cells to train, {machine.jobs} at a time"
+    machine = replace(machine, side_by_side=students_side_by_side(Costs.here(plan, store, device), machine.jobs))
     console.print(f"{plan.suite.name}: {todo if count else f'nothing to train: all {len(plan.cells)} cells are done or being trained'}")
     began = time.monotonic()
     try:
@@ -96,15 +98,19 @@ def conclude(store: Store, suite: str, console: Console, in_jobs: Collection[str
 
 
 def profile(suite: Path, results: Path, data: Path, device: str) -> int:
-    """Measure the costs of a suite's objectives. Returns 0 when every one has its profile."""
+    """Measure the costs of a suite's objectives, and show them. Returns 0 when every one has its profile."""
     from kdbench.report.write import report
+    from kdbench.run import step_parts
 
     plan, store = planned(suite), Store(results)
     if not any(row.role == "student" and store.is_done(row.cell.id) for row in plan.rows):
         raise UsageError(f"no student has finished training: run `{shlex.join(['kdbench', 'run', str(suite)])}` first")
     local.prepare(plan, store)
-    whole = _measure(plan, store, _machine(results, data, device, 1, None), Console(highlight=False, soft_wrap=True))
-    report(store, [plan.suite.name], sys.stdout)
+    console = Console(highlight=False, soft_wrap=True)
+    whole = _measure(plan, store, Machine.here(results, data, device, 1), console)
+    report(store, [plan.suite.name], io.StringIO())  # its table of costs
+    if folder := step_parts.show(store, store.manifest(plan.suite.name), sys.stdout):
+        console.print(f"The table as Markdown and CSV, and its figure, are in {folder}.", markup=False)
     return 0 if whole else 1
 
 
@@ -123,7 +129,7 @@ def features(suite: Path, results: Path, data: Path, device: str, jobs: int | No
         raise UsageError(f"no network has finished training: run `{shlex.join(['kdbench', 'run', str(suite)])}` first")
     manifest = local.prepare(plan, store)
     count = len(asked(manifest, cka, [dataset for dataset, _, _ in given]))
-    machine = _machine(results, data, device, jobs, None)
+    machine = Machine.here(results, data, device, jobs)
     command = [sys.executable, "-m", "kdbench.train.features", str(results), manifest.suite, "--data", str(data), "--device", device]
     command += ["--readers", str(machine.readers), *(["--cka"] if cka else [])]
     for dataset, sources, title in given:
@@ -221,15 +227,6 @@ def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) ->
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
     return 1 if wrong else 0
-
-
-def _machine(results: Path, data: Path, device: str, jobs: int | None, checkpoint_every_s: float | None) -> Machine:
-    import torch
-
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs or gpus or cores
-    return Machine(results, data, device, jobs, gpus, checkpoint_every_s, readers=max(1, cores // jobs))
 
 
 def _measure(plan: Plan, store: Store, machine: Machine, console: Console) -> bool:

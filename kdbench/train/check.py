@@ -1,4 +1,4 @@
-"""The verb `check`: every pair with every objective takes real training steps, to find failures early. Nothing is written."""
+"""The verb `check`: every pair with every objective takes real training steps, to find failures early, and to know what a step costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from kdbench.plan.bundle import SIDE_BY_SIDE
 from kdbench.plan.matrix import Plan, Row
 from kdbench.recipes._base import Recipe
 from kdbench.store import Store
+from kdbench.store.step_times import StepTimes
+from kdbench.train import timing
 from kdbench.train.build import Setup
 from kdbench.train.evaluate import finite_or_none
 from kdbench.train.member import NEVER, Member
@@ -62,14 +64,16 @@ Step = tuple[Any, Any, Batch, Taps | None]
 
 
 def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log: Callable[[str], None]) -> Iterator[Checked]:
-    """Check everything that the suite compares, pair by pair. Raises DataError if the data are missing or wrong."""
+    """Check everything that the suite compares, pair by pair, and keep step times. Raises DataError if the data are missing or wrong."""
     settle(plan.suite.numerics, device)  # with the threads of a training, so that step times are those of trainings
     rows = {(row.student, row.teacher, row.objective): row for row in reversed(plan.rows) if row.role == "student"}
     earlier = {row.cell.id: replace(row, objective=f"{row.objective}, first stage") for row in plan.rows if row.role == "first_stage"}
     teachers: dict[str, Row] = {row.student: row for row in reversed(plan.teachers)}
     first = next(iter(rows.values())).cell
-    setup = Setup.of(first, data_folder, device)
+    times = timing.step_times(store, device)
+    setup = timing.time_data(times, first, data_folder, device)
     data = setup.data
+    timing.time_worker(times)
     untrained: list[str] = []
     log(f"{plan.suite.dataset['name']}: {data.size('train')} training and {data.size('test')} test images, fingerprint {data.fingerprint}")
     for note in data.notes:
@@ -77,7 +81,7 @@ def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log
     size, steps = first.config["recipe"]["batch_size"], BatchPlan.of(first.config, data).steps
     log(f"batches of {min(size, data.size('train'))}; the last one of an epoch has {min(size, data.size('train') - (steps - 1) * size)}")
     for row in reversed([row for row in rows.values() if row.teacher is None]):
-        yield _checked(row, partial(_given, row.cell, row.cell, setup, _stream(row.cell, setup), data_folder))
+        yield _checked(row, times, partial(_given, row.cell, row.cell, setup, _stream(row.cell, setup), data_folder))
     for name in dict.fromkeys(teacher for _, teacher in plan.suite.pairs):
         mine = [rows[box] for box in plan.compared if box in rows and box[1] == name]
         if not mine:
@@ -93,18 +97,29 @@ def check(plan: Plan, store: Store, data_folder: Path, device: torch.device, log
             batches = [(inputs, targets, batch, teacher.taps(inputs)) for inputs, targets, batch, _ in stream]
             changes = digest_of(teacher.model.state_dict()) != before
             log(f"teacher {name}: built and run on two batches in {time.perf_counter() - began:.1f} s")
+            timing.time_teacher(times, mine[0].cell, replace(setup, teacher=teacher), batches[0][0])
+            _time_training(times, teachers[name].cell, store, data_folder, device)
         except Exception as error:
             why = f"its teacher: {explained(error)}"
             yield from (Checked(row.student, row.teacher, row.objective, wrong=[why]) for row in mine)
             continue
         for row in mine:
-            found = _checked(row, partial(_given, row.cell, mine[0].cell, replace(setup, teacher=teacher), batches, data_folder))
+            found = _checked(row, times, partial(_given, row.cell, mine[0].cell, replace(setup, teacher=teacher), batches, data_folder))
             if changes:
                 found.wrong.append("the teacher's weights or statistics change while it is in evaluation mode")
             found.wrong += [f"its teacher: {stops}"] if stops else []
             yield found
+    times.save()
     for text in _not_tried(plan, data, untrained):
         log(f"not tried: {text}")
+
+
+def _time_training(times: StepTimes, teacher: Cell, store: Store, data_folder: Path, device: torch.device) -> None:
+    """The steps of a teacher that is to be trained. What stops its training is found elsewhere."""
+    if teacher.config["recipe"]["epochs"] and not store.is_done(teacher.id):
+        setup = Setup.of(teacher, data_folder, device)
+        with suppress(Exception):
+            timing.time_student(times, teacher, setup, _stream(teacher, setup))
 
 
 def _not_tried(plan: Plan, data: Any, untrained: list[str]) -> Iterator[str]:
@@ -209,18 +224,24 @@ def _of_parts(error: Exception, recipe: Mapping[str, Any]) -> str:
     return f"`accumulate: {recipe['accumulate']}` makes parts of one image, on which batch norm cannot be trained: write a smaller number"
 
 
-def _checked(row: Row, given: Callable[[], tuple[Setup, list[Step]]]) -> Checked:
+def _checked(row: Row, times: StepTimes, given: Callable[[], tuple[Setup, list[Step]]]) -> Checked:
     found = Checked(row.student, row.teacher, row.objective)
     try:
-        _try(found, row.cell, *given())
+        setup, stream = given()
+        member = setup.member(row.cell)
+        if member.objective.augmentation is not None:
+            stream = _of_two_views(row.cell, setup, stream, member.objective.augmentation)
+        _try(found, row.cell, setup, stream, member)
+        if not found.wrong:
+            memory = {"weights_mib": found.weights_mib or 0.0, "saved_mib": found.saved_mib or 0.0}
+            found.step_s = timing.time_student(times, row.cell, setup, stream, **memory)
     except Exception as error:
         found.wrong.append(_of_parts(error, Recipe.complete(row.cell.config["recipe"])) or explained(error))
     return found
 
 
-def _try(found: Checked, cell: Cell, setup: Setup, stream: list[Step]) -> None:
-    member = setup.member(cell)
-    whole, ragged = stream if member.objective.augmentation is None else _of_two_views(cell, setup, stream, member.objective.augmentation)
+def _try(found: Checked, cell: Cell, setup: Setup, stream: list[Step], member: Member) -> None:
+    whole, ragged = stream
     with saved_pieces() as pieces:
         found.step_s = timed_s(setup.device, lambda: member.step(*whole))
     found.saved_mib = sum(pieces.values()) / MIB

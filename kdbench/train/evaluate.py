@@ -23,13 +23,14 @@ Predictions = tuple[dict[str, np.ndarray], np.ndarray]
 
 
 def predict_all(
-    task: Task, models: Sequence[nn.Module], data: Data, split: str, numerics: Mapping[str, Any]
+    task: Task, models: Sequence[nn.Module], data: Data, split: str, numerics: Mapping[str, Any], first: int | None = None
 ) -> list[Predictions | Exception]:
-    """The predictions of each model, or its error, from one pass over the images. Leaves the models in evaluation mode; draws are fixed."""
+    """The predictions of each model, or its error, from one pass over the images, or over the `first` of them. Leaves the models in
+    evaluation mode; draws are fixed."""
     columns: list[dict[str, list[np.ndarray]]] = [{} for _ in models]
     errors: dict[int, Exception] = {}
-    starts = range(0, data.size(split), EVALUATION_BATCH)
-    wanted = [(np.arange(start, min(start + EVALUATION_BATCH, data.size(split))), None) for start in starts]
+    size = data.size(split) if first is None else min(first, data.size(split))
+    wanted = [(np.arange(start, min(start + EVALUATION_BATCH, size)), None) for start in range(0, size, EVALUATION_BATCH)]
     with closing(data.batches(split, wanted)) as batches:
         for place in range(len(wanted)):
             with isolated(place):
@@ -40,7 +41,7 @@ def predict_all(
                         _add(columns[number], task, model, inputs, numerics, place)
                 except Exception as error:
                     errors[number] = error
-    targets = data.targets(split).cpu().numpy()
+    targets = data.targets(split)[:size].cpu().numpy()
     return [
         errors.get(number) or ({name: np.concatenate(values) for name, values in mine.items()}, targets)
         for number, mine in enumerate(columns)

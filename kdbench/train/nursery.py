@@ -69,7 +69,10 @@ def _obey(asked: dict[str, Any], children: dict[int, subprocess.Popen[bytes] | N
         signal.set_wakeup_fd(-1)
         for end in own:
             os.close(end)
-        sys.exit(_work(asked))
+        status = _work(asked)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)  # taking all modules down takes longer than many a bundle
     children[pid] = process
     print(json.dumps({"pid": pid}), flush=True)
 

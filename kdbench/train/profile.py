@@ -69,9 +69,10 @@ def setting_of_cell(store: Store, cell: Cell) -> dict[str, Any]:
 
 
 def _is_measured(store: Store, name: str) -> bool:
-    """Whether the profile exists. A damaged one is set aside with a message."""
+    """Whether the profile exists, with all parts. A damaged one is set aside with a message."""
     try:
-        return store.profile(name) is not None
+        profile = store.profile(name)
+        return profile is not None and "forward_ms" in profile.result
     except DamagedError as error:
         log(f"{error}; it is set aside as {store.set_aside(store.profile_file(name)).name}")
         return False
@@ -87,10 +88,10 @@ def measure(store: Store, cell: Cell, data_folder: Path, device: torch.device) -
     beside = psutil.cpu_percent(LISTEN_S) / 100  # the share of the processors that other processes use while this one waits
     clocks: dict[str, list[float]] = {}
     for turn in range(WARM_UP_STEPS + MEASURED_STEPS):
-        for name, act in work.parts().items():
-            milliseconds = timed_s(device, act) * 1e3
-            if turn >= WARM_UP_STEPS:
-                clocks.setdefault(name, []).append(milliseconds)
+        spent = {name: timed_s(device, act) * 1e3 for name, act in work.parts().items()}
+        spent["student"] = spent["forward"] + spent["backward"]
+        for name, milliseconds in spent.items() if turn >= WARM_UP_STEPS else ():
+            clocks.setdefault(name, []).append(milliseconds)
     times = {f"{name}_ms": _quartiles(values) for name, values in clocks.items()}
     images = len(work.index)
     peak_gib = _peak_gib(work, device)
@@ -130,7 +131,7 @@ class _Step:
         teacher = {"teacher": self._teacher} if self.teacher else {}
         loss = {"loss": self._loss} if self.member.objective.terms else {}
         first, last = {"step": self._whole, "data": self._data}, {"optimizer": self.member.optimizer.step}
-        return {**first, **teacher, "student": self._student, **loss, **last}
+        return {**first, **teacher, "forward": self._forward, "backward": self._backward, **loss, **last}
 
     def _data(self) -> tuple[Any, Any, Any]:
         """Images, targets, and the images in their second view (None: there is none)."""
@@ -152,11 +153,15 @@ class _Step:
         inputs, targets, _ = (self.inputs, self.targets, self.seen) if self.plan.data.from_files else self._data()
         self.member.step(inputs, targets, *self._teacher())
 
-    def _student(self) -> None:
+    def _forward(self) -> None:
+        self.losses: list[Tensor] = []
         for _, _, inputs, targets, batch, _ in self.divided:
             with isolated(0):
                 losses, _ = self.member.forward(inputs, targets, batch)
-            torch.stack(list(losses.values())).sum().backward()
+            self.losses.append(torch.stack(list(losses.values())).sum())
+
+    def _backward(self) -> None:
+        torch.stack(self.losses).sum().backward()
 
     def _loss(self) -> None:
         for (_, _, _, _, batch, teacher), (task_losses, taps) in zip(self.divided, self.outputs, strict=True):
