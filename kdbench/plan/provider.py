@@ -213,20 +213,21 @@ def _relation_bytes(some: Iterable[Bundle], probes: Probes, teacher: Cell, n_tra
     """What the relations of some bundles take."""
     steps: dict[tuple[str, str], int] = {}
     sizes: dict[str, int] = {}
+    taps = probes.models[model_key(teacher.config["student"])].taps
     for bundle in some:
-        recipe, stream = bundle.cells[0].config["recipe"], _stream(bundle)
-        for cell in bundle.cells if _relations(bundle) else ():
-            for term, (loss, is_kept) in zip(cell.config["objective"]["terms"], _losses([cell]), strict=True):
-                if is_kept:
-                    taps = probes.models[model_key(teacher.config["student"])].taps
-                    sizes.setdefault(loss.relation, _kept_bytes(term, cell.sources, taps, recipe["batch_size"]))
-                    key = stream, loss.relation
-                    steps[key] = max(steps.get(key, 0), recipe["epochs"] * (n_train // recipe["batch_size"]))
+        recipe = bundle.cells[0].config["recipe"]
+        for relation in _relations(bundle):
+            key = _stream(bundle), relation
+            steps[key] = max(steps.get(key, 0), recipe["epochs"] * (n_train // recipe["batch_size"]))
+            if relation not in sizes:
+                sizes[relation] = _kept_bytes(bundle, relation, taps, recipe["batch_size"])
     return sum(count * sizes[relation] for (_, relation), count in steps.items())
 
 
-def _kept_bytes(term: Mapping[str, Any], sources: Mapping[str, str], taps: Any, n: int) -> int:
-    """What a table keeps for a batch of n images."""
+def _kept_bytes(bundle: Bundle, relation: str, taps: Any, n: int) -> int:
+    """What a table keeps of a relation for a batch of n images."""
+    terms = ((term, cell.sources) for cell in bundle.cells for term in cell.config["objective"]["terms"])
+    term, sources = next(one for one in terms if (said := said_of([one[0]], one[1])[0]) and said.relation == relation)
     with isolated(0):
         loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
         known = loss.known(taps.map(lambda tensor: tensor.new_empty((n, *tensor.shape[1:]))))

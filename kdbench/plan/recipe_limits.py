@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -135,10 +135,21 @@ def second_views_of(terms: list[Json], sources: Mapping[str, str]) -> set[str]:
     return {loss.augmentation for loss in said_of(terms, sources) if loss and "second_view" in loss.needs}
 
 
-def said_of(terms: list[Json], sources: Mapping[str, str]) -> list[Said | None]:
+def said_of(terms: list[Json], sources: Mapping[str, str]) -> Sequence[Said | None]:
     """What the losses of these terms declare; None where something is wrong with one."""
-    chosen = [json.dumps({name: term[name] for name in ("loss", "version", "options")}, sort_keys=True) for term in terms]
-    return [_said_of(text, json.dumps(dict(sources), sort_keys=True)) for text in chosen]
+    there = _asked.get(id(terms))
+    if there is None or there[0] is not terms or there[1] is not sources:
+        chosen = [json.dumps({name: term[name] for name in ("loss", "version", "options")}, sort_keys=True) for term in terms]
+        there = terms, sources, tuple(_said_of(text, json.dumps(dict(sources), sort_keys=True)) for text in chosen)
+        if len(_asked) >= MOST_ASKED:
+            _asked.clear()
+        _asked[id(terms)] = there
+    return there[2]
+
+
+MOST_ASKED = 1024
+_asked: dict[int, tuple[list[Json], Mapping[str, str], Sequence[Said | None]]] = {}
+"""What was answered, by the list itself, which all cells of an objective share: a plan asks for it several times for each cell."""
 
 
 @lru_cache(maxsize=1024)
