@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdbench.datasets._augment import AlsoRandAugment, RandAugment, erased
-from kdbench.datasets._base import Data, Dataset, Subset, left_of, normalised
+from kdbench.datasets._base import Data, Dataset, Subset, left_of, normalised, to_device
 from kdbench.datasets._files import choose
 from kdbench.datasets._reading import Decoding, Reader, StoredImages, Transform, Wanted, read_ahead
 from kdbench.errors import DataError
