@@ -35,6 +35,7 @@ class Costs:
     times: StepTimes
     found: dict[str, tuple[Times | None, Times | None, Times | None]] = field(default_factory=dict)
     tested: set[str] = field(default_factory=set)
+    device: str = "cpu"
 
     @classmethod
     def here(cls, plan: Plan, store: Store, device: str) -> Costs:
@@ -43,7 +44,8 @@ class Costs:
         from kdbench.train.circumstance import choose_device
         from kdbench.train.timing import step_times
 
-        return cls(plan, step_times(store, torch.device(choose_device(device))))
+        device = choose_device(device)
+        return cls(plan, step_times(store, torch.device(device)), device=device)
 
     def of(self, cell: Cell) -> tuple[Times | None, Times | None, Times | None]:
         if cell.id not in self.found:
@@ -157,8 +159,6 @@ def duration_s(plan: Plan, left: Sequence[Cell], jobs: int, side_by_side: int, s
 def students_side_by_side(costs: Costs, jobs: int) -> int:
     """How many students of a bundle pay on this machine: more share a forward pass of the teacher, until that is a small part of a
     student's time, and until memory ends. What was not measured has the usual number."""
-    import psutil
-
     cells = [row.cell for row in costs.plan.rows if row.role == "student" and row.repeat == 0]
     measured = [(mine, teacher) for mine, teacher, _ in map(costs.of, cells) if mine and teacher]
     if not measured:
@@ -167,9 +167,20 @@ def students_side_by_side(costs: Costs, jobs: int) -> int:
     for mine, teacher in measured:
         while teacher["forward_s"] / (2 * pays) > WORTH * (teacher["forward_s"] / pays + mine["step_s"]):
             pays *= 2
-    free_mib = SAFE * psutil.virtual_memory().available / 2**20 / jobs - max(mine.get("saved_mib", 0.0) for mine, _ in measured)
+    free_mib = SAFE * _free_mib(costs.device, jobs) - max(mine.get("saved_mib", 0.0) for mine, _ in measured)
     each_mib = max(mine.get("weights_mib", 0.0) for mine, _ in measured)
     return max(1, min(pays, math.floor(free_mib / each_mib) if each_mib else pays))
+
+
+def _free_mib(device: str, jobs: int) -> float:
+    """The free memory for each of so many processes."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0] / 2**20 / -(-jobs // torch.cuda.device_count())
+    import psutil
+
+    return psutil.virtual_memory().available / 2**20 / jobs
 
 
 def in_words(seconds: float) -> str:
