@@ -26,9 +26,11 @@ from kdbench import parts
 from kdbench.datasets._base import to_device
 from kdbench.errors import StoppedError
 from kdbench.plan.matrix import Plan
+from kdbench.plan.schema import NUMERICS
 from kdbench.store import Store
 from kdbench.train.checkpoint import Saver
 from kdbench.train.loop import train
+from kdbench.train.numerics import settle
 from tests.test_every_loss import SUITE, every_form
 
 CPU = torch.device("cpu")
@@ -108,15 +110,13 @@ def counted(bench: Bench, steps: int) -> Steps:
 
 @pytest.fixture
 def bench_of(plan_of: Callable[..., Plan], tmp_path: Path) -> Iterator[Callable[..., Bench]]:
-    threads = torch.get_num_threads()
-
     def bench(**changes: str) -> Bench:
         plan = plan_of(**changes)
         teacher = plan.teachers[0].cell
         return Bench.of([cell for cell in plan.cells.values() if cell.id != teacher.id], teacher, CPU, tmp_path)
 
     yield bench
-    torch.set_num_threads(threads)
+    settle(NUMERICS["exact"], CPU)  # as other tests expect
 
 
 def default_presets() -> str:
