@@ -169,6 +169,30 @@ def matrix(peer_path: Path | None, chosen: tuple[str, ...], teacher: str, studen
 
 
 @main.command()
+@_options("peer", *COMMON)
+@click.option("--suite", type=PATH, default=Path(__file__).with_name("equivalence.yaml"), show_default="benchmarks/equivalence.yaml")
+@click.option("--work", type=PATH, required=True, help="the folder of the trainings; what is there is not trained again")
+@click.option("--data", type=PATH, default=Path("data"), show_default=True)
+@click.option(
+    "--margin", type=click.FloatRange(0, min_open=True), required=True, help="the largest difference that counts as none, in points"
+)
+@click.option("--jobs", type=click.IntRange(1), default=CORES, show_default="the cores")
+def equivalence(peer_path: Path | None, suite: Path, work: Path, data: Path, margin: float, jobs: int, **how: Any) -> None:
+    """Whether `fast` trains as good students as `exact`, and kdbench as the peer's loop: two one-sided tests over repeats."""
+    from benchmarks import equivalence as measured
+
+    own = _Measurement("equivalence", peer_path=peer_path, **how)
+    table, accuracies = measured.run(suite, work, data, own.peer, peer_path, jobs, margin)
+    notes = (
+        f"difference: of the test accuracy, in points, paired by repeat, with its {measured.CONFIDENCE:.0%} interval; p: of the larger of "
+        "two one-sided t tests against the margin, which was given before.",
+        "Students of one repeat start from the same weights. fast has the teachers that were trained with exact. The peer draws its own "
+        "order and crops.",
+    )
+    own.write(table, accuracies, (*own.peer.notes, *notes), f"the repeats of {suite.name}")
+
+
+@main.command()
 @_options(*COMMON, *NETS)
 @click.option("--cells", type=click.IntRange(40), default=10_000, show_default=True, help="of the suite that is planned")
 def overhead(teacher: str, student: str, batch_size: int, steps: int, cells: int, **how: Any) -> None:

@@ -30,6 +30,8 @@ Loop = Callable[[nn.Module, nn.Module, str, Dataset, int, int], Callable[[], Non
 
 LR, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 WEIGHTS = {"kd": 0.9, "dkd": 1.0, "sp": 3000.0, "rkd": 1.0, "pkt": 30000.0, "at": 1000.0, "nst": 50.0, "cka": 1.0, "cc": 100.0}
+TASK = {"kd": 0.1}
+"""The weight of the task's loss, where it is not 1."""
 PLAIN = "plain formula"
 
 
@@ -88,7 +90,7 @@ def plain_loop(student: nn.Module, teacher: nn.Module, loss: str, images: Datase
             with torch.no_grad():
                 known = teacher(inputs)
             taps = student(inputs)
-            total = F.cross_entropy(taps.logits, targets) + WEIGHTS[loss] * formula(options, taps, known, targets)
+            total = TASK.get(loss, 1.0) * F.cross_entropy(taps.logits, targets) + WEIGHTS[loss] * formula(options, taps, known, targets)
             total.item(), (taps.logits.argmax(1) == targets).float().mean().item()
             optimizer.zero_grad()
             total.backward()
@@ -135,7 +137,8 @@ def repdistiller(path: Path) -> Peer:
         modules = nn.ModuleList([_ListsFeatures(student), _ListsFeatures(teacher)])
         criterion = zoo["DistillKL"](4.0) if loss == "kd" else zoo[criteria[loss]]()
         losses = nn.ModuleList([nn.CrossEntropyLoss(), zoo["DistillKL"](4.0), criterion])
-        weights = {"gamma": 1.0, "alpha": 0.9 if loss == "kd" else 0.0, "beta": 0.0 if loss == "kd" else WEIGHTS[loss]}
+        kd = loss == "kd"  # as its scripts have it: -r 0.1 -a 0.9
+        weights = {"gamma": TASK.get(loss, 1.0), "alpha": WEIGHTS[loss] if kd else 0.0, "beta": 0.0 if kd else WEIGHTS[loss]}
         given = SimpleNamespace(distill=words[loss], print_freq=100, **weights)
         optimizer, loader = _sgd(student), _loader(images, batch_size, workers)
         return _silent(lambda: loops.train_distill(1, loader, modules, losses, optimizer, given))

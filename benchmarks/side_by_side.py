@@ -90,8 +90,8 @@ def peer_run(peer: Peer, given: dict[str, Any]) -> list[float]:
         bench = found["exact"]
         torch.set_num_threads(given["threads"])
         student, teacher = nets_of(bench)
-        epoch = peer.loop(student, teacher, given["loss"], Pictures(bench), nets.batch_size, given["workers"])
-        test = DataLoader(Pictures(bench, "test"), batch_size=max(nets.batch_size // 2, 1), num_workers=given["workers"] // 2)
+        epoch = peer.loop(student, teacher, given["loss"], Pictures(bench.setup.data), nets.batch_size, given["workers"])
+        test = DataLoader(Pictures(bench.setup.data, "test"), batch_size=max(nets.batch_size // 2, 1), num_workers=given["workers"] // 2)
         seconds = []
         for _ in range(nets.epochs):
             began_s = time.perf_counter()

@@ -175,18 +175,19 @@ class Bench:
 class Pictures(Dataset):
     """The same images as Pillow pictures with the transforms of public code, for the loops of others."""
 
-    def __init__(self, bench: Bench, split: str = "train", count: int | None = None):
-        data = bench.setup.data
+    def __init__(self, data: Any, split: str = "train", count: int | None = None):
         images = getattr(data, split)
         self.pixels, self.labels = images.pixels[:count].permute(0, 2, 3, 1).numpy(), images.labels[:count].tolist()
-        crops = [transforms.RandomCrop(data.input_shape[1], padding=4), transforms.RandomHorizontalFlip()] if split == "train" else []
+        flips = [transforms.RandomHorizontalFlip()] if data.flip else []
+        crops = [transforms.RandomCrop(data.input_shape[1], padding=data.padding), *flips] if split == "train" else []
         self.transform = transforms.Compose([*crops, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, place: int) -> tuple[torch.Tensor, int, int]:
-        return self.transform(Image.fromarray(self.pixels[place])), self.labels[place], place
+        pixels = self.pixels[place]
+        return self.transform(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)), self.labels[place], place
 
 
 def nets_of(bench: Bench) -> tuple[Any, Any]:
@@ -211,7 +212,7 @@ def benches(nets: Nets, losses: Sequence[str], device: torch.device, numerics: S
 
 def for_peers(peer: Peer, bench: Bench, loss: str, workers: int) -> Callable[[], None]:
     """An epoch of a peer's loop over as many steps as `Bench.epoch` takes."""
-    images = Pictures(bench, count=bench.steps * bench.plan.batch_size)
+    images = Pictures(bench.setup.data, count=bench.steps * bench.plan.batch_size)
 
     def act() -> None:
         if bench.setup.device.type == "cuda":

@@ -6,16 +6,17 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import growth, losses, output, peers, plain, side_by_side, timing, training
+from benchmarks import equivalence, growth, losses, output, peers, plain, side_by_side, timing, training
 from benchmarks.__main__ import main
 from benchmarks.timing import QUICK, Arm
 from kdbench import parts
-from kdbench.errors import UsageError
+from kdbench.errors import KdbenchError, UsageError
 
 CPU = torch.device("cpu")
 NETS = training.Nets("{model: small_mobile, widths: [8, 12]}", "{model: small_mobile, widths: [4, 6]}", 12, 3)
@@ -170,6 +171,68 @@ def test_a_step_is_measured_by_each_loop_and_the_peers_loop_is_used(checkout: Pa
     assert not of_maps["loop"].str.contains("table").any() and of_maps["note"].str.contains("no table holds the stages").all()
     related, _ = training.step(NETS, ["sp"], peers.plain_peer(), CPU, [(1, 0)], QUICK)
     assert always - {"loop of RepDistiller, 0 workers"} <= set(related["loop"]) <= always | tables | {"loop of plain formula, 0 workers"}
+
+
+LIKE_A_PEER = {
+    "recipe": "{name: short, epochs: 2, batch_size: 16, lr: 0.01, milestones: []}",
+    "objectives": "{kd: , rkd: {weight: 1, weight_from: assumed}}",
+    "repeats": "3",
+    "baselines": "[kd]",
+}
+
+
+def accuracies(**shift: float) -> pd.DataFrame:
+    """Of 20 repeats whose accuracies vary by ten points, and of two ways by a tenth of a point."""
+    draws = np.random.default_rng(0)
+    both = {(name, repeat): 50 + 10 * draws.normal() for name in ("kd", "rkd") for repeat in range(20)}
+    return pd.DataFrame(
+        [
+            {"way": way, "objective": name, "repeat": repeat, "top1": value + by + 0.1 * draws.normal()}
+            for way, by in shift.items()
+            for (name, repeat), value in both.items()
+        ]
+    )
+
+
+def test_ways_are_equal_if_the_interval_of_paired_differences_lies_within_the_margin() -> None:
+    table = equivalence.tests(accuracies(ours=0.0, theirs=0.2), [("ours", "theirs")], margin=0.5)
+    assert table["objective"].tolist() == ["kd", "rkd", "mean over all"] and table["n"].tolist() == [20] * 3
+    assert table["difference"].between(-0.3, -0.1).all() and (table["equal"] == "yes").all()
+    apart = equivalence.tests(accuracies(ours=0.0, theirs=0.6), [("ours", "theirs")], margin=0.5)
+    assert (apart["equal"] == "not shown").all() and (apart["p"] > 0.5).all()
+    for row in [*table.to_dict("records"), *apart.to_dict("records")]:
+        assert (row["p"] < 0.05) == (row["low"] > -0.5 and row["high"] < 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"numerics": "fast"}, "leave `numerics` out"),
+        ({"recipe": "{name: short, epochs: 2, batch_size: 16, lr: 0.02, milestones: []}"}, "needs lr: 0.01"),
+        ({"objectives": "[kd, nkd]"}, "plain formula trains with one of"),
+        ({"objectives": "{kd: {weight: 0.5, weight_from: assumed}}"}, "has the weight 0.9 here, and 0.1 for the task's loss"),
+        ({"objectives": "{kd: {controls: [shuffled]}}"}, "without `tune`, controls and two stages"),
+    ],
+)
+def test_a_suite_that_a_peer_would_train_otherwise_is_refused(
+    change: dict[str, str], message: str, write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(KdbenchError, match=message):
+        equivalence.run(write_suite(**{**LIKE_A_PEER, **change}), tmp_path / "work", tmp_path, peers.plain_peer(), None, 1, 1.0)
+
+
+@pytest.mark.slow
+def test_students_of_both_numerics_and_of_a_peers_loop_are_compared_and_not_trained_again(
+    write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    given = write_suite(**LIKE_A_PEER), tmp_path / "work", tmp_path, peers.plain_peer(), None, 2
+    table, found = equivalence.run(*given, 100.0)
+    assert (table["equal"] == "yes").all() and len(table) == 6 and set(table["n"]) == {3}
+    assert found.groupby("way").size().to_dict() == {"kdbench, exact": 6, "kdbench, fast": 6, "loop of plain formula": 6}
+    written = (tmp_path / "work" / "plain_formula.csv").stat().st_mtime_ns
+    again, _ = equivalence.run(*given, 1e-3)
+    assert again["difference"].tolist() == table["difference"].tolist() and (again["equal"] == "not shown").any()
+    assert (tmp_path / "work" / "plain_formula.csv").stat().st_mtime_ns == written
 
 
 def test_the_bundles_of_a_suite_are_measured_beside_their_prediction(write_suite: Callable[..., Path]) -> None:
