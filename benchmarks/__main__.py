@@ -169,7 +169,7 @@ def matrix(peer_path: Path | None, chosen: tuple[str, ...], teacher: str, studen
 
 
 @main.command()
-@_options("peer", *COMMON)
+@_options("peer", "out", "name")
 @click.option("--suite", type=PATH, default=Path(__file__).with_name("equivalence.yaml"), show_default="benchmarks/equivalence.yaml")
 @click.option("--work", type=PATH, required=True, help="the folder of the trainings; what is there is not trained again")
 @click.option("--data", type=PATH, default=Path("data"), show_default=True)
@@ -177,11 +177,11 @@ def matrix(peer_path: Path | None, chosen: tuple[str, ...], teacher: str, studen
     "--margin", type=click.FloatRange(0, min_open=True), required=True, help="the largest difference that counts as none, in points"
 )
 @click.option("--jobs", type=click.IntRange(1), default=CORES, show_default="the cores")
-def equivalence(peer_path: Path | None, suite: Path, work: Path, data: Path, margin: float, jobs: int, **how: Any) -> None:
+def equivalence(peer_path: Path | None, out: Path, name: str | None, suite: Path, work: Path, data: Path, margin: float, jobs: int) -> None:
     """Whether `fast` trains as good students as `exact`, and kdbench as the peer's loop: two one-sided tests over repeats."""
     from benchmarks import equivalence as measured
 
-    own = _Measurement("equivalence", peer_path=peer_path, **how)
+    own = _Measurement("equivalence", out, name, "cpu", False, 0.0, peer_path)
     table, accuracies = measured.run(suite, work, data, own.peer, peer_path, jobs, margin)
     notes = (
         f"difference: of the test accuracy, in points, paired by repeat, with its {measured.CONFIDENCE:.0%} interval; p: of the larger of "
