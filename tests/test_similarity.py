@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdbench.losses._base import Taps
-from kdbench.losses._gram import cka
+from kdbench.losses._gram import CKA
 from kdbench.train.features import shuffled
 from kdbench.train.similarity import LayerSums, compared, grams, layers
 
@@ -57,7 +57,7 @@ def test_the_value_is_that_of_the_formula_with_the_sums_taken_before_the_ratio_a
 def test_of_one_batch_it_is_the_unbiased_cka_of_the_loss() -> None:
     x, y = features(40, 12, 2), features(40, 5, 3)
     y[:, 0] = x[:, 0]
-    assert value(x, y, 40) == pytest.approx(float(cka(torch.tensor(x), torch.tensor(y), "unbiased")), rel=1e-10)
+    assert value(x, y, 40) == pytest.approx(float(CKA("unbiased")(torch.tensor(x), torch.tensor(y))), rel=1e-10)
 
 
 def test_neither_a_rotation_nor_a_scale_nor_a_shift_of_either_side_changes_it_and_it_is_one_with_itself() -> None:
@@ -75,7 +75,7 @@ def test_neither_a_rotation_nor_a_scale_nor_a_shift_of_either_side_changes_it_an
 def test_unrelated_features_that_are_more_than_the_images_have_about_zero_where_the_biased_value_is_near_one() -> None:
     x, y = features(256, 2000, 7), features(256, 2000, 8)
     assert abs(value(x, y, 64)) < 0.02
-    assert float(cka(torch.tensor(x[:64]), torch.tensor(y[:64]), "biased")) > 0.9
+    assert float(CKA("biased")(torch.tensor(x[:64]), torch.tensor(y[:64]))) > 0.9
 
 
 def test_a_last_batch_of_fewer_than_four_images_is_left_out_and_counted() -> None:

@@ -17,6 +17,20 @@ from kdbench.run.workers import UNSEEN, Nursery, Worker
 LONG_S = 60.0
 
 
+SLEEPER = (
+    "import sys, time; from kdbench.train import nursery, worker; real = worker.main\n"
+    "worker.main = lambda words: time.sleep(600) if words == ['sleep'] else real(words)\n"
+    "sys.exit(nursery.main())"
+)
+"""A nursery of which a worker that is told to sleep does so."""
+
+
+@pytest.fixture
+def sleeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = subprocess.Popen
+    monkeypatch.setattr("kdbench.run.workers.subprocess.Popen", lambda command, **pipes: real([command[0], "-c", SLEEPER], **pipes))
+
+
 @pytest.fixture
 def nursery() -> Iterator[Nursery]:
     found = Nursery({**os.environ, "OMP_NUM_THREADS": "1"})
@@ -47,18 +61,19 @@ def test_a_worker_prints_to_its_log_and_ends_with_its_own_status(nursery: Nurser
     assert "the following arguments are required" in (tmp_path / "b.log").read_text()
 
 
-def test_a_signal_reaches_the_worker_and_its_status_is_the_signal(nursery: Nursery, tmp_path: Path) -> None:
-    worker = start(nursery, tmp_path, "--help")
-    os.kill(born(worker, tmp_path / "a.log"), signal.SIGSTOP)
+def test_a_signal_reaches_the_worker_and_its_status_is_the_signal(sleeper: None, nursery: Nursery, tmp_path: Path) -> None:
+    worker = start(nursery, tmp_path, "sleep")
+    born(worker, tmp_path / "a.log")
     worker.send_signal(signal.SIGKILL)
 
     assert worker.wait(LONG_S) == -signal.SIGKILL
 
 
-def test_a_worker_goes_on_and_is_still_looked_at_when_the_process_that_started_it_is_killed(nursery: Nursery, tmp_path: Path) -> None:
-    worker = start(nursery, tmp_path, "--help")
+def test_a_worker_goes_on_and_is_still_looked_at_when_the_process_that_started_it_is_killed(
+    sleeper: None, nursery: Nursery, tmp_path: Path
+) -> None:
+    worker = start(nursery, tmp_path, "sleep")
     pid = born(worker, tmp_path / "a.log")
-    os.kill(pid, signal.SIGSTOP)
     assert nursery.process
     os.kill(nursery.process.pid, signal.SIGKILL)
     until = time.monotonic() + LONG_S
