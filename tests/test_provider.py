@@ -130,7 +130,7 @@ def test_the_untrained_control_of_a_teacher_that_has_weights_is_planned_like_any
         {"repeats": "3"},
         {"repeats": "1", "objectives": "{kd: {controls: [shuffled_globally]}}"},
         {"repeats": "1", "students": "{small: {model: small_mobile, widths: [4, 6]}, other: {model: small_mobile, widths: [4, 8]}}"},
-        {"repeats": "1", "objectives": MANY},
+        {"repeats": "1", "objectives": MANY, "recipe": "{name: short, epochs: 3, batch_size: 8, lr: 0.02}"},
     ],
     ids=["alone", "repeats", "pairings", "students", "relations"],
 )
