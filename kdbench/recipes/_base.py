@@ -45,6 +45,9 @@ class Recipe:
     `target_threshold` makes each target of `binary_cross_entropy` 1 if it is larger, else 0.
     `ema` is the decay of an exponential moving average of the weights after each update; the average is evaluated and kept instead of the
     weights. `accumulate` divides each batch into this many parts, one after the other, and updates once a batch: it needs less memory.
+    `bn_groups` divides each batch into this many groups of nearly equal size, as a training on so many GPUs does without synchronised
+    batch norm: statistics of batch norm, draws of dropout and mixing are each group's own, the running statistics are the mean over the
+    groups, and losses that compare images still see the whole batch. The results do not depend on how many processes share the groups.
 
     Learning rate: it rises linearly from `warmup_lr` to `lr` in `warmup_epochs`. A cosine then falls to `lr_min` at the end of training:
     from `lr` if `cosine_after_warmup` (a suite with a warm-up gets it), else it counts from the first epoch, as timm's does by default, and
@@ -54,7 +57,7 @@ class Recipe:
 
     version: ClassVar[int] = 1
     shared: ClassVar[frozenset[str]] = frozenset(
-        {"epochs", "batch_size", "drop_last", "evaluate_every", "class_uniform", "accumulate"}
+        {"epochs", "batch_size", "drop_last", "evaluate_every", "class_uniform", "accumulate", "bn_groups"}
         | {"mixup", "cutmix", "mix_probability", "switch_probability", "rand_augment", "random_erasing"}
     )
     """Options that all students of a pair share, since they define the data stream. A student's own recipe cannot change these."""
@@ -77,6 +80,7 @@ class Recipe:
         "eps": None,
         "layer_decay": None,
         "loss_lr_scale": 1.0,
+        "bn_groups": 1,
     }
     """Options added after the first release (`Loss.added`)."""
 
@@ -113,9 +117,10 @@ class Recipe:
     eps: float | None = None
     layer_decay: float | None = None
     loss_lr_scale: float = 1.0
+    bn_groups: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_every", "accumulate"):
+        for name in ("epochs", "batch_size", "evaluate_every", "accumulate", "bn_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "decay_rate"):
@@ -146,6 +151,10 @@ class Recipe:
             raise ValueError(f"ema is the decay of the average, between 0 and 1 (as 0.9998), and is {self.ema}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide the batch of {self.batch_size}, and is {self.accumulate}")
+        if self.bn_groups > self.batch_size:
+            raise ValueError(f"bn_groups must be at most the batch of {self.batch_size}, and is {self.bn_groups}")
+        if self.bn_groups > 1 and self.accumulate > 1:
+            raise ValueError(f"bn_groups {self.bn_groups} already divides the batch: leave out accumulate, which is {self.accumulate}")
         if self.target_threshold is not None and (self.task_loss != "binary_cross_entropy" or not 0 <= self.target_threshold < 1):
             raise ValueError("target_threshold must be at least 0 and below 1, and is only for `task_loss: binary_cross_entropy`")
         if self.rand_augment is not None and not is_rand_augment(self.rand_augment):
