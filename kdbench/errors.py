@@ -96,6 +96,18 @@ class TeacherError(KdbenchError): ...
 class StoppedError(KdbenchError): ...
 
 
+class RankError(KdbenchError):
+    """An error of another rank. `kind` is the class of the failure, `text` the traceback there."""
+
+    def __init__(self, message: str, kind: str, text: str):
+        super().__init__(message)
+        self.kind, self.text = kind, text
+
+
+class RankLostError(KdbenchError):
+    """Another rank does not answer any more."""
+
+
 def nearest(asked: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the nearest of `names`, or the list of them when none is near."""
     known = sorted(set(names))

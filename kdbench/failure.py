@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from kdbench.errors import DataError, KdbenchError, PartError, RefusedError, StoreError, TeacherError
+from kdbench.errors import DataError, KdbenchError, PartError, RankError, RefusedError, StoreError, TeacherError
 from kdbench.process import slurm_job
 from kdbench.process_log import LAST_LINES, last_lines
 from kdbench.validation import Schema1, Strict, from_json
@@ -81,8 +81,13 @@ class FailureStore(Protocol):
 def describe(error: BaseException, traceback: str) -> Failure:
     kind = classify(error)
     advice = "; use a smaller net or a device with more memory (kdbench never reduces the batch size)" if kind in CROWDED else ""
-    name = "" if isinstance(error, KdbenchError) else f"{type(error).__name__}: "
-    return _here(kind, f"{name}{error}{advice}", traceback, last_lines)
+    there = f"{error.text}\n{traceback}" if isinstance(error, RankError) else traceback
+    return _here(kind, f"{described(error)}{advice}", there, last_lines)
+
+
+def described(error: BaseException) -> str:
+    """`ValueError: too few`; kdbench's own errors say enough without their name."""
+    return str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
 
 
 def killed(signal: str, lines: Iterable[str]) -> Failure:
@@ -106,6 +111,8 @@ def blocked(message: str) -> Failure:
 
 
 def classify(error: BaseException) -> str:
+    if isinstance(error, RankError):
+        return error.kind
     by_type = (
         (TeacherError, "blocked"),
         (RefusedError, "refused"),

@@ -78,7 +78,7 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with isolated(0), torch.device("meta"), _few_modules():
+    with isolated(0), torch.device("meta"), _few_modules(), _shapes_only():
         model = parts.from_config("model", config, sources)
         try:
             model.build_for(dataset.input_shape, outputs, config.get("inputs", {}).get("size"))
@@ -89,7 +89,7 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
             # Without gradients from the start: the counter fails where a parameter that has one is the input of a module (PiT, CaiT).
             model.requires_grad_(False)
             counter = FlopCounterMode(display=False)
-            with torch.no_grad(), _shapes_only(), counter:
+            with torch.no_grad(), counter:
                 taps = model(torch.empty(PROBE_IMAGES, *dataset.input_shape))
             for weight in trained:
                 weight.requires_grad_(True)
@@ -130,14 +130,17 @@ def _outputs_of_weights(model: Mapping[str, Any]) -> int | None:
 
 
 def _shapes_only() -> Any:
-    """A context in which norms and rectifiers give back what they get: they change no shape and hold no matrix product, and on the
-    meta device torch takes them apart in Python, which is most of the time of a probe."""
+    """A context in which norms, rectifiers and draws of weights give back what they get: they change no shape and hold no matrix product,
+    and on the meta device torch takes them apart in Python, which is most of the time of a probe."""
     import torch.nn.functional as F
+    from torch import Tensor
     from torch.overrides import TorchFunctionMode
+
+    idle = (F.batch_norm, F.relu, Tensor.normal_, Tensor.uniform_)
 
     class ShapesOnly(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-            return arguments[0] if function in (F.batch_norm, F.relu) else function(*arguments, **(options or {}))
+            return arguments[0] if function in idle and arguments else function(*arguments, **(options or {}))
 
     return ShapesOnly()
 

@@ -107,14 +107,20 @@ def _still_valid(plan: Plan, store: Store, profiles: Iterable[ProfileRef]) -> It
                     yield ref
 
 
-def train(plan: Plan, store: Store, machine: Machine, progress: ProgressBar) -> int:
+def nursery() -> Nursery:
+    """What starts the workers of a run."""
+    return Nursery({**os.environ, **ONE_THREAD})
+
+
+def train(plan: Plan, store: Store, machine: Machine, progress: ProgressBar, workers: Nursery | None = None) -> int:
     """Train whatever is wanted; returns how many cells were tried. What fails stays wanted, and the rest goes on. Cells that another
-    process is training are waited for: they are done when it is, and wanted again if it dies."""
+    process is training are waited for: they are done when it is, and wanted again if it dies. `workers` are those of a nursery that was
+    prepared before."""
     fresh = wanted(store, list(plan.cells.values()))
     for cell in fresh:
         store.clear_failure(cell.id)
     pending = [cell for cell in plan.cells.values() if not store.is_done(cell.id)]
-    _Run(plan, store, machine, progress, pending).until_done()
+    _Run(plan, store, machine, progress, pending).until_done(workers or nursery())
     return len(fresh)
 
 
@@ -139,8 +145,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.awaited = awaited(self.plan.cells.values())
 
-    def until_done(self) -> None:
-        machine, nursery = self.machine, Nursery({**os.environ, **ONE_THREAD})
+    def until_done(self, nursery: Nursery) -> None:
+        machine = self.machine
         manifest = self.store.manifest(self.plan.suite.name)
         try:
             while self.pending or self.waiting or self.running:
@@ -286,15 +292,18 @@ def in_order(waiting: Iterable[Bundle], awaited: Collection[str]) -> list[Bundle
 
 
 def for_slots(waiting: list[Bundle], free: int, jobs: int, more_to_come: bool) -> list[Bundle]:
-    """The bundles, divided so that no core idles. While there are cells to come, and for cores that are busy, only large ones are."""
-    waiting = _shared_out(waiting, free if more_to_come else jobs, LEAST_SHARE)
-    return waiting if more_to_come else _shared_out(waiting, free)
+    """The bundles, divided so that no core idles, nor waits at the end for a bundle that is larger than its part of what is left. While
+    there are cells to come, and for cores that are busy, only large ones are."""
+    if more_to_come:
+        return _shared_out(waiting, free, LEAST_SHARE)
+    return _shared_out(_shared_out(waiting, jobs, LEAST_SHARE, evenly=True), free)
 
 
-def _shared_out(waiting: list[Bundle], slots: int, least: int = 1) -> list[Bundle]:
+def _shared_out(waiting: list[Bundle], slots: int, least: int = 1, evenly: bool = False) -> list[Bundle]:
     """Split the largest bundles while cores would idle: grouping is the machine's matter, and no result depends on it. No share is smaller
-    than `least` students."""
-    while waiting and len(waiting) < slots:
+    than `least` students. `evenly`: also while the largest has more students than each core would have in all."""
+    students = sum(len(bundle.cells) for bundle in waiting)
+    while waiting and (len(waiting) < slots or (evenly and max(len(bundle.cells) for bundle in waiting) * slots > students)):
         largest = max(waiting, key=lambda bundle: len(bundle.cells))
         half = len(largest.cells) // 2
         if half < least:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import shlex
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,7 @@ from kdbench.run import local
 from kdbench.run.estimate import Costs, students_side_by_side
 from kdbench.run.local import Machine
 from kdbench.run.progress import ProgressBar
+from kdbench.run.workers import Nursery
 from kdbench.store import Store, cell_state
 
 
@@ -46,9 +49,27 @@ def run(
     """Train, measure and report a suite. Returns 0 when every cell is a result, else 1."""
     console = Console(highlight=False, soft_wrap=True)
     plan, store = matrix.expand(read(suite)), Store(results)
+    with closing(local.nursery()) as workers:
+        if not all(store.is_done(cell_id) for cell_id in plan.cells):
+            workers.prepare()  # it imports what workers need while the plan is made
+        return _run(plan, store, data, device, jobs, checkpoint_every_s, provider, costs, console, workers)
+
+
+def _run(
+    plan: Plan,
+    store: Store,
+    data: Path,
+    device: str,
+    jobs: int | None,
+    checkpoint_every_s: float | None,
+    provider: str,
+    costs: bool,
+    console: Console,
+    workers: Nursery,
+) -> int:
     probes = probe.probe(plan)
     titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
-    machine = Machine.here(results, data, device, jobs, checkpoint_every_s=checkpoint_every_s)
+    machine = Machine.here(store.root, data, device, jobs, checkpoint_every_s=checkpoint_every_s)
     machine = replace(machine, tables=tables_of(provider, plan, probes, store, on_gpu=machine.gpus > 0))
     count = len(local.wanted(store, list(plan.cells.values())))
     if count:
@@ -60,7 +81,7 @@ def run(
     began = time.monotonic()
     try:
         with ProgressBar(console, titles, count) as progress:
-            local.train(plan, store, machine, progress)
+            local.train(plan, store, machine, progress, workers)
     except KeyboardInterrupt:
         console.print("interrupted: progress is saved; run the same command to continue")
         return 130
@@ -242,10 +263,15 @@ def _measure(plan: Plan, store: Store, machine: Machine, console: Console) -> bo
     command = [sys.executable, "-m", "kdbench.train.profile", str(machine.results), *chosen.values()]
     command += ["--data", str(machine.data), "--device", machine.device]
     log = store.suite_folder(suite.name) / "jobs" / "cost.log"
-    with store.open_log(log) as errors:
-        finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=local.environment(machine, 0), check=False)
+    with (
+        store.open_log(log) as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=local.environment(machine, 0)) as process,
+    ):
+        # What the report needs is imported while that process imports what it needs: before it measures.
+        importlib.import_module("kdbench.report.write")
+        said, _ = process.communicate()
     found = {}
-    for line in finished.stdout.splitlines():
+    for line in said.splitlines():
         if line.startswith("{"):
             one = json.loads(line)
             found[one["cell"]] = one["profile"]
@@ -257,6 +283,6 @@ def _measure(plan: Plan, store: Store, machine: Machine, console: Console) -> bo
         if cell_id in found
     )
     store.put_manifest(suite.name, replace(store.manifest(suite.name), profiles=profiles))
-    if finished.returncode and not found:
+    if process.returncode and not found:
         console.print(f"costs could not be measured; see {log}", markup=False)
     return len(found) == len(chosen)

@@ -62,15 +62,19 @@ class Nursery:
     def start(self, arguments: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> Worker:
         """A worker with these arguments, which appends what it prints to a file."""
         self.listen()
+        self.prepare(log)
+        self.unborn.append(worker := Worker(self))
+        self.tell({"start": list(arguments), "log": os.path.abspath(log.name), "environment": dict(environment)})
+        return worker
+
+    def prepare(self, log: IO[bytes] | None = None) -> None:
+        """Start the process, if there is none, which then imports what its workers need. Its own errors are appended to `log`."""
         if self.process is None:
             command = [sys.executable, "-m", "kdbench.train.nursery"]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
             self.process = subprocess.Popen(command, **pipes, env=self.environment)
             assert self.process.stdout is not None
             os.set_blocking(self.process.stdout.fileno(), False)
-        self.unborn.append(worker := Worker(self))
-        self.tell({"start": list(arguments), "log": os.path.abspath(log.name), "environment": dict(environment)})
-        return worker
 
     def tell(self, what: Mapping[str, Any]) -> None:
         assert self.process and self.process.stdin

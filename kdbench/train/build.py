@@ -25,6 +25,7 @@ from kdbench.recipes._base import OF_TASK, Recipe
 from kdbench.record import Record, same_images
 from kdbench.store import Store
 from kdbench.tasks._base import Task
+from kdbench.train.grouped import GroupedMember
 from kdbench.train.member import Member
 from kdbench.train.numerics import laid_out
 from kdbench.train.objective import Objective
@@ -99,7 +100,8 @@ class Setup:
             if not same_images(first.result["data_fingerprint"], self.data.fingerprint):
                 raise DataError(f"its first stage {first.id} was trained on other images than these ({self.data.fingerprint})")
             continue_from(student, objective, load_weights(store, first), first.config["objective"]["terms"])
-        return Member(cell, student, objective, make_task(cell), plan.steps, point)
+        kind = GroupedMember if plan.groups > 1 else Member
+        return kind(cell, student, objective, make_task(cell), plan.steps, point)
 
 
 def first_stage_of(store: Store, cell: Cell) -> Record | None:

@@ -14,6 +14,7 @@ from kdbench.datasets._base import Data
 from kdbench.isolation import isolated, private
 from kdbench.tasks._base import Task
 from kdbench.train.numerics import autocast
+from kdbench.train.ranks import ALONE, Ranks
 
 EVALUATION_BATCH = 256
 
@@ -23,29 +24,42 @@ Predictions = tuple[dict[str, np.ndarray], np.ndarray]
 
 
 def predict_all(
-    task: Task, models: Sequence[nn.Module], data: Data, split: str, numerics: Mapping[str, Any], first: int | None = None
+    task: Task,
+    models: Sequence[nn.Module],
+    data: Data,
+    split: str,
+    numerics: Mapping[str, Any],
+    first: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Predictions | Exception]:
     """The predictions of each model, or its error, from one pass over the images, or over the `first` of them. Leaves the models in
-    evaluation mode; draws are fixed."""
+    evaluation mode; draws are fixed. Each rank has its share of the batches; the first rank gets all predictions, the others none."""
     columns: list[dict[str, list[np.ndarray]]] = [{} for _ in models]
     errors: dict[int, Exception] = {}
     size = data.size(split) if first is None else min(first, data.size(split))
     wanted = [(np.arange(start, min(start + EVALUATION_BATCH, size)), None) for start in range(0, size, EVALUATION_BATCH)]
-    with closing(data.batches(split, wanted)) as batches:
-        for place in range(len(wanted)):
-            with isolated(place):
-                inputs, _ = next(batches)
-            for number, model in enumerate(models):
-                try:
-                    if number not in errors:
-                        _add(columns[number], task, model, inputs, numerics, place)
-                except Exception as error:
-                    errors[number] = error
+    share = ranks.share(len(wanted))
+
+    def predict() -> None:
+        with closing(data.batches(split, wanted[share.start : share.stop])) as batches:
+            for place in share:
+                with isolated(place):
+                    inputs, _ = next(batches)
+                for number, model in enumerate(models):
+                    try:
+                        if number not in errors:
+                            _add(columns[number], task, model, inputs, numerics, place)
+                    except Exception as error:
+                        errors[number] = error
+
+    ranks.tried(predict)
+    agreed = [ranks.agreed(errors.get(number)) for number in range(len(models))]
     targets = data.targets(split)[:size].cpu().numpy()
-    return [
-        errors.get(number) or ({name: np.concatenate(values) for name, values in mine.items()}, targets)
-        for number, mine in enumerate(columns)
-    ]
+    gathered = [{} if error else ranks.gathered(mine) for error, mine in zip(agreed, columns, strict=True)]
+    for mine in gathered:
+        if ranks.rank == 0 and any(len(values) != size for values in mine.values()):
+            raise AssertionError(f"{[len(values) for values in mine.values()]} predictions of {size} images")
+    return [error or (mine, targets) for error, mine in zip(agreed, gathered, strict=True)]
 
 
 def _add(columns: dict[str, list[np.ndarray]], task: Task, model: nn.Module, inputs: Any, numerics: Mapping[str, Any], seed: int) -> None:

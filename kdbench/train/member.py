@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from kdbench.train.evaluate import Predictions, finite_or_none
 from kdbench.train.numerics import autocast
 from kdbench.train.objective import Objective
 from kdbench.train.seeds import Streams, seed_of
+
+if TYPE_CHECKING:
+    from kdbench.train.feed import Given
 
 NEVER = -1
 
@@ -86,15 +90,25 @@ class Member:
                 if not place:
                     self._forget_gradients()
                 self._backward(share, values, total)
-                self._note(values, total.detach(), part[2])
-            if self.recipe["clip_grad"] is not None:
-                nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe["clip_grad"])
-            self.optimizer.step()
-            self.scheduler.step_update(batch.step + 1)
-            if self.average:
-                self.average.update_parameters(self.latest)
+                n = 1 if part[2].index is None else len(part[2].index)
+                self._note(values, total.detach(), n, batch.step)
+            self._update(batch.step)
             if gradients:
-                self.gradients = _relative_sizes(gradients)
+                self.gradients = relative_sizes(gradients)
+
+    def take(self, given: Given, first: bool = False) -> None:
+        """`step`, as the loop gives it."""
+        (part,) = given.parts
+        self.step(part.inputs, part.targets, part.batch, part.teacher, first)
+
+    def _update(self, step: int) -> None:
+        """Change the weights by their gradients."""
+        if self.recipe["clip_grad"] is not None:
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe["clip_grad"])
+        self.optimizer.step()
+        self.scheduler.step_update(step + 1)
+        if self.average:
+            self.average.update_parameters(self.latest)
 
     def _forget_gradients(self) -> None:
         """As the optimiser's `zero_grad`, which takes several times as long."""
@@ -117,22 +131,32 @@ class Member:
         """Turn the size of the distillation gradient that a trial asks for into the factor of its weights, before the first step. What is
         measured is a copy, with the weights of the tuned terms without their schedules. Raises LossError: there is no gradient."""
         count = self.cell.config["objective"]["tuned"]["terms"]
-        own, copied, found = (self.student, self.objective), copy.deepcopy(self.trained), dict[str, dict[int, Tensor]]()
-        self.student, self.objective = copied["student"], copied["objective"]
+        found = dict[str, dict[int, Tensor]]()
+        with self._copied(), isolated(seed_of(self.streams.dropout, batch.step)):
+            self.trained.train()
+            for share, seed, *part in self.parts(inputs, targets, batch, teacher):
+                values = self._values(seed, *part)
+                terms = self.objective.unscheduled(values, count)
+                self._add_gradients(found, {"task": values["task"], "terms": (terms, terms)}, share)
+        self._choose(point, relative_sizes(found).get("terms", 0.0))
+
+    @contextmanager
+    def _copied(self) -> Iterator[None]:
+        """In this block the student is a copy of itself."""
+        own = self.student, self.objective, self.trained
+        self.trained = copy.deepcopy(self.trained)
+        self.student, self.objective = self.trained["student"], self.trained["objective"]
         try:
-            with isolated(seed_of(self.streams.dropout, batch.step)):
-                copied.train()
-                for share, seed, *part in self.parts(inputs, targets, batch, teacher):
-                    values = self._values(seed, *part)
-                    terms = self.objective.unscheduled(values, count)
-                    self._add_gradients(found, {"task": values["task"], "terms": (terms, terms)}, share)
+            yield
         finally:
-            self.student, self.objective = own
-        size = _relative_sizes(found).get("terms", 0.0)
+            self.student, self.objective, self.trained = own
+
+    def _choose(self, point: Point, size: float) -> None:
+        """Choose the factor of the weights where their gradient has this size. Raises LossError."""
         if not 0 < size < math.inf:
             raise LossError(f"the distillation gradient is {size:g} times the task's at the first step: give a `weight` to search around")
         self.point = {"weight": rounded(point["gradient"] / size)} | {name: value for name, value in point.items() if name != "gradient"}
-        self.objective.scale(self.point["weight"], count)
+        self.objective.scale(self.point["weight"], self.cell.config["objective"]["tuned"]["terms"])
 
     def parts(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> Iterator[Part]:
         """The batch in parts of nearly equal size, none larger than the recipe's batch divided by `accumulate`."""
@@ -143,15 +167,21 @@ class Member:
         assert batch.index is not None
         n, largest = len(batch.index), self.recipe["batch_size"] // self.recipe["accumulate"]
         for place, rows in enumerate(np.array_split(np.arange(n), -(-n // largest))):
-            chosen = slice(int(rows[0]), int(rows[-1]) + 1)
-            own_inputs, own_targets = self.task.rows(inputs, targets, chosen)
-            own_teacher = teacher.map(lambda tensor, chosen=chosen: tensor[chosen]) if teacher else None
-            seconds = {
-                asked: (self.task.rows(seen, targets, chosen)[0], taps.map(lambda tensor, chosen=chosen: tensor[chosen]))
-                for asked, (seen, taps) in batch.second_views.items()
-            }
-            own_batch = Batch(own_targets, batch.index[chosen], batch.epoch, batch.step, second_views=seconds)
-            yield len(rows) / n, seed_of(seed, place), own_inputs, own_targets, own_batch, own_teacher
+            yield len(rows) / n, seed_of(seed, place), *self.rows(rows, inputs, targets, batch, teacher)
+
+    def rows(self, rows: np.ndarray, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> tuple[Any, Any, Batch, Taps | None]:
+        """What `step` gets, of some consecutive images of a batch alone."""
+        assert batch.index is not None
+        chosen = slice(int(rows[0]), int(rows[-1]) + 1)
+
+        def of(taps: Taps) -> Taps:
+            return taps.map(lambda tensor: tensor[chosen])
+
+        own_inputs, own_targets = self.task.rows(inputs, targets, chosen)
+        seconds = {asked: (self.task.rows(seen, targets, chosen)[0], of(taps)) for asked, (seen, taps) in batch.second_views.items()}
+        others = None if batch.others is None else {pairing: of(taps) for pairing, taps in batch.others.items()}
+        own_batch = Batch(own_targets, batch.index[chosen], batch.epoch, batch.step, others, seconds)
+        return own_inputs, own_targets, own_batch, of(teacher) if teacher else None
 
     def _values(self, seed: int, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None) -> dict[str, tuple[Tensor, Tensor]]:
         task_losses, taps = self.forward(inputs, targets, batch)
@@ -172,14 +202,13 @@ class Member:
             losses = {**losses, **{f"{name} of the second view": value for name, value in further.items()}}
         return losses, replace(taps, second_view=second.with_classifier(self.student))
 
-    def _note(self, values: dict[str, tuple[Tensor, Tensor]], total: Tensor, batch: Batch) -> None:
-        """Sums stay on the device, so that nothing here waits for it."""
-        n = len(batch.index) if batch.index is not None else 1
+    def _note(self, values: Mapping[str, tuple[Tensor, Tensor]], total: Tensor, n: int, step: int) -> None:
+        """The values for n images. Sums stay on the device, so that nothing here waits for it."""
         self.seen += n
         pairs = {**values, "": (total, total)}
         now = torch.stack([value.detach() for pair in pairs.values() for value in pair]).double().mul_(n).view(-1, 2)
         self.sums |= {name: self.sums[name] + one if name in self.sums else one for name, one in zip(pairs, now, strict=True)}
-        self.bad_step = torch.where(torch.isfinite(total) | (self.bad_step != NEVER), self.bad_step, batch.step)
+        self.bad_step = torch.where(torch.isfinite(total) | (self.bad_step != NEVER), self.bad_step, step)
 
     def _add_gradients(self, found: dict[str, dict[int, Tensor]], values: dict[str, tuple[Tensor, Tensor]], share: float) -> None:
         """Add each weighted term's gradients of the student's weights (at weight 1 if the task's weight is 0)."""
@@ -242,7 +271,7 @@ class Member:
         self.bad_step = state["bad_step"].to(self.device)
 
 
-def _relative_sizes(gradients: dict[str, dict[int, Tensor]]) -> dict[str, float]:
+def relative_sizes(gradients: dict[str, dict[int, Tensor]]) -> dict[str, float]:
     """Each term's gradient norm relative to the task's."""
     norms = {}
     for name, mine in gradients.items():

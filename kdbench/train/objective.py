@@ -56,12 +56,17 @@ class Objective(nn.Module):
         self.task_of_both_views = any(loss.task_of_both_views for loss in of_two_views)
 
     def forward(
-        self, task_losses: Mapping[str, Tensor], student: Taps, teacher: Taps | None, batch: Batch, seed: int = 0
+        self, task_losses: Mapping[str, Tensor], student: Taps, teacher: Taps | None, batch: Batch, seed: int = 0, whole: bool | None = None
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """(raw value, weighted value) of each term by name; the task's is `task`. The total is the sum of the weighted values."""
-        raw = sum(task_losses.values(), start=torch.zeros((), device=next(iter(task_losses.values())).device))
-        values = {"task": (raw, self.task_weight * raw)}
+        """(raw value, weighted value) of each term by name; the task's is `task`. The total is the sum of the weighted values. For a
+        batch in groups, `whole` True gives the terms for the whole batch, and False the task and the other terms, of one group."""
+        values = {}
+        if not whole:
+            raw = sum(task_losses.values(), start=torch.zeros((), device=next(iter(task_losses.values())).device))
+            values["task"] = (raw, self.task_weight * raw)
         for place, (name, term, loss) in enumerate(zip(self.names, self.terms, self._each(), strict=True)):
+            if whole is not None and whole != is_whole(term, loss):
+                continue
             assert teacher is not None, "an objective with terms is trained with a teacher"
             with isolated(seed + place):
                 own = _paired(term, teacher, batch, self.augmentation)
@@ -73,6 +78,15 @@ class Objective(nn.Module):
             for part, value in named.items():
                 values[f"{name}.{part}" if part else name] = (value, weight * value)
         return values
+
+    @property
+    def of_whole(self) -> set[str]:
+        """What the terms for the whole batch need, of those of a batch in groups."""
+        return {name for loss, term in zip(self._each(), self.terms, strict=True) if is_whole(term, loss) for name in loss._needs()}
+
+    def of_groups(self) -> list[Loss]:
+        """The losses that are computed for each group of a batch."""
+        return [loss for loss, term in zip(self._each(), self.terms, strict=True) if not is_whole(term, loss)]
 
     @property
     def trains_student(self) -> bool:
@@ -107,13 +121,14 @@ class Objective(nn.Module):
         pairs = zip(self._each(), self.terms, strict=True)
         return [(loss, keeps_relation(loss._needs(), loss.relation, loss.couples, term["pairing"])) for loss, term in pairs]
 
-    def unscheduled(self, values: Mapping[str, tuple[Tensor, Tensor]], terms: int) -> Tensor:
-        """The sum of the first terms with their weights, of schedules the largest one, out of what `forward` gives."""
+    def unscheduled(self, values: Mapping[str, tuple[Tensor, Tensor]], terms: int) -> Tensor | None:
+        """The sum of the first terms with their weights, of schedules the largest one, out of what `forward` gives; None if these are not
+        among it."""
         found = []
         for name, term in zip(self.names[:terms], self.terms, strict=False):
             weight = term["weight"] if isinstance(term["weight"], (int, float)) else max(one for _, one in term["weight"])
             found += [weight * raw for key, (raw, _) in values.items() if key == name or key.startswith(f"{name}.")]
-        return torch.stack(found).sum()
+        return torch.stack(found).sum() if found else None
 
     def scale(self, factor: float, terms: int) -> None:
         """Multiply the weights of the first terms."""
@@ -129,6 +144,11 @@ class Objective(nn.Module):
 
     def _each(self) -> list[Loss]:
         return list(self.losses)  # type: ignore[arg-type]
+
+
+def is_whole(term: Mapping[str, Any], loss: Loss) -> bool:
+    """Whether a term needs the whole batch where that is divided into groups: it compares images, or gets the rows of other ones."""
+    return loss.couples == "batch" or term["pairing"] not in ("matched", *ELSEWHERE)
 
 
 def weight_at(weight: float | list[list[float]], epoch: int) -> float:

@@ -13,6 +13,7 @@ from kdbench.errors import DataError
 from kdbench.recipes._base import Recipe, steps_per_epoch
 from kdbench.tasks._base import Task
 from kdbench.train.mix import Mixing
+from kdbench.train.ranks import Ranks
 from kdbench.train.seeds import Streams, seed_of
 
 Place = tuple[np.ndarray, np.ndarray]
@@ -31,6 +32,7 @@ class BatchPlan:
     mixing: Mixing | None = None
     second: bool = False
     """Whether its views are second ones, with draws of their own."""
+    groups: int = 1
 
     @classmethod
     def of(cls, config: Mapping[str, Any], data: Data) -> BatchPlan:
@@ -39,7 +41,7 @@ class BatchPlan:
             message = f"{data.size('train')} training images make no batch of {recipe['batch_size']}, and drop_last drops the rest"
             raise DataError(f"{message}: nothing would be trained")
         fields = (recipe[name] for name in ("batch_size", "drop_last", "class_uniform"))
-        return cls(data, Streams.of(config), *fields, Mixing.of(recipe))
+        return cls(data, Streams.of(config), *fields, Mixing.of(recipe), groups=recipe["bn_groups"])
 
     @property
     def steps(self) -> int:
@@ -75,11 +77,18 @@ class BatchPlan:
         partners[np.argsort(labels, kind="stable")] = np.lexsort((draws, labels))
         return partners
 
-    def mixed(self, inputs: Any, targets: Any, task: Task, total_step: int) -> tuple[Any, Any]:
-        """A batch as students and teacher see it: a pure function of the batch, the seed and the step."""
+    def divided(self, place: Place, ranks: Ranks) -> list[tuple[int, Place]]:
+        """The groups of a batch that this rank has, each with its number; of small batches some are empty, and left out."""
+        if self.groups == 1:
+            return [(0, place)]
+        indices, views = (np.array_split(rows, self.groups) for rows in place)
+        return [(number, (indices[number], views[number])) for number in ranks.share(self.groups) if len(indices[number])]
+
+    def mixed(self, inputs: Any, targets: Any, task: Task, total_step: int, *group: int) -> tuple[Any, Any]:
+        """A batch, or a group of it, as students and teacher see it: a pure function of the images, the seed and the step."""
         if self.mixing is None:
             return inputs, targets
-        return self.mixing.mixed(inputs, targets, task, self.data, seed_of("mix", self.streams.augment, total_step))
+        return self.mixing.mixed(inputs, targets, task, self.data, seed_of("mix", self.streams.augment, total_step, *group))
 
 
 def _by_class(labels: np.ndarray, together: int) -> np.ndarray:

@@ -1,0 +1,228 @@
+"""The processes (ranks) that train one bundle together, and all that they say to each other, through torch.distributed.
+
+Each rank has a share of the groups of every batch (`bn_groups`), and the same weights. What must be equal is decided from what all have
+said: each call here is made by all ranks, in the same order."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kdbench import failure
+from kdbench.errors import RankError, RankLostError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)
+"""How long the ranks wait for each other: one may evaluate a teacher alone. One that dies is noticed at once."""
+ALIGNED = 16
+"""Bytes at a multiple of which the parts of a message begin."""
+
+
+class Ranks:
+    """A single process, which says nothing to anybody."""
+
+    rank, world = 0, 1
+
+    def share(self, n_groups: int) -> range:
+        """The groups of this rank, of a batch of so many."""
+        return range(n_groups * self.rank // self.world, n_groups * (self.rank + 1) // self.world)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on a rank."""
+        return flag
+
+    def agreed(self, error: Exception | None) -> Exception | None:
+        """The error of this rank or, where it has none, of another one: either all ranks get one, or none does."""
+        return error
+
+    def tried(self, act: Callable[[], T]) -> T:
+        """What `act` gives here. Raises its error, or that of another rank."""
+        found, error = _tried(act)
+        if (agreed := self.agreed(error)) is not None:
+            raise agreed
+        return found  # type: ignore[return-value]
+
+    def first(self, act: Callable[[], T]) -> T:
+        """What `act` gives on the first rank, which alone calls it. Raises its error."""
+        return act()
+
+    def told(self, mine: Any) -> list[Any]:
+        """What each rank says, in order."""
+        return [mine]
+
+    def gathered(self, mine: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+        """Columns of which each rank has some pieces, in order: whole on the first rank, empty on the others."""
+        return {name: np.concatenate(pieces) for name, pieces in mine.items()}
+
+    def rows(self, mine: Mapping[Hashable, Tensor], counts: Sequence[int]) -> dict[Hashable, Tensor]:
+        """Tensors with a row for each image of this rank, with those of all ranks, in order. `counts`: the number of rows of each rank."""
+        return dict(mine)
+
+    def total(self, vector: Tensor, exact: bool) -> Tensor:
+        """The sum over the ranks; `exact`: always in the same order, that of `in_pairs`."""
+        return vector
+
+    def end(self) -> None:
+        """Say no more."""
+
+
+ALONE = Ranks()
+
+
+class Together(Ranks):
+    """One of several processes. Tensors travel by NCCL where they are on GPUs; flags and messages never wait for a GPU."""
+
+    def __init__(self, store: Any, rank: int, world: int, device: torch.device):
+        """`store`: what all can reach, of torch.distributed. Raises RankLostError."""
+        self.rank, self.world, self.device = rank, world, device
+        with _talking():
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
+            self.words = dist.group.WORLD
+            self.tensors = dist.new_group(backend="nccl", timeout=PATIENCE) if device.type == "cuda" else self.words
+
+    def any(self, flag: bool) -> bool:
+        word = torch.tensor([int(flag)])
+        with _talking():
+            dist.all_reduce(word, dist.ReduceOp.MAX, group=self.words)
+        return bool(word)
+
+    def agreed(self, error: Exception | None) -> Exception | None:
+        if isinstance(error, RankLostError):
+            raise error
+        if not self.any(error is not None):
+            return None
+        said = self.told(None if error is None else (failure.classify(error), failure.described(error), _text(error)))
+        rank, (kind, message, text) = next((rank, one) for rank, one in enumerate(said) if one is not None)
+        return error if rank == self.rank else RankError(f"rank {rank}: {message}", kind, text)
+
+    def first(self, act: Callable[[], T]) -> T:
+        found, error = _tried(act) if self.rank == 0 else (None, None)
+        if (agreed := self.agreed(error)) is not None:
+            raise agreed
+        word = [found]
+        with _talking():
+            dist.broadcast_object_list(word, src=0, group=self.words)
+        return word[0]  # type: ignore[return-value]
+
+    def told(self, mine: Any) -> list[Any]:
+        words: list[Any] = [None] * self.world
+        with _talking():
+            dist.all_gather_object(words, mine, group=self.words)
+        return words
+
+    def gathered(self, mine: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+        own = super().gathered(mine)
+        said: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        with _talking():
+            dist.gather_object(own, said, dst=0, group=self.words)
+        pieces = [one for one in said or () if one]  # a rank may have had no image
+        return {name: np.concatenate([one[name] for one in pieces]) for name in (pieces[0] if pieces else ())}
+
+    def rows(self, mine: Mapping[Hashable, Tensor], counts: Sequence[int]) -> dict[Hashable, Tensor]:
+        if not all(counts):  # a rank without an image does not know what the others have
+            shapes: Mapping[Hashable, Any] = self.told({name: (one.dtype, one.shape[1:]) for name, one in mine.items()})[0]
+            mine = {
+                name: mine.get(name, torch.empty(0, *shape, dtype=dtype, device=self.device)) for name, (dtype, shape) in shapes.items()
+            }
+        parts = [_bytes_of(one) for one in mine.values()]
+        widths = [one.shape[1:].numel() * one.itemsize for one in mine.values()]
+        sizes = [[_aligned(count * width) for width in widths] for count in counts]
+        sent = torch.zeros(max(map(sum, sizes)), dtype=torch.uint8, device=self.device)
+        for place, part in zip(_starts(sizes[self.rank]), parts, strict=True):
+            sent[place : place + len(part)] = part
+        held = torch.empty(self.world * len(sent), dtype=torch.uint8, device=self.device)
+        with _talking():
+            dist.all_gather_into_tensor(held, sent, group=self.tensors)
+        found = {}
+        starts = [list(_starts(mine_of)) for mine_of in sizes]
+        for number, (name, like) in enumerate(mine.items()):
+            pieces = []
+            for rank, count in enumerate(counts):
+                start = rank * len(sent) + starts[rank][number]
+                pieces.append(held[start : start + count * widths[number]].clone().view(like.dtype).view(count, *like.shape[1:]))
+            found[name] = torch.cat(pieces)
+        return found
+
+    def total(self, vector: Tensor, exact: bool) -> Tensor:
+        with _talking():
+            if not exact:
+                dist.all_reduce(vector, group=self.tensors)
+                return vector
+            held = vector.new_empty(self.world * len(vector))
+            dist.all_gather_into_tensor(held, vector, group=self.tensors)
+        return in_pairs(held.view(self.world, -1).__getitem__, 0, self.world)
+
+    def end(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def in_pairs(part: Callable[[int], Tensor], first: int, end: int) -> Tensor:
+    """The sum of parts `first` to `end` - 1, each of which is made when its turn comes: that of the first half plus that of the second.
+    So a number of ranks that is a power of two, and divides the number of parts, does not change the sum."""
+    if end - first == 1:
+        return part(first)
+    middle = (first + end) // 2
+    return in_pairs(part, first, middle) + in_pairs(part, middle, end)
+
+
+def why_not(ranks: int, bn_groups: int, numerics: str) -> str:
+    """Why so many ranks cannot train batches of so many groups; empty if they can."""
+    if ranks == 1:
+        return ""
+    if bn_groups == 1:
+        return f"{ranks} ranks cannot share a batch of one group: set `bn_groups` in the recipe, to {ranks} or a multiple of it"
+    fitting = [one for one in range(1, bn_groups + 1) if not bn_groups % one and (numerics != "exact" or not one & (one - 1))]
+    if ranks in fitting:
+        return ""
+    most = f"{', '.join(map(str, fitting[:-1]))} or {fitting[-1]}" if fitting[1:] else "1"
+    why = "sums of another number have other bits" if not bn_groups % ranks else "each rank needs as many groups as the others"
+    return f"{ranks} ranks cannot share the {bn_groups} groups of a batch (`bn_groups`), since {why}: use {most} ranks"
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Raises RankLostError for any error of a conversation: the other side has ended, or is cut off."""
+    try:
+        yield
+    except RankLostError:
+        raise
+    except Exception as error:
+        raise RankLostError(f"another rank does not answer ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from error
+
+
+def _tried(act: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return act(), None
+    except RankLostError:
+        raise
+    except Exception as error:
+        return None, error
+
+
+def _text(error: Exception) -> str:
+    return error.text if isinstance(error, RankError) else "".join(traceback.format_exception(error))
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
+
+
+def _starts(sizes: Sequence[int]) -> Iterator[int]:
+    place = 0
+    for size in sizes:
+        yield place
+        place += size
