@@ -44,9 +44,9 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "training",
-        "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.features train.linear_probe train.loop "
+        "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.features train.feed train.grouped train.linear_probe train.loop train.meeting "
         "train.member train.mix "
-        "train.nursery train.numerics train.objective train.profile train.result train.seeds train.similarity train.start train.stream train.teacher train.teacher_table train.timing "
+        "train.nursery train.numerics train.objective train.profile train.ranks train.result train.seeds train.similarity train.start train.stream train.teacher train.teacher_table train.timing "
         "train.worker",
     ),
     (
@@ -78,7 +78,7 @@ DOORS = {
     "tensorboard": "tensorboard_adapter",
     "datasets": "datasets._huggingface",
     "torchvision": "datasets._archive",
-    "torch.distributed": "",
+    "torch.distributed": "train.ranks",
 }
 """Each library, and the only module that may import it."""
 

@@ -53,14 +53,14 @@ class Setup:
         data = load_data(cell, data_folder, device).augmented(recipe["rand_augment"], recipe["random_erasing"])
         return cls(task, dataset, data, device)
 
-    def with_teacher(self, store: Store, cell: Cell) -> Setup:
+    def with_teacher(self, store: Store, cell: Cell, is_checked: bool = False) -> Setup:
         """The same setup with the trained teacher that the cell depends on, if any. Raises what `load_teacher` raises."""
         if "teacher" not in cell.depends:
             return self
         teacher_cell = store.cell(cell.depends["teacher"])
         with isolated(0):
             model = make_model(teacher_cell, self.dataset, self.task)
-        return replace(self, teacher=load_teacher(store, model, teacher_cell, cell, self.data, self.task, self.device))
+        return replace(self, teacher=load_teacher(store, model, teacher_cell, cell, self.data, self.task, self.device, is_checked))
 
     def student(self, cell: Cell) -> nn.Module:
         """The cell's model with its initial weights, drawn on the CPU so that they are the same on every device."""

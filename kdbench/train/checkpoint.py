@@ -124,6 +124,21 @@ class Saver:
         return before_s + time.monotonic() - self.started_at.get(member.cell.id, time.monotonic())
 
 
+class Listener(Saver):
+    """The saver of a rank that is not the first: it writes nothing."""
+
+    def began(self, member: Member, position: Position) -> None: ...
+
+    def save(self, member: Member, position: Position, must: bool = False) -> None: ...
+
+    def finished(self, member: Member) -> None: ...
+
+    def diverged(self, member: Member, step: int, stage: str | None = None) -> None: ...
+
+    def failed(self, member: Member, error: Exception) -> None:
+        self.log(f"{member.cell.id} failed: {failure.described(error)}")
+
+
 def checkpoint(store: Store, cell: Cell, log: Callable[[str], None] = print) -> dict[str, Any] | None:
     """The cell's last checkpoint: `position` (epoch, step), `trained_s`, the member's `state`; or None. A damaged one is set aside."""
     path = store.file(cell.id, "checkpoint.bin")

@@ -24,7 +24,13 @@ def choose_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def circumstance(device: Any, beside: int) -> dict[str, Any]:
+def device_of(name: str, rank: int) -> torch.device:
+    """The device of a rank: of several GPUs each has one."""
+    chosen = torch.device(choose_device(name))
+    return torch.device("cuda", rank % torch.cuda.device_count()) if chosen.type == "cuda" and rank else chosen
+
+
+def circumstance(device: Any, beside: int, ranks: int = 1) -> dict[str, Any]:
     """Facts that may differ between two runs of the same cell, saved beside the result."""
     return {
         "device": device_name(device),
@@ -37,6 +43,7 @@ def circumstance(device: Any, beside: int) -> dict[str, Any]:
         "code": code_version(),
         "threads": torch.get_num_threads(),
         "side_by_side": beside,
+        **({"ranks": ranks} if ranks > 1 else {}),
         "job": slurm_job(),
     }
 

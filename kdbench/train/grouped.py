@@ -69,8 +69,6 @@ class Summed:
 class GroupedMember(Member):
     """A student of batches in groups."""
 
-    ranks = ALONE
-
     def step(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None, first: bool = False) -> None:
         assert batch.index is not None
         pieces = np.array_split(np.arange(len(batch.index)), self.recipe["bn_groups"])

@@ -26,6 +26,7 @@ from kdbench.train.dot import Dot
 from kdbench.train.evaluate import Predictions, finite_or_none
 from kdbench.train.numerics import autocast
 from kdbench.train.objective import Objective
+from kdbench.train.ranks import ALONE, Ranks
 from kdbench.train.seeds import Streams, seed_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ Part = tuple[float, int, Any, Any, Batch, Taps | None]
 
 
 class Member:
-    """A student in training. It shares no state with other students."""
+    """A student in training. It shares no state with other students. `ranks` are those that train it."""
+
+    ranks: Ranks = ALONE
 
     def __init__(self, cell: Cell, student: nn.Module, objective: Objective, task: Task, steps_per_epoch: int, point: Point | None = None):
         """`point` is that of a tuned objective, which `objective` is at."""

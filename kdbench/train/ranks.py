@@ -5,6 +5,7 @@ said: each call here is made by all ranks, in the same order."""
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
 """How long the ranks wait for each other: one may evaluate a teacher alone. One that dies is noticed at once."""
+POLL_S = 0.05
 ALIGNED = 16
 """Bytes at a multiple of which the parts of a message begin."""
 
@@ -81,13 +83,31 @@ ALONE = Ranks()
 class Together(Ranks):
     """One of several processes. Tensors travel by NCCL where they are on GPUs; flags and messages never wait for a GPU."""
 
-    def __init__(self, store: Any, rank: int, world: int, device: torch.device):
-        """`store`: what all can reach, of torch.distributed. Raises RankLostError."""
+    def __init__(self, rank: int, world: int, device: torch.device, door: Any):
         self.rank, self.world, self.device = rank, world, device
+        dist.init_process_group("gloo", store=door, rank=rank, world_size=world, timeout=PATIENCE)
+        self.words = dist.group.WORLD
+        self.tensors = dist.new_group(backend="nccl", timeout=PATIENCE) if device.type == "cuda" else self.words
+
+    @classmethod
+    def first_of(cls, world: int, device: torch.device, host: str, tell: Callable[[int], None], check: Callable[[], None]) -> Together:
+        """The first rank: it tells the others at which port of this host it waits for them; `check` raises RankLostError when one of them
+        will not come."""
         with _talking():
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
-            self.words = dist.group.WORLD
-            self.tensors = dist.new_group(backend="nccl", timeout=PATIENCE) if device.type == "cuda" else self.words
+            door = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+            tell(door.port)
+            while not all(door.check([f"rank{rank}"]) for rank in range(1, world)):
+                check()
+                time.sleep(POLL_S)
+            return cls(0, world, device, door)
+
+    @classmethod
+    def joining(cls, rank: int, world: int, device: torch.device, host: str, port: int) -> Together:
+        """Another rank. Raises RankLostError."""
+        with _talking():
+            door = dist.TCPStore(host, port, world, is_master=False, timeout=PATIENCE)
+            door.set(f"rank{rank}", "here")
+            return cls(rank, world, device, door)
 
     def any(self, flag: bool) -> bool:
         word = torch.tensor([int(flag)])
@@ -139,27 +159,30 @@ class Together(Ranks):
         sent = torch.zeros(max(map(sum, sizes)), dtype=torch.uint8, device=self.device)
         for place, part in zip(_starts(sizes[self.rank]), parts, strict=True):
             sent[place : place + len(part)] = part
-        held = torch.empty(self.world * len(sent), dtype=torch.uint8, device=self.device)
-        with _talking():
-            dist.all_gather_into_tensor(held, sent, group=self.tensors)
+        held = self._all(sent)
         found = {}
         starts = [list(_starts(mine_of)) for mine_of in sizes]
         for number, (name, like) in enumerate(mine.items()):
             pieces = []
             for rank, count in enumerate(counts):
-                start = rank * len(sent) + starts[rank][number]
-                pieces.append(held[start : start + count * widths[number]].clone().view(like.dtype).view(count, *like.shape[1:]))
+                start = starts[rank][number]
+                pieces.append(held[rank][start : start + count * widths[number]].clone().view(like.dtype).view(count, *like.shape[1:]))
             found[name] = torch.cat(pieces)
         return found
 
     def total(self, vector: Tensor, exact: bool) -> Tensor:
+        if exact:
+            return in_pairs(self._all(vector).__getitem__, 0, self.world)
         with _talking():
-            if not exact:
-                dist.all_reduce(vector, group=self.tensors)
-                return vector
-            held = vector.new_empty(self.world * len(vector))
-            dist.all_gather_into_tensor(held, vector, group=self.tensors)
-        return in_pairs(held.view(self.world, -1).__getitem__, 0, self.world)
+            dist.all_reduce(vector, group=self.tensors)
+        return vector
+
+    def _all(self, mine: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, which have one shape."""
+        held = [torch.empty_like(mine) for _ in range(self.world)]
+        with _talking():
+            dist.all_gather(held, mine, group=self.tensors)
+        return held
 
     def end(self) -> None:
         if dist.is_initialized():
