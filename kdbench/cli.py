@@ -123,6 +123,14 @@ def plan(suite: Path, results: Path, device: str, jobs: int | None, as_json: boo
     show_default=True,
     help="run teachers at each step, or keep their outputs in a table, where one can serve; `kdbench plan` shows what auto chooses",
 )
+@click.option(
+    "--ranks",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="processes, or GPUs, that train each bundle together: the recipe's `bn_groups` are shared among them (not with --on)",
+)
 @click.option("--profile/--no-profile", "costs", default=True, show_default=True, help="measure costs after training (not with --on)")
 @click.option("--on", type=PATH, metavar="CLUSTER", help="submit SLURM jobs as this cluster file describes, and return")
 @click.option("--wait", is_flag=True, help="with --on: wait for the jobs, resubmit failed cells where allowed, then print the tables")
@@ -137,7 +145,7 @@ def run(context: click.Context, suite: Path, on: Path | None, wait: bool, dry: b
         from kdbench.run import verbs
 
         sys.exit(verbs.run(suite, **how))
-    if refused := [name for name in ("device", "jobs") if _is_given(context, name)]:
+    if refused := [name for name in ("device", "jobs", "ranks") if _is_given(context, name)]:
         raise click.UsageError(f"--{refused[0]} cannot be used with --on: the cluster file sets the resources of a job")
     from kdbench.slurm import cluster_verbs
 

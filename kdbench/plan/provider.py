@@ -42,6 +42,8 @@ def why_no_table(recipe: Mapping[str, Any], n_views: int | None, taps: Collectio
     """Why a table cannot serve students with this recipe, whose losses read these taps of images with so many views (None: no such
     number); empty if it can."""
     complete = Recipe.complete(recipe)
+    if complete["bn_groups"] > 1:
+        return "batches are divided into groups (`bn_groups`)"
     if any(complete[name] for name in MIXING):
         return "images are mixed"
     if any(complete[name] for name in OF_DATA):

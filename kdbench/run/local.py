@@ -15,12 +15,13 @@ from typing import Any
 
 from kdbench import failure
 from kdbench.cell import Cell, depended
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, UsageError
 from kdbench.failure import STOPPED
 from kdbench.manifest import Manifest, ProfileRef
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
 from kdbench.plan.matrix import Plan
 from kdbench.process_log import log
+from kdbench.recipes._base import Recipe, why_not_shared
 from kdbench.record import setting_of
 from kdbench.run.progress import ProgressBar
 from kdbench.run.workers import Nursery, Worker
@@ -36,7 +37,8 @@ seconds."""
 @dataclass(frozen=True)
 class Machine:
     """Where and how the bundles of a plan are trained. `checkpoint_every_s` None: the worker's default; `tables` are
-    the teachers whose outputs are kept in a table, `readers` the processes that read ahead for each job, where data lie in files."""
+    the teachers whose outputs are kept in a table, `readers` the processes that read ahead for each job, where data lie in files. `ranks`
+    processes train a bundle together; they count as one job."""
 
     results: Path
     data: Path
@@ -47,16 +49,19 @@ class Machine:
     tables: frozenset[str] = frozenset()
     side_by_side: int = SIDE_BY_SIDE
     readers: int = 1
+    ranks: int = 1
 
     @classmethod
-    def here(cls, results: Path, data: Path = Path("data"), device: str = "auto", jobs: int | None = None, **how: Any) -> Machine:
-        """This machine. By default it has as many jobs as GPUs or, without one, as cores."""
+    def here(
+        cls, results: Path, data: Path = Path("data"), device: str = "auto", jobs: int | None = None, ranks: int = 1, **how: Any
+    ) -> Machine:
+        """This machine. By default it has as many jobs as its GPUs or, without one, its cores are enough for."""
         import torch
 
         gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = jobs or gpus or cores
-        return cls(results, data, device, jobs, gpus, readers=max(1, cores // jobs), **how)
+        jobs = jobs or max(1, (gpus or cores) // ranks)
+        return cls(results, data, device, jobs, gpus, readers=max(1, cores // (jobs * ranks)), ranks=ranks, **how)
 
 
 @dataclass
@@ -78,6 +83,14 @@ def wanted(store: Store, cells: Sequence[Cell], report: Callable[[str], None] = 
         if now not in (*cell_state.DONE, "running"):
             found.append(cell)
     return found
+
+
+def check_ranks(cells: Iterable[Cell], ranks: int) -> None:
+    """Raises UsageError: so many ranks cannot share the batches of a cell that is to be trained."""
+    for cell in cells:
+        recipe = Recipe.complete(cell.config["recipe"])
+        if recipe["epochs"] and (why := why_not_shared(ranks, recipe["bn_groups"], cell.config["numerics"]["name"])):
+            raise UsageError(f"--ranks {ranks}: {why}")
 
 
 def prepare(plan: Plan, store: Store) -> Manifest:
@@ -319,6 +332,7 @@ def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int
     arguments = [str(machine.results.resolve()), *bundle.ids, "--readers", str(machine.readers), "--data", str(machine.data.resolve())]
     arguments += ["--device", machine.device, "--side-by-side", str(machine.side_by_side)]
     arguments += ["--tables", bundle.teacher] if bundle.teacher in machine.tables else []
+    arguments += ["--ranks", str(machine.ranks)] if machine.ranks > 1 else []
     if machine.checkpoint_every_s is not None:
         arguments += ["--checkpoint-every", str(machine.checkpoint_every_s)]
     with store.open_log(path) as log:
@@ -326,13 +340,14 @@ def _start(bundle: Bundle, store: Store, suite: str, machine: Machine, slot: int
 
 
 def environment(machine: Machine, slot: int) -> dict[str, str]:
-    """One core a process; with several GPUs, one of them each."""
+    """One core a process; with several GPUs, as many of them each as it has ranks."""
     if machine.gpus < 2:
         return {**os.environ, **ONE_THREAD}
     # Of the GPUs that were given to this process: on a shared machine, the others belong to other people.
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     mine = given if len(given) == machine.gpus else [str(place) for place in range(machine.gpus)]
-    return {**os.environ, **ONE_THREAD, "CUDA_VISIBLE_DEVICES": mine[slot % machine.gpus]}
+    own = [mine[(slot * machine.ranks + rank) % machine.gpus] for rank in range(machine.ranks)]
+    return {**os.environ, **ONE_THREAD, "CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}
 
 
 def _stop(running: list[_Running]) -> None:

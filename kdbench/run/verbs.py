@@ -44,15 +44,25 @@ def planned(suite: Path) -> Plan:
 
 
 def run(
-    suite: Path, results: Path, data: Path, device: str, jobs: int | None, checkpoint_every_s: float | None, provider: str, costs: bool
+    suite: Path,
+    results: Path,
+    data: Path,
+    device: str,
+    jobs: int | None,
+    checkpoint_every_s: float | None,
+    provider: str,
+    costs: bool,
+    ranks: int = 1,
 ) -> int:
     """Train, measure and report a suite. Returns 0 when every cell is a result, else 1."""
     console = Console(highlight=False, soft_wrap=True)
     plan, store = matrix.expand(read(suite)), Store(results)
+    missing = [cell for cell in plan.cells.values() if not store.is_done(cell.id)]
+    local.check_ranks(missing, ranks)
     with closing(local.nursery()) as workers:
-        if not all(store.is_done(cell_id) for cell_id in plan.cells):
+        if missing:
             workers.prepare()  # it imports what workers need while the plan is made
-        return _run(plan, store, data, device, jobs, checkpoint_every_s, provider, costs, console, workers)
+        return _run(plan, store, data, device, jobs, checkpoint_every_s, provider, costs, ranks, console, workers)
 
 
 def _run(
@@ -64,12 +74,13 @@ def _run(
     checkpoint_every_s: float | None,
     provider: str,
     costs: bool,
+    ranks: int,
     console: Console,
     workers: Nursery,
 ) -> int:
     probes = probe.probe(plan)
     titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
-    machine = Machine.here(store.root, data, device, jobs, checkpoint_every_s=checkpoint_every_s)
+    machine = Machine.here(store.root, data, device, jobs, ranks, checkpoint_every_s=checkpoint_every_s)
     machine = replace(machine, tables=tables_of(provider, plan, probes, store, on_gpu=machine.gpus > 0))
     count = len(local.wanted(store, list(plan.cells.values())))
     if count:

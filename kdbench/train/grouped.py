@@ -72,9 +72,9 @@ class GroupedMember(Member):
     def step(self, inputs: Any, targets: Any, batch: Batch, teacher: Taps | None, first: bool = False) -> None:
         assert batch.index is not None
         pieces = np.array_split(np.arange(len(batch.index)), self.recipe["bn_groups"])
-        parts = [Part(number, *self.rows(rows, inputs, targets, batch, teacher)) for number, rows in enumerate(pieces) if len(rows)]
-        needs = self.objective.of_whole
-        self.take(whole(tuple(parts), batch.index, batch.epoch, batch.step, len(pieces), needs, ALONE), first)
+        own = [(number, pieces[number]) for number in self.ranks.share(len(pieces)) if len(pieces[number])]
+        parts = tuple(Part(number, *self.rows(rows, inputs, targets, batch, teacher)) for number, rows in own)
+        self.take(whole(parts, batch.index, batch.epoch, batch.step, len(pieces), self.objective.of_whole, self.ranks), first)
 
     def take(self, given: Given, first: bool = False) -> None:
         if self.point and "gradient" in self.point:

@@ -198,20 +198,6 @@ def in_pairs(part: Callable[[int], Tensor], first: int, end: int) -> Tensor:
     return in_pairs(part, first, middle) + in_pairs(part, middle, end)
 
 
-def why_not(ranks: int, bn_groups: int, numerics: str) -> str:
-    """Why so many ranks cannot train batches of so many groups; empty if they can."""
-    if ranks == 1:
-        return ""
-    if bn_groups == 1:
-        return f"{ranks} ranks cannot share a batch of one group: set `bn_groups` in the recipe, to {ranks} or a multiple of it"
-    fitting = [one for one in range(1, bn_groups + 1) if not bn_groups % one and (numerics != "exact" or not one & (one - 1))]
-    if ranks in fitting:
-        return ""
-    most = f"{', '.join(map(str, fitting[:-1]))} or {fitting[-1]}" if fitting[1:] else "1"
-    why = "sums of another number have other bits" if not bn_groups % ranks else "each rank needs as many groups as the others"
-    return f"{ranks} ranks cannot share the {bn_groups} groups of a batch (`bn_groups`), since {why}: use {most} ranks"
-
-
 @contextmanager
 def _talking() -> Iterator[None]:
     """Raises RankLostError for any error of a conversation: the other side has ended, or is cut off."""

@@ -21,6 +21,7 @@ from kdbench.errors import ClaimError, DamagedError, RankLostError, RefusedError
 from kdbench.failure import STOPPED
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
 from kdbench.process_log import log
+from kdbench.recipes._base import Recipe, why_not_shared
 from kdbench.store import Store
 from kdbench.validation import given_path
 
@@ -207,7 +208,7 @@ class _Work:
         from kdbench.train.circumstance import circumstance, device_of
         from kdbench.train.loop import train
         from kdbench.train.numerics import settle
-        from kdbench.train.ranks import ALONE, why_not
+        from kdbench.train.ranks import ALONE
         from kdbench.train.stream import BatchPlan
         from kdbench.train.teacher_table import with_table
 
@@ -215,7 +216,7 @@ class _Work:
         device = device_of(self.device_name, ranks.rank)
         settle(first.config["numerics"], device)
         setup = ranks.tried(lambda: Setup.of(first, self.data_folder, device))
-        if why := why_not(ranks.world, BatchPlan.of(first.config, setup.data).groups, first.config["numerics"]["name"]):
+        if why := why_not_shared(ranks.world, Recipe.complete(first.config["recipe"])["bn_groups"], first.config["numerics"]["name"]):
             raise RefusedError(why)
         setup.data.read_with(self.readers)
         setup, is_damaged = self._with_teacher(setup, first, ranks)
