@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.cell import Cell
-from kdbench.losses._base import TAPS, Batch, Loss, Taps
+from kdbench.losses._base import TAPS, Loss, Taps
 from kdbench.parts import load
 from kdbench.plan.schema import NUMERICS
+from kdbench.recipes._base import why_not_shared
 from kdbench.tasks.classification import Classification
-from kdbench.train.feed import counts_of, taps_of, tensors_of
+from kdbench.train.feed import taps_of, tensors_of
 from kdbench.train.grouped import GroupedMember
 from kdbench.train.member import Member
 from kdbench.train.objective import Objective
-from kdbench.train.ranks import ALONE, Ranks, in_pairs, why_not
+from kdbench.train.ranks import ALONE, Ranks, in_pairs
 
 from .losses import toys
 from .ranks import in_ranks
@@ -82,14 +83,23 @@ def apart(one: Any, other: Any) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def differences(ranks: Ranks, dtype: torch.dtype, change: Callable[[GroupedMember], None] = lambda member: None) -> dict[Any, float]:
-    """For each loss and option: how far a step of several ranks is from that of one process without groups."""
+SIZES = {2: (8, 7), 3: (6, 8)}
+"""Images of a batch, by the number of ranks: in equal shares and in others."""
+
+
+def differences(
+    ranks: Ranks,
+    cases: list[tuple[str, str]],
+    dtype: torch.dtype = torch.float64,
+    change: Callable[[GroupedMember], None] = lambda member: None,
+) -> dict[Any, float]:
+    """For each loss with its options: how far a step of several ranks is from that of one process without groups."""
     torch.set_num_threads(1)
     found = {}
-    for name, case in toys.cases():
+    for name, case in cases:
         loss, pair = toys.bound(name, case, dtype=dtype)
         widths = [len(side.pooled[0]) for side in (pair.student, pair.teacher)]
-        for n in (3 * ranks.world, 3 * ranks.world - 1):
+        for n in SIZES[ranks.world]:
             student, teacher = (toys.taps(n, width, seed, dtype) for width, seed in zip(widths, (50, 60), strict=True))
             whole, grouped = (member_of(loss, name, student, groups) for groups in (1, ranks.world))
             grouped.ranks = ranks
@@ -99,9 +109,127 @@ def differences(ranks: Ranks, dtype: torch.dtype, change: Callable[[GroupedMembe
     return found
 
 
+def presets() -> list[tuple[str, str]]:
+    return [(name, case) for name, case in toys.cases() if case in load("loss", name).make.presets]
+
+
+def check_all(world: int, cases: list[tuple[str, str]], dtype: torch.dtype) -> None:
+    for found in in_ranks(world, lambda ranks: differences(ranks, cases, dtype), timeout_s=500):
+        far = {what: off for what, off in found.items() if off > TIGHT[dtype] and what[0] not in DRAWS}
+        assert far == {} and len(found) >= len(cases)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_loss_has_the_value_and_the_gradients_of_one_process(world: int) -> None:
+    check_all(world, presets(), torch.float64)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TIGHT, ids=["float64", "float32"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_every_loss_has_the_value_and_the_gradients_of_one_process(world: int, dtype: torch.dtype) -> None:
-    for found in in_ranks(world, lambda ranks: differences(ranks, dtype)):
-        far = {what: off for what, off in found.items() if off > TIGHT[dtype] and what[0] not in DRAWS}
-        assert far == {}
+def test_so_has_every_loss_with_every_option(world: int, dtype: torch.dtype) -> None:
+    check_all(world, toys.cases(), dtype)
+
+
+def relational() -> list[tuple[str, str]]:
+    first = {name: case for name, case in reversed(presets())}
+    return [(name, first[name]) for name in ("sp", "rkd", "cka", "rcka", "cc", "pkt")]
+
+
+def test_a_loss_that_each_rank_computes_of_its_own_images_is_found_out() -> None:
+    def of_own_images(member: GroupedMember) -> None:
+        for loss in member.objective.losses:
+            loss.couples = "sample"  # type: ignore[assignment,union-attr]
+
+    (found, *_) = in_ranks(2, lambda ranks: differences(ranks, relational(), change=of_own_images))
+    assert min(found.values()) > 1e-3, found
+
+
+def test_a_forgotten_factor_is_found_out() -> None:
+    class Mean(type(ALONE)):  # type: ignore[misc]
+        """Takes the mean over the ranks, as is right for losses that are means over the own images of each."""
+
+        def __init__(self, ranks: Ranks):
+            self.inner, self.rank, self.world = ranks, ranks.rank, ranks.world
+
+        def total(self, vector: Tensor, exact: bool) -> Tensor:
+            return self.inner.total(vector, exact) / self.world
+
+        def __getattribute__(self, name: str) -> Any:
+            own = ("inner", "rank", "world", "total", "share")
+            return object.__getattribute__(self, name) if name in own else getattr(self.inner, name)
+
+    def forgetful(member: GroupedMember) -> None:
+        member.ranks = Mean(member.ranks)
+
+    (found, *_) = in_ranks(2, lambda ranks: differences(ranks, [("kd", "crd"), *relational()], change=forgetful))
+    assert min(found.values()) > 0.1, found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_rows_of_any_kind_and_number_come_in_order(world: int) -> None:
+    def act(ranks: Ranks) -> dict[Any, Tensor]:
+        counts = [ranks.world - 1 - rank for rank in range(ranks.world)]  # the last rank has none
+        mine = counts[ranks.rank]
+        rows = torch.arange(mine) + sum(counts[: ranks.rank])
+        given = {
+            "numbers": rows,
+            "maps": (rows.double()[:, None, None] + torch.arange(6.0).view(2, 3)).transpose(1, 2),
+            "low": rows.to(torch.bfloat16)[:, None],
+            "flags": rows % 2 == 0,
+        }
+        return ranks.rows(given if mine else {}, counts)
+
+    for found in in_ranks(world, act):
+        n = world * (world - 1) // 2
+        assert found["numbers"].tolist() == list(range(n))
+        assert found["flags"].tolist() == [row % 2 == 0 for row in range(n)]
+        assert found["low"].dtype == torch.bfloat16 and found["low"][:, 0].tolist() == list(range(n))
+        assert torch.equal(found["maps"][:, 0, 1], torch.arange(n) + 3.0)
+
+
+def test_parts_are_added_in_pairs_by_any_number_of_ranks_that_divides_them() -> None:
+    parts = torch.randn(8, 1000, generator=torch.Generator().manual_seed(0))
+    alone = in_pairs(parts.__getitem__, 0, 8)
+
+    def act(ranks: Ranks) -> Tensor:
+        share = ranks.share(8)
+        return ranks.total(in_pairs(parts.__getitem__, share.start, share.stop), exact=True)
+
+    for world in (2, 4):
+        assert all(torch.equal(found, alone) for found in in_ranks(world, act))
+    assert not torch.equal(parts.sum(0), alone)  # another order has other bits
+
+
+def test_an_error_is_that_of_all_ranks_or_of_none() -> None:
+    def act(ranks: Ranks) -> list[str]:
+        said = []
+        for failing in (None, 0, 1, 2):
+            try:
+                ranks.tried(lambda failing=failing: [].pop() if ranks.rank == failing else None)
+                said.append("well")
+            except Exception as error:
+                said.append(f"{type(error).__name__}: {error}")
+        return said
+
+    found = in_ranks(3, act)
+    for rank, said in enumerate(found):
+        told = [f"RankError: rank {other}: IndexError: pop from empty list" for other in range(3)]
+        told[rank] = "IndexError: pop from empty list"
+        assert said == ["well", *told]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "groups", "numerics", "advice"),
+    [
+        (1, 1, "exact", ""),
+        (4, 8, "exact", ""),
+        (3, 6, "fast", ""),
+        (2, 1, "exact", "set `bn_groups` in the recipe, to 2 or a multiple of it"),
+        (3, 6, "exact", "sums of another number have other bits: use 1 or 2 ranks"),
+        (5, 8, "fast", "each rank needs as many groups as the others: use 1, 2, 4 or 8 ranks"),
+    ],
+)
+def test_ranks_that_cannot_share_the_groups_are_told_which_can(ranks: int, groups: int, numerics: str, advice: str) -> None:
+    why = why_not_shared(ranks, groups, numerics)
+    assert (advice in why) if advice else not why

@@ -20,7 +20,7 @@ from kdbench.losses._base import Batch, Taps
 from kdbench.train.dot import Dot
 from kdbench.train.feed import Given, Part, taps_of, tensors_of, whole
 from kdbench.train.member import Member, relative_sizes
-from kdbench.train.ranks import ALONE, in_pairs
+from kdbench.train.ranks import in_pairs
 from kdbench.train.seeds import seed_of
 
 Values = dict[str, tuple[Tensor, Tensor]]

@@ -70,7 +70,7 @@ class _Training:
                             self._survives(member, recorder.save, member, (epoch, step), True)
                         raise StoppedError(f"asked to stop in epoch {epoch + 1} at step {step + 1}: saved there")
                     given = next(steps)
-                    live = [member for member in live if self._survives(member, member.take, given, step == 0)]
+                    live = [member for member in live if self._together(member, member.take, given, step == 0)]
                     if not live:
                         return
             live = self._ended(live, epoch)
@@ -81,17 +81,25 @@ class _Training:
 
     def _survives(self, member: Member, act: Callable[..., bool | None], *arguments: Any) -> bool:
         """Whether the student continues; an error, on whatever rank, is a failure of this student only."""
-        survives, error = False, None
         try:
-            survives = act(*arguments) is not False
+            return self.ranks.tried(lambda: act(*arguments) is not False)
         except RankLostError:
             raise
-        except Exception as its:
-            error = its
-        if (agreed := self.ranks.agreed(error)) is not None:
-            self.recorder.failed(member, agreed)
+        except Exception as error:
+            self.recorder.failed(member, error)
             return False
-        return survives
+
+    def _together(self, member: Member, act: Callable[..., bool | None], *arguments: Any) -> bool:
+        """`_survives` of what the ranks do together, saying how they fare."""
+        try:
+            return act(*arguments) is not False
+        except RankLostError:
+            raise
+        except Exception as error:
+            if not self.ranks.knows(error):
+                raise
+            self.recorder.failed(member, error)
+            return False
 
     def _evaluated(self, live: list[Member], epoch: int) -> list[Member]:
         """End an epoch of some students with an evaluation of all in one pass over the images, and keep what they said of the test images;
@@ -102,7 +110,7 @@ class _Training:
                 models = [member.deployed for member in live]
                 found = predict_all(live[0].task, models, self.plan.data, split, live[0].numerics, ranks=self.ranks)
                 told = [(member, said, metrics[member.cell.id]) for member, said in zip(live, found, strict=True)]
-                live = [member for member, *rest in told if self._survives(member, self._judged, member, split, *rest)]
+                live = [member for member, *rest in told if self._together(member, self._judged, member, split, *rest)]
         return [member for member in live if self._survives(member, member.end_epoch, epoch, metrics[member.cell.id])]
 
     def _judged(self, member: Member, split: str, said: Predictions | Exception, metrics: dict[str, Any]) -> None:
@@ -119,7 +127,7 @@ class _Training:
 
     def _ended(self, live: list[Member], epoch: int) -> list[Member]:
         """End an epoch: those leave that have a value that is not finite, the others are evaluated where it is time, and saved."""
-        live = [member for member in live if self._survives(member, self._is_finite, member, epoch)]
+        live = [member for member in live if self._together(member, self._is_finite, member, epoch)]
         if not live:
             return live
         last, every = epoch + 1 == live[0].recipe["epochs"], live[0].recipe["evaluate_every"]  # shared by a bundle
@@ -130,10 +138,14 @@ class _Training:
         return live if last else [member for member in live if self._survives(member, self.recorder.save, member, (epoch + 1, 0))]
 
     def _is_finite(self, member: Member, epoch: int) -> bool:
-        if self.ranks.world > 1 and len(set(self.ranks.told(digest_of(member.trained.state_dict())))) > 1:
-            raise RuntimeError("the ranks have different weights after an epoch: their machines or libraries compute differently")
-        bad = member.went_bad((epoch + 1) * self.plan.steps - 1)
-        if bad != NEVER:
-            member.end_epoch(epoch, {})
-            self.recorder.diverged(member, bad)
-        return bad == NEVER
+        def judge() -> int:
+            if len(set(digests)) > 1:
+                raise RuntimeError("the ranks have different weights after an epoch: their machines or libraries compute differently")
+            bad = member.went_bad((epoch + 1) * self.plan.steps - 1)
+            if bad != NEVER:
+                member.end_epoch(epoch, {})
+                self.recorder.diverged(member, bad)
+            return bad
+
+        digests = self.ranks.told(digest_of(member.trained.state_dict())) if self.ranks.world > 1 else []
+        return self.ranks.tried(judge) == NEVER

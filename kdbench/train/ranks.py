@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kdbench import failure
-from kdbench.errors import RankError, RankLostError
+from kdbench.errors import RankError, RankLostError, StoppedError
 
 T = TypeVar("T")
 
@@ -45,6 +45,10 @@ class Ranks:
     def agreed(self, error: Exception | None) -> Exception | None:
         """The error of this rank or, where it has none, of another one: either all ranks get one, or none does."""
         return error
+
+    def knows(self, error: Exception) -> bool:
+        """Whether all ranks have an error. After another one this rank no longer does what the others do, and must end."""
+        return True
 
     def tried(self, act: Callable[[], T]) -> T:
         """What `act` gives here. Raises its error, or that of another rank."""
@@ -122,7 +126,12 @@ class Together(Ranks):
             return None
         said = self.told(None if error is None else (failure.classify(error), failure.described(error), _text(error)))
         rank, (kind, message, text) = next((rank, one) for rank, one in enumerate(said) if one is not None)
-        return error if rank == self.rank else RankError(f"rank {rank}: {message}", kind, text)
+        found: Any = error if rank == self.rank else RankError(f"rank {rank}: {message}", kind, text)
+        found.is_agreed = True
+        return found
+
+    def knows(self, error: Exception) -> bool:
+        return isinstance(error, StoppedError) or getattr(error, "is_agreed", False)
 
     def first(self, act: Callable[[], T]) -> T:
         found, error = _tried(act) if self.rank == 0 else (None, None)

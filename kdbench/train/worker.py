@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,8 @@ class _Work:
                 except Exception as error:
                     status = 1
                     _fail(store, [cell_id for cell_id in bundle.ids if not store.is_done(cell_id)], error)
+                    if self.ranks is not None and not self.ranks.knows(error):
+                        raise RankLostError("the first rank cannot go on: the others end") from error
             return self._led(status)
 
     def _train(self, bundle: Bundle, start: Position) -> tuple[bool, list[Cell]]:
@@ -195,15 +198,15 @@ class _Work:
         while (said := self.ranks.first(lambda: None)) is not None:
             try:
                 self._train_bundle(*said)
-            except RankLostError:
-                raise
             except Exception as error:
-                log(f"{type(error).__name__}: {error}")
+                if isinstance(error, RankLostError) or not self.ranks.knows(error):
+                    raise
+                log(failure.described(error))
         return 0
 
     def _train_bundle(self, bundle: Bundle, start: Position) -> tuple[bool, list[Cell]]:
         """Train one bundle. Returns whether no cell failed, and the cells that must restart because their checkpoint does not fit."""
-        from kdbench.train.build import Setup, first_stage_of, point_of
+        from kdbench.train.build import first_stage_of
         from kdbench.train.checkpoint import CHECKPOINT_EVERY_S, Listener, Saver
         from kdbench.train.circumstance import circumstance, device_of
         from kdbench.train.loop import train
@@ -215,9 +218,7 @@ class _Work:
         ranks, store, first = self.ranks or ALONE, self.store, bundle.cells[0]
         device = device_of(self.device_name, ranks.rank)
         settle(first.config["numerics"], device)
-        setup = ranks.tried(lambda: Setup.of(first, self.data_folder, device))
-        if why := why_not_shared(ranks.world, Recipe.complete(first.config["recipe"])["bn_groups"], first.config["numerics"]["name"]):
-            raise RefusedError(why)
+        setup = ranks.tried(lambda: _setup(first, self.data_folder, device, ranks.world))
         setup.data.read_with(self.readers)
         setup, is_damaged = self._with_teacher(setup, first, ranks)
         if is_damaged:
@@ -230,8 +231,8 @@ class _Work:
         afresh: list[Cell] = []
         for cell in bundle.cells:
             try:
-                earlier = ranks.tried(lambda cell=cell: first_stage_of(store, cell))
-                member = ranks.tried(lambda cell=cell, earlier=earlier: setup.member(cell, point_of(store, cell), earlier, store))
+                earlier = ranks.tried(partial(first_stage_of, store, cell))
+                member = ranks.tried(partial(_member, setup, store, cell, earlier))
                 member.ranks = ranks
                 if earlier and earlier.outcome == "diverged":
                     saver.diverged(member, earlier.result["diverged_at_step"], "first stage")
@@ -241,9 +242,9 @@ class _Work:
                     members.append(member)
                 else:
                     afresh.append(cell)
-            except RankLostError:
-                raise
             except Exception as error:  # the other cells can still be trained
+                if isinstance(error, RankLostError) or not ranks.knows(error):
+                    raise
                 if ranks.rank:
                     continue
                 # Another student of this bundle, or another process, may have set the first stage aside before.
@@ -277,9 +278,23 @@ class _Work:
             return False
 
         is_damaged = ranks.first(checked)
-        if ranks.rank and not is_damaged:
-            found[0] = setup.with_teacher(self.store, cell, is_checked=True)
+        if not is_damaged:
+            found[0] = ranks.tried(lambda: setup.with_teacher(self.store, cell, is_checked=True) if ranks.rank else found[0])
         return found[0], is_damaged
+
+
+def _setup(cell: Cell, data_folder: Path, device: Any, ranks: int) -> Setup:
+    from kdbench.train.build import Setup
+
+    if why := why_not_shared(ranks, Recipe.complete(cell.config["recipe"])["bn_groups"], cell.config["numerics"]["name"]):
+        raise RefusedError(why)
+    return Setup.of(cell, data_folder, device)
+
+
+def _member(setup: Setup, store: Store, cell: Cell, earlier: Any) -> Member:
+    from kdbench.train.build import point_of
+
+    return setup.member(cell, point_of(store, cell), earlier, store)
 
 
 def _position(store: Store, cell: Cell) -> Position:
