@@ -68,7 +68,8 @@ def call(function: str, *payload: Any) -> Any:
 def submit(folder: Path, request: Mapping[str, Any], function: str, payloads: Sequence[tuple[Any, ...]]) -> list[str]:
     """Submit one job for each payload, as one array; returns their ids (`12`, or `12_0`, `12_1`, ... for several).
 
-    `function` is `module:name`. A job always is one task, since srun starts a copy of the process for each task.
+    `function` is `module:name`. srun starts a copy of the process for each task of a job: one, if the request has no `tasks_per_node`.
+    When one of several fails, srun ends the others.
 
     Raises:
         QueueFullError: SLURM accepts no more jobs, or no array of this size; nothing was submitted. OwnLimitError: because of a limit for
@@ -81,18 +82,23 @@ def submit(folder: Path, request: Mapping[str, Any], function: str, payloads: Se
 
     if shutil.which("srun") is None or shutil.which("sbatch") is None:
         raise ClusterError("SLURM is not available here: sbatch and srun are not on the PATH")
-    one_task = {
-        "nodes": 1,
-        "tasks_per_node": 1,
-        "slurm_additional_parameters": {**(request.get("slurm_additional_parameters") or {}), "ntasks": 1},
-        "slurm_srun_args": [*(request.get("slurm_srun_args") or ()), "--ntasks=1"],
+    nodes, on_each = request.get("nodes", 1), request.get("tasks_per_node", 1)
+    tasks = {
+        "nodes": nodes,
+        "tasks_per_node": on_each,
+        "slurm_additional_parameters": {**(request.get("slurm_additional_parameters") or {}), "ntasks": nodes * on_each},
+        "slurm_srun_args": [
+            *(request.get("slurm_srun_args") or ()),
+            f"--ntasks={nodes * on_each}",
+            *(["--kill-on-bad-exit=1"] if nodes * on_each > 1 else []),
+        ],
     }
     # submitit prints all output of sbatch, hints included; what matters is in the error.
     with _outside_any_job(), redirect_stderr(io.StringIO()):
         try:
             executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
             # One log: SLURM's message about the end of a job follows the job's own output.
-            executor.update_parameters(**{**request, **one_task, "stderr_to_stdout": True})
+            executor.update_parameters(**{**request, **tasks, "stderr_to_stdout": True})
             return [job.job_id for job in executor.map_array(call, [function] * len(payloads), *zip(*payloads, strict=True))]
         except FailedJobError as error:
             raise _refusal(str(error)) from error

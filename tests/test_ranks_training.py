@@ -89,7 +89,7 @@ def test_a_training_that_was_stopped_goes_on_with_another_number_of_ranks(plan: 
 
 
 def test_three_ranks_cannot_share_four_groups_and_the_message_says_which_can(plan: Plan, store: Store) -> None:
-    with pytest.raises(UsageError, match=r"--ranks 3: 3 ranks cannot share the 4 groups .* use 1, 2 or 4 ranks"):
+    with pytest.raises(UsageError, match=r"--ranks: 3 ranks cannot share the 4 groups .* use 1, 2 or 4 ranks"):
         local.check_ranks(plan.cells.values(), 3)
     assert trained(store, students(plan)[:1], 3) == 1
     failure = store.failure(students(plan)[0])

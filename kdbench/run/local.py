@@ -85,12 +85,12 @@ def wanted(store: Store, cells: Sequence[Cell], report: Callable[[str], None] = 
     return found
 
 
-def check_ranks(cells: Iterable[Cell], ranks: int) -> None:
+def check_ranks(cells: Iterable[Cell], ranks: int, asked_by: str = "--ranks") -> None:
     """Raises UsageError: so many ranks cannot share the batches of a cell that is to be trained."""
     for cell in cells:
         recipe = Recipe.complete(cell.config["recipe"])
         if recipe["epochs"] and (why := why_not_shared(ranks, recipe["bn_groups"], cell.config["numerics"]["name"])):
-            raise UsageError(f"--ranks {ranks}: {why}")
+            raise UsageError(f"{asked_by}: {why}")
 
 
 def prepare(plan: Plan, store: Store) -> Manifest:

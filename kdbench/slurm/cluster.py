@@ -25,12 +25,8 @@ RETRY = {"killed": 1, "lost": 3, "node failure": 3, "preempted": 1000, "stopped"
 epoch it does not. After running out of memory the bundle is split, then `bigger` is asked for."""
 
 PATTERNS = ("role", "student", "teacher", "objective")
-_AT_MOST_ONE = {
-    "nodes": "a student is trained on one device",
-    "tasks_per_node": "a job is one process",
-    "gpus_per_node": "a job trains its bundles on one GPU; more jobs run side by side",
-}
 _RESERVED = {
+    "tasks_per_node": "write `ranks`, the number of processes that train a bundle together",
     "name": "a job is named after its suite, so that it is found by its name",
     "stderr_to_stdout": "a job has one log",
     "slurm_dependency": "a student's job waits for its teacher's",
@@ -49,6 +45,7 @@ class Cluster:
 
     name: str
     request: Json
+    ranks: Annotated[int, Field(ge=1)] = 1
     students_side_by_side: Annotated[int, Field(ge=1)] = SIDE_BY_SIDE
     bundles_per_job: Annotated[int, Field(ge=1)] = 1
     device: Literal["auto", "cpu", "cuda"] | None = None
@@ -70,6 +67,8 @@ class Cluster:
         requests = [asked, *(_changed(asked, bigger) for bigger in self.bigger)]
         found = dict(next((one for one in requests if not any(_no_larger(one, other) for other in failed)), requests[-1]))
         # A quarter of a short limit: submitit's 90 s are more than a limit of one minute.
+        if self.ranks > 1:
+            found |= {"nodes": found.get("nodes", 1), "tasks_per_node": self.ranks // found.get("nodes", 1)}
         found.setdefault("slurm_signal_delay_s", min(int(defaults()["slurm_signal_delay_s"]), found["timeout_min"] * 15))
         return found
 
@@ -164,15 +163,24 @@ class _ClusterReader(FileReader):
         return found
 
     def _sensible(self, where: Where, word: str, value: Any) -> None:
-        if word in _AT_MOST_ONE and isinstance(value, int) and value > 1:
-            self.error(where, f"at most 1: {_AT_MOST_ONE[word]}")
+        ranks, nodes = (self.file.data.get(name) for name in ("ranks", "nodes"))
+        ranks, nodes = (number if isinstance(number, int) and number > 0 else 1 for number in (ranks, nodes))
+        if word == "nodes" and isinstance(value, int) and (value < 1 or ranks % value):
+            why = "a student is trained on one node unless `ranks` is a multiple of `nodes`"
+            self.error(where, f"{value} nodes for {ranks} rank{'s' if ranks > 1 else ''}: {why}")
+        if word == "gpus_per_node" and isinstance(value, int) and value > max(ranks // nodes, 1):
+            why = "each rank of a job has one GPU; more jobs run side by side"
+            self.error(where, f"at most {max(ranks // nodes, 1)}: {why}")
         if word == "slurm_use_srun" and value is False:
             self.error(where, "kdbench needs srun: without it SLURM signals only the shell, and a job cannot save before it ends")
         if word == "timeout_min" and isinstance(value, int) and value < 1:
             self.error(where, "SLURM's smallest limit is 1 minute")
         for key in value if word == "slurm_additional_parameters" and isinstance(value, dict) else ():
             if str(key).replace("_", "-") in _RESERVED_PARAMETERS:
-                self.error((*where, key), "kdbench sets this itself: a job is one task that is found by its name and saves before it ends")
+                self.error(
+                    (*where, key),
+                    "kdbench sets this itself: a job has a task for each of its `ranks`, is found by its name, and saves before it ends",
+                )
 
     def _override(self, index: int, section: Json) -> Json:
         where = ("overrides", index)

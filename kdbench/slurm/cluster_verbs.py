@@ -33,6 +33,7 @@ def run(suite: Path, on: Path, results: Path, data: Path, checkpoint_every_s: fl
     cluster = clusters.read(on)
     plan = matrix.expand(read(suite))
     probes, store = probe.probe(plan), Store(results)
+    local.check_ranks((cell for cell in plan.cells.values() if not store.is_done(cell.id)), cluster.ranks, f"ranks in {on}")
     local.prepare(plan, store)
     tables = tables_of(provider, plan, probes, store, on_gpu=cluster.device_of(cluster.request) == "cuda")
     settings = replace(_settings(cluster, data, checkpoint_every_s), tables=sorted(tables))
@@ -67,7 +68,7 @@ def profile(suite: Path, on: Path, results: Path, data: Path) -> str:
     name = suite_name(str(suite))
     ids = store.manifest(name).ids
     cores = [CORES] if "cpus_per_task" in cluster.request else []
-    request = {**cluster.request, "slurm_setup": [*cluster.request.get("slurm_setup", ()), submit.THREADS, *cores]}
+    request = {**cluster.request, "nodes": 1, "slurm_setup": [*cluster.request.get("slurm_setup", ()), submit.THREADS, *cores]}
     with store.submitting():
         now = queue_state(store, scheduler, scheduler.limits().cluster)
         for job in now.jobs:

@@ -21,8 +21,12 @@ from kdbench.slurm.reconcile import new_epoch, queue_state
 from kdbench.slurm.scheduler import Scheduler
 from kdbench.slurm.submissions import Submissions
 from kdbench.store import HEARTBEAT_S, STALE_S, Store, cell_state, slurm_job
+from kdbench.train.meeting import LOCAL, TELL_S, Meeting
 from kdbench.train.worker import Stop, work
 
+OVER = "over.json"
+"""Beside the meetings of a job's ranks, when there will be no more."""
+POLL_S = 0.2
 EARLY_S = 65.0
 """SLURM may signal the end of a job's time up to a minute early."""
 
@@ -30,7 +34,8 @@ EARLY_S = 65.0
 def train(root: str, ids: Sequence[str], name: str, index: int) -> int:
     """Train cells in this job. `name` (`suite/token`) and `index` say which element of which submission this is. Returns the exit status;
     raises SystemExit where SLURM is about to end the job, or has put it back into the queue."""
-    return ElementRun(Store(root), ids, name, index, Stop()).train()
+    run = ElementRun(Store(root), ids, name, index, Stop())
+    return run.follow() if run.rank else run.train()
 
 
 def profile(root: str, ids: Sequence[str], name: str, index: int) -> None:
@@ -52,6 +57,7 @@ class ElementRun:
         self.submissions, self.scheduler = Submissions(store), scheduler or Scheduler()
         suite, _, token = name.partition("/")
         self.submission = self.submissions.get(suite, token)
+        self.rank, self.meetings = int(os.environ.get("SLURM_PROCID") or 0), 0
         self.lines = {cell_id: len(store.epochs_seen(cell_id)) for cell_id in self.ids if not store.is_done(cell_id)}
 
     @property
@@ -64,7 +70,48 @@ class ElementRun:
         """One line of the journal."""
         self.store.append_line(self.submissions.journal(self.submission, self.index), {"event": event, "at": round(time.time(), 3), **more})
 
+    def _meeting(self) -> Meeting | None:
+        """The next meeting of the ranks of this job; None where it has one."""
+        settings = self.submission.settings
+        if settings.ranks == 1:
+            return None
+        self.meetings += 1
+        folder = self._meetings_folder() / str(self.meetings)
+        host = socket.gethostname() if self.submission.request.get("nodes", 1) > 1 else LOCAL
+        return Meeting(self.store, folder, self.rank, settings.ranks, host, int(os.environ.get("SLURM_LOCALID") or self.rank))
+
+    def _meetings_folder(self) -> Path:
+        return self.submissions.folder(self.submission) / f"ranks-{self.index}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+
+    def follow(self) -> int:
+        """Be another rank than the first: meet it each time that it trains, until it says that it does no more."""
+        status = 0
+        while True:
+            meeting = self._meeting()
+            if meeting is None:
+                return 0
+            while not self.store.json(meeting.address):
+                if self.store.json(meeting.folder.parent / OVER) or os.getppid() == 1:
+                    return status
+                time.sleep(POLL_S)
+            its = self.submission.settings
+            try:
+                status |= work(self.store, (), Path(its.data), its.device, stop=self.stop, readers=its.readers, meeting=meeting)
+            except Exception:
+                # srun ends the others when this one ends: the first one is to write down what this one has told it.
+                end = time.monotonic() + TELL_S
+                while self.store.exists(meeting.folder) and time.monotonic() < end:
+                    time.sleep(POLL_S)
+                raise
+
     def train(self) -> int:
+        try:
+            return self._train()
+        finally:
+            if self.submission.settings.ranks > 1:
+                self.store.write_json(self._meetings_folder() / OVER, True)
+
+    def _train(self) -> int:
         here: Mapping[str, Any] = slurm_job() or {}
         gpus = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_GPUS_ON_NODE")
         self.add("began", node=socket.gethostname(), job=here.get("id"), restart=here.get("restart"), gpus=gpus, lines=self.lines)
@@ -89,7 +136,7 @@ class ElementRun:
     def _work(self, ids: Sequence[str]) -> int:
         its = self.submission.settings
         options = Path(its.data), its.device, its.checkpoint_every_s, its.side_by_side, self.stop, its.readers, its.tables
-        return work(self.store, ids, *options) if ids else 0
+        return work(self.store, ids, *options, self._meeting()) if ids else 0
 
     def _ready(self, ids: Sequence[str]) -> list[str]:
         """Those of the cells that can be trained now. Others are submitted again behind what they depend on (their teacher, or a trial), or

@@ -214,7 +214,9 @@ class Launcher:
             cluster=self.cluster.name,
             slurm=self.limits.cluster,
             request=request,
-            settings=replace(self.settings, device=self.cluster.device_of(request), readers=self.cluster.readers_of(request)),
+            settings=replace(
+                self.settings, device=self.cluster.device_of(request), readers=self.cluster.readers_of(request), ranks=self.cluster.ranks
+            ),
             elements=elements,
             after=after,
             code=self.code,

@@ -30,7 +30,8 @@ Number = Annotated[str, Field(pattern=r"^[0-9]+$")]
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """How a job's worker trains. `tables` are the teachers whose outputs are kept in a table, `suite` is the file that a profile job
+    """How a job's worker trains. `tables` are the teachers whose outputs are kept in a table, `ranks` how many
+    processes train a bundle together, `suite` is the file that a profile job
     measures."""
 
     data: str
@@ -40,6 +41,7 @@ class Settings:
     checkpoint_every_s: AtLeastZero | None = None
     lost_after_s: AtLeastZero = 60.0
     tables: list[CellId] = field(default_factory=list)
+    ranks: Annotated[int, Field(ge=1)] = 1
     suite: str = ""
 
 

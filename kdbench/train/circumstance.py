@@ -24,10 +24,10 @@ def choose_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def device_of(name: str, rank: int) -> torch.device:
-    """The device of a rank: of several GPUs each has one."""
+def device_of(name: str, place: int) -> torch.device:
+    """The device of a rank at this place among those on this machine: of several GPUs each has one."""
     chosen = torch.device(choose_device(name))
-    return torch.device("cuda", rank % torch.cuda.device_count()) if chosen.type == "cuda" and rank else chosen
+    return torch.device("cuda", place % torch.cuda.device_count()) if chosen.type == "cuda" and place else chosen
 
 
 def circumstance(device: Any, beside: int, ranks: int = 1) -> dict[str, Any]:

@@ -32,27 +32,32 @@ INTERFACES = {"linux": "lo", "darwin": "lo0"}
 
 @dataclass
 class Meeting:
-    """The meeting of `world` ranks. The files under `name` say where the first rank is, and why another one has ended."""
+    """The meeting of `world` ranks. The files in `folder` say where the first rank is, and why another one has ended. `host` is where the
+    first one can be reached, `place` that of this one among the ranks of its machine."""
 
     store: Store
-    name: str
+    folder: Path
     rank: int = 0
     world: int = 1
     host: str = LOCAL
+    place: int = -1
     started: dict[int, subprocess.Popen[bytes] | int] = field(default_factory=dict)
     """The ranks that this process has started: their process, or its number."""
     ended: dict[int, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.place = self.rank if self.place < 0 else self.place
+
     @property
-    def folder(self) -> Path:
-        return self.store.root / "meetings" / self.name
+    def address(self) -> Path:
+        return self.folder / "address.json"
 
     def start_others(self, main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
         """Start the other ranks on this machine, with the same arguments."""
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         for rank in range(1, self.world):
-            own = [*arguments, "--rank", str(rank), "--meeting", self.name]
+            own = [*arguments, "--rank", str(rank), "--meeting", self.folder.name]
             if sys.platform != "linux":  # libraries do not outlive a fork
                 self.started[rank] = subprocess.Popen([sys.executable, "-m", "kdbench.train.worker", *own], stdin=subprocess.DEVNULL)
             elif pid := os.fork():
@@ -74,18 +79,17 @@ class Meeting:
             return ALONE
         if self.host == LOCAL and sys.platform in INTERFACES:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", INTERFACES[sys.platform])
-        address = self.folder / "address.json"
         if not self.rank:
-            return Together.first_of(self.world, device, self.host, lambda port: self._say(address, port), self._check_others)
+            return Together.first_of(self.world, device, self.host, self._say, self._check_others)
         parent, until = os.getppid(), time.monotonic() + JOIN_S
-        while not (said := self.store.json(address)):
+        while not (said := self.store.json(self.address)):
             if time.monotonic() > until or (self.host == LOCAL and os.getppid() != parent):
-                raise RankLostError(f"rank {self.rank} did not find the first rank, which should be named in {address}")
+                raise RankLostError(f"rank {self.rank} did not find the first rank, which should be named in {self.address}")
             time.sleep(POLL_S)
         return Together.joining(self.rank, self.world, device, said["host"], said["port"])
 
-    def _say(self, address: Path, port: int) -> None:
-        self.store.write_json(address, {"host": self.host, "port": port})
+    def _say(self, port: int) -> None:
+        self.store.write_json(self.address, {"host": self.host, "port": port})
 
     def _check_others(self) -> None:
         """Raises RankLostError: a rank has ended before all have met."""

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.ranks > 1:
         from kdbench.train.meeting import Meeting
 
-        meeting = Meeting(store, asked.meeting or f"{socket.gethostname()}-{os.getpid()}", asked.rank, asked.ranks)
+        name = asked.meeting or f"{socket.gethostname()}-{os.getpid()}"
+        meeting = Meeting(store, store.root / "meetings" / name, asked.rank, asked.ranks)
         if not asked.rank:
             meeting.start_others(main, arguments)
     how = asked.device, asked.checkpoint_every, asked.side_by_side, Stop(asked.steps), asked.readers, asked.tables
@@ -134,12 +135,15 @@ class _Work:
     """The cells of the bundle that is trained now."""
 
     ranks: Ranks | None = None
+    place: int = 0
+    """Of this rank among those on this machine."""
 
     def join(self, meeting: Meeting) -> None:
         """Meet the other ranks. Raises RankLostError."""
         from kdbench.train.circumstance import device_of
 
-        self.ranks = meeting.ranks(device_of(self.device_name, meeting.rank))
+        self.place = meeting.place
+        self.ranks = meeting.ranks(device_of(self.device_name, self.place))
 
     def lead(self, ids: Sequence[str]) -> int:
         """Claim cells, and train those that can be trained, in bundles."""
@@ -216,7 +220,7 @@ class _Work:
         from kdbench.train.teacher_table import with_table
 
         ranks, store, first = self.ranks or ALONE, self.store, bundle.cells[0]
-        device = device_of(self.device_name, ranks.rank)
+        device = device_of(self.device_name, self.place)
         settle(first.config["numerics"], device)
         setup = ranks.tried(lambda: _setup(first, self.data_folder, device, ranks.world))
         setup.data.read_with(self.readers)
@@ -286,7 +290,8 @@ class _Work:
 def _setup(cell: Cell, data_folder: Path, device: Any, ranks: int) -> Setup:
     from kdbench.train.build import Setup
 
-    if why := why_not_shared(ranks, Recipe.complete(cell.config["recipe"])["bn_groups"], cell.config["numerics"]["name"]):
+    recipe = Recipe.complete(cell.config["recipe"])
+    if recipe["epochs"] and (why := why_not_shared(ranks, recipe["bn_groups"], cell.config["numerics"]["name"])):
         raise RefusedError(why)
     return Setup.of(cell, data_folder, device)
 
