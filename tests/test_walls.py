@@ -44,7 +44,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "training",
-        "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.features train.feed train.grouped train.linear_probe train.loop train.meeting "
+        "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.features train.feed train.given train.grouped train.linear_probe train.loop train.meeting "
         "train.member train.mix "
         "train.nursery train.numerics train.objective train.profile train.ranks train.result train.seeds train.similarity train.start train.stream train.teacher train.teacher_table train.timing "
         "train.worker",
@@ -246,8 +246,8 @@ def test_only_training_parts_and_their_adapters_load_torch() -> None:
         ("slurm/launch.py", "def late():\n    from submitit import AutoExecutor", "whose door is submitit_adapter"),
         ("datasets/mine.py", "import torchvision", "whose door is datasets._archive"),
         ("datasets/mine.py", "def late():\n    from datasets import load_dataset", "whose door is datasets._huggingface"),
-        ("losses/mine.py", "import torch.distributed as dist", "not built yet"),
-        ("losses/mine.py", "from torch import distributed", "not built yet"),
+        ("losses/mine.py", "import torch.distributed as dist", "whose door is train.ranks"),
+        ("losses/mine.py", "from torch import distributed", "whose door is train.ranks"),
         ("losses/mine.py", "def late():\n    open('x')", "goes to the disk: open()"),
         ("run/local.py", "def late(path):\n    path.write_text('x')", "goes to the disk: write_text()"),
         ("report/write.py", "import shutil\nshutil.rmtree('x')", "goes to the disk: rmtree()"),

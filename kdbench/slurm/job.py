@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench import failure
 from kdbench.cell import depended
@@ -21,8 +21,10 @@ from kdbench.slurm.reconcile import new_epoch, queue_state
 from kdbench.slurm.scheduler import Scheduler
 from kdbench.slurm.submissions import Submissions
 from kdbench.store import HEARTBEAT_S, STALE_S, Store, cell_state, slurm_job
-from kdbench.train.meeting import LOCAL, TELL_S, Meeting
 from kdbench.train.worker import Stop, work
+
+if TYPE_CHECKING:
+    from kdbench.train.meeting import Meeting
 
 OVER = "over.json"
 """Beside the meetings of a job's ranks, when there will be no more."""
@@ -72,6 +74,8 @@ class ElementRun:
 
     def _meeting(self) -> Meeting | None:
         """The next meeting of the ranks of this job; None where it has one."""
+        from kdbench.train.meeting import LOCAL, Meeting  # they load torch
+
         settings = self.submission.settings
         if settings.ranks == 1:
             return None
@@ -85,6 +89,8 @@ class ElementRun:
 
     def follow(self) -> int:
         """Be another rank than the first: meet it each time that it trains, until it says that it does no more."""
+        from kdbench.train.meeting import TELL_S
+
         status = 0
         while True:
             meeting = self._meeting()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,33 +14,12 @@ from torch import Tensor
 from kdbench.datasets._base import to_device
 from kdbench.isolation import isolated
 from kdbench.losses._base import TAPS, Batch, Taps
+from kdbench.train.given import Given, Part
 from kdbench.train.member import Member
 from kdbench.train.ranks import Ranks
 from kdbench.train.seeds import seed_of
 from kdbench.train.stream import BatchPlan, Place
 from kdbench.train.teacher import LiveTeacher
-
-
-@dataclass(frozen=True)
-class Part:
-    """A group of a batch, or a whole batch without groups: what `Member.step` gets."""
-
-    number: int
-    inputs: Any
-    targets: Any
-    batch: Batch
-    teacher: Taps | None
-
-
-@dataclass(frozen=True)
-class Given:
-    """A step: the groups of this rank that have images, how many images each rank has, and of the whole batch what the losses need that
-    compare images."""
-
-    parts: tuple[Part, ...]
-    counts: tuple[int, ...]
-    batch: Batch
-    teacher: Taps | None = None
 
 
 class Feed:

@@ -18,7 +18,8 @@ from kdbench.choice import Point
 from kdbench.isolation import isolated
 from kdbench.losses._base import Batch, Taps
 from kdbench.train.dot import Dot
-from kdbench.train.feed import Given, Part, taps_of, tensors_of, whole
+from kdbench.train.feed import taps_of, tensors_of, whole
+from kdbench.train.given import Given, Part
 from kdbench.train.member import Member, relative_sizes
 from kdbench.train.ranks import in_pairs
 from kdbench.train.seeds import seed_of

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +24,11 @@ from kdbench.timm_adapter import learning_rate, make_optimizer, make_scheduler
 from kdbench.train.average import moving_average
 from kdbench.train.dot import Dot
 from kdbench.train.evaluate import Predictions, finite_or_none
+from kdbench.train.given import Given
 from kdbench.train.numerics import autocast
 from kdbench.train.objective import Objective
 from kdbench.train.ranks import ALONE, Ranks
 from kdbench.train.seeds import Streams, seed_of
-
-if TYPE_CHECKING:
-    from kdbench.train.feed import Given
 
 NEVER = -1
 

@@ -66,7 +66,7 @@ def test_there_is_one_for_any_cluster_for_two_gpus_and_for_none() -> None:
             "timeout_min: 5\nslurm_additional_parameters: {ntasks_per_node: 8}",
             "slurm_additional_parameters.ntasks_per_node: kdbench sets this itself",
         ),
-        ("timeout_min: 5\ntasks_per_node: 8", ":2: tasks_per_node: at most 1: a job is one process"),
+        ("timeout_min: 5\ntasks_per_node: 8", ":2: tasks_per_node: kdbench sets this itself: write `ranks`"),
         ("timeout_min: 5\nretry: {lots: 3}", ":2: retry.lots: unknown class of failure"),
         ("timeout_min: 5\nretry:\n  killed: -1", ":3: retry.killed"),
         ("timeout_min: 5\noverrides:\n  - {mem_gb: 3}", ":3: overrides.0: it selects no cells"),
