@@ -161,8 +161,12 @@ class GroupedMember(Member):
         return {(module, name): one for module in modules for name, one in module._buffers.items() if one is not None}
 
     def _all_values(self, forward: Forward) -> list[str]:
-        order = ["task", *self.objective.names]
-        return sorted([*forward.names, *forward.values], key=lambda name: order.index(name.partition(".")[0]))
+        places = [[name, f"{name}."] for name in ("task", *self.objective.names)]  # of a loss and its parts; a user's has dots in its name
+
+        def place(value: str) -> int:
+            return next(number for number, (name, part) in enumerate(places) if value == name or value.startswith(part))
+
+        return sorted([*forward.names, *forward.values], key=place)
 
     def _pulls(self, forward: Forward, weights: Sequence[Tensor]) -> list[Pull]:
         """What is minimised; with DOT first the distillation terms, then the task."""
