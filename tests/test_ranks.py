@@ -233,3 +233,21 @@ def test_an_error_is_that_of_all_ranks_or_of_none() -> None:
 def test_ranks_that_cannot_share_the_groups_are_told_which_can(ranks: int, groups: int, numerics: str, advice: str) -> None:
     why = why_not_shared(ranks, groups, numerics)
     assert (advice in why) if advice else not why
+
+
+def test_a_plan_says_which_ranks_can_share_its_groups_and_what_they_send(write_suite: Callable[..., Any]) -> None:
+    from kdbench.plan.summary import as_text
+
+    path = write_suite(
+        dataset="{name: cifar100}",
+        recipe="{name: short, epochs: 2, batch_size: 256, milestones: [1], bn_groups: 8}",
+        teachers="{big: {model: cifar_resnet, depth: 14, widths: [16, 16, 32, 64]}}",
+        students="{small: {model: cifar_resnet, depth: 8, widths: [16, 16, 32, 64]}}",
+        objectives="{kd: , at: , sp: , cka: {tap: stages, weight: 1, weight_from: assumed}}",
+    )
+    text = as_text(path, path.parent / "results")
+    assert "each batch of 256 is divided into 8 (`bn_groups`), which 1, 2, 4 or 8 ranks can share (`--ranks`)" in text
+    # Four stages of student and teacher: 16 x 32 x 32 twice, 32 x 16 x 16 and 64 x 8 x 8 floats.
+    size = 256 * 2 * 4 * (2 * 16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8) / 1e6
+    assert f"cka (small <- big): {size:.0f} MB of outputs go from each rank to all others in a step" in text
+    assert "  kd (" not in text and "  at (" not in text

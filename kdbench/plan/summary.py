@@ -12,6 +12,7 @@ from typing import Any
 from kdbench import parts
 from kdbench.plan import matrix, probe
 from kdbench.plan.bundle import Bundle, bundles
+from kdbench.plan.groups import group_lines
 from kdbench.plan.matrix import ALPHA, Plan
 from kdbench.plan.probe import MANY, Probes
 from kdbench.plan.provider import Provided, has_gpu, provided
@@ -105,6 +106,7 @@ def as_text(suite: Path, results: Path, time_left: Callable[[PlanSummary], str] 
         "teachers:",
         *(f"  {row.cell.id}  {row.student}, seed {row.repeat}: {outlook.states[row.cell.id]}" for row in plan.teachers),
         *_provider_lines(outlook),
+        *group_lines(plan, outlook.probes),
         *(f"not tried here (`kdbench check` tries it): {one}" for one in outlook.probes.untried),
         *learning_rate_lines(outlook),
         *slow_averages(plan, outlook.probes.n_train),

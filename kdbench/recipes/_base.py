@@ -244,15 +244,22 @@ def steps_per_epoch(images: int, batch_size: int, drop_last: bool) -> int:
     return math.floor(images / batch_size) if drop_last else math.ceil(images / batch_size)
 
 
+def fitting_ranks(bn_groups: int, numerics: str) -> str:
+    """`1, 2 or 4`: how many ranks can share batches of so many groups."""
+    fitting = [str(one) for one in range(1, bn_groups + 1) if _fits(one, bn_groups, numerics)]
+    return f"{', '.join(fitting[:-1])} or {fitting[-1]}" if fitting[1:] else "1"
+
+
+def _fits(ranks: int, bn_groups: int, numerics: str) -> bool:
+    return not bn_groups % ranks and (numerics != "exact" or not ranks & (ranks - 1))
+
+
 def why_not_shared(ranks: int, bn_groups: int, numerics: str) -> str:
     """Why so many ranks cannot train batches of so many groups; empty if they can."""
-    if ranks == 1:
+    if _fits(ranks, bn_groups, numerics):
         return ""
     if bn_groups == 1:
         return f"{ranks} ranks cannot share a batch of one group: set `bn_groups` in the recipe, to {ranks} or a multiple of it"
-    fitting = [one for one in range(1, bn_groups + 1) if not bn_groups % one and (numerics != "exact" or not one & (one - 1))]
-    if ranks in fitting:
-        return ""
-    most = f"{', '.join(map(str, fitting[:-1]))} or {fitting[-1]}" if fitting[1:] else "1"
     why = "sums of another number have other bits" if not bn_groups % ranks else "each rank needs as many groups as the others"
+    most = fitting_ranks(bn_groups, numerics)
     return f"{ranks} ranks cannot share the {bn_groups} groups of a batch (`bn_groups`), since {why}: use {most} ranks"
