@@ -249,5 +249,5 @@ def test_a_plan_says_which_ranks_can_share_its_groups_and_what_they_send(write_s
     assert "each batch of 256 is divided into 8 (`bn_groups`), which 1, 2, 4 or 8 ranks can share (`--ranks`)" in text
     # Four stages of student and teacher: 16 x 32 x 32 twice, 32 x 16 x 16 and 64 x 8 x 8 floats.
     size = 256 * 2 * 4 * (2 * 16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8) / 1e6
-    assert f"cka (small <- big): {size:.0f} MB of outputs go from each rank to all others in a step" in text
+    assert f"cka (small <- big): {size:.1f} MB of outputs go from each rank to all others in a step" in text
     assert "  kd (" not in text and "  at (" not in text

@@ -80,6 +80,44 @@ def test_several_ranks_give_the_bits_of_one_process(world: int, plan: Plan, stor
     assert record and record.circumstance["ranks"] == world
 
 
+EVERYTHING = {
+    **SUITE,
+    "dataset": "{name: digits, per_class: 6}",
+    "recipe": "{name: short, epochs: 2, batch_size: 16, lr: 0.02, milestones: [1], bn_groups: 4, mixup: 0.8, cutmix: 1, random_erasing: 0.3,"
+    " ema: 0.9}",
+    "teachers": "{big: {model: cifar_resnet, depth: 8, widths: [4, 4, 8, 8], min_top1: 0.0}}",
+    "objectives": "{'kd:dot': , mlkd: , 'fitnet:crd': , pkt: , both: {terms: [{loss: kd, weight: 1, weight_from: assumed},"
+    " {loss: sp, weight: 10, weight_from: assumed}]}}",
+    "+kd": None,
+}
+
+
+@pytest.mark.slow
+def test_mixed_images_averages_second_views_and_two_momenta_have_the_bits_of_one_process(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    made, other = plan_of(**EVERYTHING), Store(tmp_path / "other")
+    assert train(made, store=store) == 0
+    local.prepare(made, other)
+    for ids in ([made.teachers[0].cell.id], students(made)):
+        assert trained(other, ids, 2) == 0
+    assert differing(other, store, list(made.cells)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairing", ["shuffled", "shuffled_globally", "shuffled_in_class"])
+def test_controls_with_other_images_have_the_bits_of_one_process(
+    pairing: str, plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    objectives = f"{{kd: {{pairing: {pairing}}}, sp: {{pairing: {pairing}}}}}"
+    made, other = plan_of(**{**SUITE, "objectives": objectives}), Store(tmp_path / "other")
+    assert train(made, store=store) == 0
+    local.prepare(made, other)
+    for ids in ([made.teachers[0].cell.id], students(made)):
+        assert trained(other, ids, 2) == 0
+    assert differing(other, store, list(made.cells)) == []
+
+
 def test_a_training_that_was_stopped_goes_on_with_another_number_of_ranks(plan: Plan, store: Store, alone: Store) -> None:
     ids = students(plan)
     for world, steps in ((2, 2), (1, 1), (4, 2)):

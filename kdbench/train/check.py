@@ -218,10 +218,13 @@ def _of_one_image(error: ValueError, steps: int) -> str:
 
 
 def _of_parts(error: Exception, recipe: Mapping[str, Any]) -> str:
-    """What to do where `accumulate` makes parts of one image, which batch norm cannot be trained on; empty for other errors."""
-    if "more than 1 value per channel" not in str(error) or recipe["batch_size"] // recipe["accumulate"] != 1:
+    """What to do where `accumulate` or `bn_groups` makes parts of one image, which batch norm cannot be trained on; empty for other
+    errors."""
+    option = "bn_groups" if recipe["bn_groups"] > 1 else "accumulate"
+    if "more than 1 value per channel" not in str(error) or recipe["bn_groups"] == 1 != recipe["batch_size"] // recipe["accumulate"]:
         return ""
-    return f"`accumulate: {recipe['accumulate']}` makes parts of one image, on which batch norm cannot be trained: write a smaller number"
+    last = ", or `drop_last: true` if only the last batch is too small" if option == "bn_groups" else ""
+    return f"`{option}: {recipe[option]}` makes parts of one image, on which batch norm cannot be trained: write a smaller number{last}"
 
 
 def _checked(row: Row, times: StepTimes, given: Callable[[], tuple[Setup, list[Step]]]) -> Checked:
