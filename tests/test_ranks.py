@@ -63,21 +63,23 @@ def member_of(loss: Loss, name: str, student: Taps, groups: int, numerics: str =
 
 
 def stepped(member: Member, n: int, teacher: Taps, loss: Loss) -> tuple[Tensor, list[Tensor | None]]:
-    """The value and the gradients of a step."""
+    """The values (of the task and of each part of the loss) and the gradients of a step."""
     rows = torch.arange(n)
     seconds = {("matched", loss.augmentation): (rows + n, teacher.second_view)} if "second_view" in loss.needs else {}
     batch = replace(toys.batch(n), second_views=seconds)
     member.step(rows, batch.target, batch, replace(teacher, second_view=None))
     gradients = [weight.grad for weight in member.trained.parameters()]
-    return member.sums[""][0], [None if one is None else one.clone() for one in gradients]
+    values = torch.stack([value for name, pair in member.sums.items() if name for value in pair])
+    return values, [None if one is None else one.clone() for one in gradients]
 
 
 def apart(one: Any, other: Any) -> float:
-    """How far values or gradients are apart, relative to the largest of them all."""
+    """How far values are apart, relative to each, or gradients, relative to the largest of them all."""
     (value, mine), (wanted, theirs) = one, other
     assert [gradient is None for gradient in mine] == [gradient is None for gradient in theirs]
     largest = max((float(gradient.abs().max()) for gradient in theirs if gradient is not None and gradient.numel()), default=1.0)
-    pairs = [(value / wanted.abs(), wanted / wanted.abs())] + [
+    size = wanted.abs().clamp_min(1e-300)
+    pairs = [(value / size, wanted / size)] + [
         (a / largest, b / largest) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None and a.numel()
     ]
     return max(float((a - b).abs().max()) for a, b in pairs)
