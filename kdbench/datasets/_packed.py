@@ -13,21 +13,22 @@ import numpy as np
 from kdbench.datasets._reading import EncodedImage
 from kdbench.errors import DataError
 
+State = tuple[int, int, int]
+
 
 class Blob:
-    """A large file. Each process that reads it opens it when it first reads: a descriptor is not sent to another process."""
+    """A large open file. Readers that are forked share its descriptor, since `pread` has no position; others open it again."""
 
-    def __init__(self, path: Path):
-        self.path, self.descriptor = path, -1
-        self.state = _state(os.stat(path))
+    def __init__(self, path: Path, state: State | None = None):
+        self.path, self.descriptor = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(self.descriptor)
+        self.state: State = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if state not in (None, self.state):
+            raise DataError(f"{path.absolute()} was changed while it was used: start again")
 
     def read(self, offset: int, size: int) -> bytes:
-        """Raises DataError if the file was changed, removed or cut."""
+        """Raises DataError if the file is shorter."""
         try:
-            if self.descriptor < 0:
-                self.descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-                if _state(os.fstat(self.descriptor)) != self.state:
-                    raise DataError(f"{self.path.absolute()} was changed while it was used: start again")
             content = os.pread(self.descriptor, size, offset)
         except OSError as error:
             raise DataError(f"{self.path.absolute()} cannot be read: {error}") from error
@@ -35,16 +36,12 @@ class Blob:
             raise DataError(f"{self.path.absolute()} is truncated: copy it again")
         return content
 
-    def __reduce__(self) -> tuple[type[Blob], tuple[Path]]:
-        return Blob, (self.path,)
+    def __reduce__(self) -> tuple[type[Blob], tuple[Path, State]]:
+        return Blob, (self.path, self.state)
 
     def __del__(self) -> None:
-        if getattr(self, "descriptor", -1) >= 0:
+        if hasattr(self, "descriptor"):
             os.close(self.descriptor)
-
-
-def _state(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, eq=False)
