@@ -294,12 +294,19 @@ def download(dataset: str, data: Path) -> None:
 def pack(source: Path, out: Path | None, resize: int | None, verify: bool) -> None:
     """Write the images of FOLDER (TRAIN/CLASS/IMAGE and so on, as the datasets `folder` and `imagenet` read them) into one file OUT, which
     they read in its place: name it FOLDER.pack, with --resize 256 FOLDER-256.pack."""
+    from rich.progress import Progress
+
     from kdbench.datasets import _pack
 
     if verify == (out is not None) or (verify and resize):
         raise click.UsageError("give FOLDER and OUT, or --verify and a file that `kdbench pack` wrote")
-    with click.progressbar(length=1) as bar:
-        said = _pack.packed(source, out, resize, bar.update) if out else _pack.verified(source, bar.update)
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as shown:
+        task = shown.add_task(source.name, total=1.0)
+
+        def done(share: float) -> None:
+            shown.update(task, completed=share)
+
+        said = _pack.packed(source, out, resize, done) if out else _pack.verified(source, done)
     click.echo(said)
 
 

@@ -7,6 +7,7 @@ is installed never changes a pixel.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -36,7 +37,7 @@ def _torchvision() -> Decoder:
 
 
 MAKERS = {"torchcodec": _torchcodec, "torchvision": _torchvision}
-"""In order of preference: torchvision announces that its decoders will be removed."""
+"""In order of preference."""
 
 
 def installed() -> dict[str, Decoder]:
@@ -59,7 +60,8 @@ def probes() -> list[bytes]:
 def agrees(decode: Decoder) -> bool:
     """Whether a decoder gives Pillow's pixels of the probes."""
     try:
-        return all(np.array_equal(decode(one).permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(one)))) for one in probes())
+        with warnings.catch_warnings(action="ignore"):  # torchvision announces that its decoders will be removed
+            return all(np.array_equal(decode(one).permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(one)))) for one in probes())
     except Exception:
         return False
 

@@ -35,7 +35,7 @@ AT_ONCE = 256
 CHECKED, CHECKED_ONE_IN = 100, 1000
 """How many images of a pack are compared with their SHA-256 when it is opened: at least so many, and one in so many."""
 Progress = Callable[[float], None]
-"""Is told each further share of the images that was done."""
+"""Is told the share of the images that was done."""
 
 QUALITY = 95
 """Of JPEG images that are written again because they were resized."""
@@ -116,7 +116,7 @@ def _check(archive: Archive, places: Sequence[int], progress: Progress = no_prog
         for start in range(0, len(places), AT_ONCE):
             some = places[start : start + AT_ONCE]
             wrong += [place for place, bad in zip(some, pool.map(is_wrong, some), strict=True) if bad]
-            progress(len(some) / len(places))
+            progress((start + len(some)) / len(places))
     if wrong:
         raise together([f"{archive.name(place)} was changed since it was packed" for place in wrong])
 
@@ -212,8 +212,8 @@ def _write(file: Any, folder: Path, names: Sequence[bytes], resize: int | None, 
     def read(name: bytes) -> tuple[bytes, str]:
         path = folder / os.fsdecode(name)
         content, problem = read_image(path)
-        if not content or resize is None:
-            return content, problem or (f"{path.absolute()} is empty (zero bytes)" if not content else "")
+        if problem or resize is None:
+            return content, problem
         try:
             return _resized(EncodedImage(content, str(path.absolute())), resize), ""
         except DataError as error:
@@ -229,7 +229,7 @@ def _write(file: Any, folder: Path, names: Sequence[bytes], resize: int | None, 
                 digests.append(hashlib.sha256(content).digest())
                 if not wrong:
                     file.write(content)
-            progress(min(AT_ONCE, len(names) - start) / len(names))
+            progress(len(sizes) / len(names))
     if wrong:
         raise together(wrong)
     paths = np.array(names)

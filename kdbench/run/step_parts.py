@@ -101,9 +101,9 @@ def reading_lines(results: Iterable[Mapping[str, Any]]) -> list[str]:
     needed, most = max(result["images_per_s"] for result in found), both * cores
     if needed > most:
         lines.append(
-            f"WARNING: {cores} cores read at most {most:,.0f} images/s, and the fastest objective trains on {needed:,.0f}: it waits for images, "
-            f"unless bundles have {ceil(needed / most)} students or more, which share what is read. Images that `kdbench pack --resize` made "
-            "smaller are read faster."
+            f"WARNING: {cores} cores read at most {most:,.0f} images/s, and the fastest objective trains on {needed:,.0f}: it waits for "
+            f"images, unless bundles have {ceil(needed / most)} students or more, which share what is read. Images that `kdbench pack "
+            "--resize` made smaller are read faster."
         )
     return lines
 
