@@ -144,6 +144,7 @@ def test_a_faster_decoder_changes_no_pixel_and_no_message(tmp_path: Path, name: 
     if (decode := _decode.installed().get(name)) is None:
         pytest.skip(f"{name} is not installed")
     assert _decode.agrees(decode)
+    monkeypatch.setattr(_decode, "LARGE", 47 * 61)
     used: list[int] = []
 
     def counted(content: bytes) -> torch.Tensor:
@@ -166,6 +167,9 @@ def test_a_faster_decoder_changes_no_pixel_and_no_message(tmp_path: Path, name: 
                         found.append(str(error))
                 assert found[0] == found[1], called
                 assert isinstance(found[0], str) == (called in DAMAGED)
+    assert len(used) == 2 * 2 * 5
+    monkeypatch.setattr(_decode, "LARGE", 47 * 61 + 1)
+    read_rgb(tmp_path / "common 0.jpg", part=part_of)
     assert len(used) == 2 * 2 * 5
 
 

@@ -86,7 +86,7 @@ def opened_rgb(
         with Image.open(path) as image:
             if image.format in NOT_READ:
                 raise ValueError(f"it is {image.format}")
-            # To hand a whole image over to Pillow takes as long as a faster decoder saves.
+            # To hand a whole image over to Pillow takes longer than a faster decoder saves.
             if part is not None and (pixels := fast_pixels(image)) is not None:
                 left, top, right, bottom = part(image.size)
                 return Image.fromarray(pixels[top:bottom, left:right])
