@@ -387,6 +387,17 @@ def test_a_pack_that_was_interrupted_leaves_no_wrong_file_and_is_written_again(
     assert "exists: remove it" in refused(lambda: _pack.packed(home, out))
 
 
+def test_a_header_has_room_for_any_number_of_other_files(tmp_path: Path) -> None:
+    home = put(tmp_path, only=("grey.JPEG",))
+    for number in range(600):
+        (home / "train" / f"x.stray{number}").touch()
+    _pack.packed(home, tmp_path / "out.pack")
+
+    archive = _pack.opened(tmp_path / "out.pack")
+    assert archive.passed is not None and archive.passed.total() == 600 + 7 and archive.passed["other endings"] > 400
+    assert _pack.verified(tmp_path / "out.pack").endswith("all 24 images are as they were packed")
+
+
 def test_two_processes_do_not_write_one_pack(home: Path, tmp_path: Path) -> None:
     def second(_: float) -> None:
         assert "another process is writing" in refused(lambda: _pack.packed(home, tmp_path / "imagenet.pack"))

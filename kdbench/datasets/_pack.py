@@ -37,6 +37,8 @@ CHECKED, CHECKED_ONE_IN = 100, 1000
 Progress = Callable[[float], None]
 """Is told the share of the images that was done."""
 
+MOST_KINDS = 100
+"""Kinds of other files that a header has room for."""
 QUALITY = 95
 """Of JPEG images that are written again because they were resized."""
 
@@ -234,8 +236,10 @@ def _write(file: Any, folder: Path, names: Sequence[bytes], resize: int | None, 
         raise together(wrong)
     paths = np.array(names)
     index = paths.tobytes() + np.array(sizes, "<i8").tobytes() + b"".join(digests)
+    kinds = Counter(dict(passed.most_common(MOST_KINDS)))
+    kinds["other endings"] += passed.total() - kinds.total()
     header = {"images": len(names), "path_bytes": paths.itemsize, "index_at": HEADER + sum(sizes), "resized": resize}
-    text = json.dumps({**header, "fingerprint": _fingerprint(index, resize), "passed": passed}).encode()
+    text = json.dumps({**header, "fingerprint": _fingerprint(index, resize), "passed": +kinds}).encode()
     file.write(index)
     file.seek(0)
     file.write((MARK + text).ljust(HEADER - 1) + b"\n")
