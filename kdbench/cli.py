@@ -294,6 +294,30 @@ def download(dataset: str, data: Path) -> None:
     click.echo(catalogue.downloaded(dataset, data))
 
 
+@main.command()
+@click.argument("source", type=PATH, metavar="FOLDER")
+@click.argument("out", type=PATH, required=False)
+@click.option("--resize", type=click.IntRange(1), metavar="PIXELS", help="reduce the shorter sides of images to this: another dataset")
+@click.option("--verify", is_flag=True, help="FOLDER is a file that was written so: compare each image in it with its checksum")
+def pack(source: Path, out: Path | None, resize: int | None, verify: bool) -> None:
+    """Write the images of FOLDER (TRAIN/CLASS/IMAGE and so on, as the datasets `folder` and `imagenet` read them) into one file OUT, which
+    they read in its place: name it FOLDER.pack, with --resize 256 FOLDER-256.pack."""
+    from rich.progress import Progress
+
+    from kdbench.datasets import _pack
+
+    if verify == (out is not None) or (verify and resize):
+        raise click.UsageError("give FOLDER and OUT, or --verify and a file that `kdbench pack` wrote")
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as shown:
+        task = shown.add_task(source.name, total=1.0)
+
+        def done(share: float) -> None:
+            shown.update(task, completed=share)
+
+        said = _pack.packed(source, out, resize, done) if out else _pack.verified(source, done)
+    click.echo(said)
+
+
 @main.command("list")
 @click.argument("kind", required=False)
 def list_(kind: str | None) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform
 from timm.data.auto_augment import posterize, rand_augment_transform
 from timm.data.mixup import cutmix_bbox_and_lam
 from timm.data.random_erasing import RandomErasing
@@ -273,16 +272,6 @@ def of_family(architecture: str, families: Iterable[str]) -> bool:
 
 def model_names() -> list[str]:
     return timm.list_models()
-
-
-def make_transforms(
-    size: int, scale: tuple[float, ...], ratio: tuple[float, ...], flip: bool, crop_pct: float, interpolation: str
-) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
-    """The transforms for (training, evaluation): a PIL image to uint8 (channels x size x size). Training draws from Python's and torch's
-    global generators."""
-    training: dict[str, Any] = {"scale": scale, "ratio": ratio, "hflip": 0.5 if flip else 0.0, "color_jitter": None}
-    both: dict[str, Any] = {"interpolation": interpolation, "normalize": False}
-    return create_transform(size, is_training=True, **training, **both), create_transform(size, crop_pct=crop_pct, **both)
 
 
 def make_rand_augment(config: str, size: int, mean: tuple[float, ...]) -> Callable[[Any], Any]:

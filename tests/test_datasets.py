@@ -34,6 +34,7 @@ from kdbench.datasets._archive import download_and_extract
 from kdbench.datasets._base import Data, Subset
 from kdbench.datasets._cifar import Cifar
 from kdbench.datasets._memory import ImageData, Images
+from kdbench.datasets._views import draws
 from kdbench.datasets.cifar100 import Cifar100
 from kdbench.datasets.digits import Digits
 from kdbench.datasets.folder import Folder
@@ -530,19 +531,16 @@ def test_evaluation_resizes_the_shorter_side_and_crops_the_centre(
         assert torch.equal(seen, pixels.float().div(255).sub(mean).div(std))
 
 
-def test_training_sees_timms_random_crop_seeded_with_the_view(tmp_path: Path, pictures: Any) -> None:
-    from timm.data.transforms import RandomResizedCropAndInterpolation
-
+def test_training_sees_the_part_that_the_view_names_as_pillow_resizes_it(tmp_path: Path, pictures: Any) -> None:
     files = pictures.files["train"]
-    crop = RandomResizedCropAndInterpolation(24, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bilinear")
     flipped = 0
     for place in range(pictures.size("train")):
         view = np.uint64(2**64 - 1 - place)
         seen, labels = pictures.batch("train", np.array([place]), np.array([view]))
         assert labels.tolist() == [sorted(CLASSES).index(files.path(place).parent.name)]
-        random.seed(int(view))
-        cropped = crop(opened(files.path(place)))
-        flip = bool(torch.rand(1, generator=torch.Generator().manual_seed(int(view))) < 0.5)
+        whole_image = opened(files.path(place))
+        cropped = whole_image.crop(pictures.seen.box(int(view), whole_image.size)).resize((24, 24), Image.Resampling.BILINEAR)
+        flip = bool(draws(int(view), 1)[0] >> 63)
         flipped += flip
         pixels = torch.from_numpy(np.array(cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cropped)).permute(2, 0, 1)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pictures.mean, pictures.std))

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 
 from kdbench.manifest import ProfileRef
@@ -164,6 +166,39 @@ def test_profile_shows_the_parts_of_a_step_as_a_table_a_figure_and_files(
         and len(lines) == 5
     )
     assert step_parts.show(store, replace(manifest, profiles=()), sys.stdout) is None
+
+
+@pytest.mark.parametrize(("images_per_s", "students"), [(1199.0, None), (1201.0, 2), (3601.0, 4)])
+def test_profile_warns_where_the_cores_read_fewer_images_than_a_student_trains_on(images_per_s: float, students: int | None) -> None:
+    rates = {"decode_images_per_s": 1000.0, "transform_images_per_s": 1500.0, "readers": 2}
+    in_memory = {"images_per_s": 9e9, "readers": 2}
+    rates_line, *warning = step_parts.reading_lines(
+        [{**rates, "images_per_s": one} for one in (images_per_s / 2, images_per_s)] + [in_memory]
+    )
+
+    assert rates_line == "Reading, images/s of one core: 1,000 decoded, 1,500 transformed, 600 both."
+    assert [f"unless bundles have {students} students or more" in line for line in warning] == ([True] if students else [])
+    assert step_parts.reading_lines([in_memory]) == []
+
+
+def test_a_profile_of_images_in_files_tells_how_fast_they_are_read(
+    plan_of: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in range(16):
+        path = tmp_path / "set" / ("train", "val")[place % 2] / "ab"[place // 2 % 2] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 24, 3), 9 * place, dtype=np.uint8)).save(path)
+    plan = plan_of(dataset="{name: folder, folder: set, classes: 2, size: 16, train_images: 8}", objectives="[ce]", repeats="1")
+    assert train(plan) == 0
+    (cell,) = (row.cell for row in plan.rows if row.role == "student")
+    assert profile.main([str(store.root), cell.id, "--data", str(tmp_path), "--device", "cpu"]) == 0
+
+    found = store.profile(profile.profile_id(store, cell, torch.device("cpu")))
+    assert found and found.result["decode_images_per_s"] > 0 < found.result["transform_images_per_s"] and found.result["readers"] >= 1
+    manifest = local.prepare(plan, store)
+    name = profile.profile_id(store, cell, torch.device("cpu"))
+    step_parts.show(store, replace(manifest, profiles=(ProfileRef("folder", None, "small", "ce", name),)), sys.stdout)
+    assert "Reading, images/s of one core: " in capsys.readouterr().out
 
 
 def test_the_bars_of_a_step_are_its_parts_one_after_another() -> None:

@@ -1,4 +1,4 @@
-"""Datasets of small images that come as one archive and are kept in memory. The only module that uses torchvision. Not a dataset."""
+"""Datasets of small images that come as one archive and are kept in memory. This module and `_decode` use torchvision. Not a dataset."""
 
 from __future__ import annotations
 

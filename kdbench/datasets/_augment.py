@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdbench.datasets._fixmatch import NAME as FIXMATCH
 from kdbench.datasets._fixmatch import fixmatch
+from kdbench.datasets._views import Box, Seen
 from kdbench.errors import DataError
 
 
@@ -70,15 +71,17 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class AlsoRandAugment:
-    """A transform for training, which draws from Python's generator, and RandAugment after it."""
+    """What training sees, and RandAugment after it."""
 
-    first: Callable[[Image.Image], Tensor]
+    first: Seen
     then: RandAugment
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        pixels = self.first(image)
+    def box(self, view: int, size: tuple[int, int]) -> Box:
+        return self.first.box(view, size)
+
+    def __call__(self, part: Image.Image, view: int) -> Tensor:
         with own_draws():
-            return self.then(pixels, random.getrandbits(64))
+            return self.then(self.first(part, view), view)
 
 
 def erased(inputs: Tensor, views: np.ndarray, probability: float) -> Tensor:

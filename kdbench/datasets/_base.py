@@ -65,6 +65,10 @@ class Data:
     def read_with(self, processes: int) -> None:
         """Set the number of processes that read ahead. No result depends on it."""
 
+    def reading_rates(self, index: np.ndarray, views: np.ndarray) -> dict[str, float]:
+        """`decode_images_per_s` and `transform_images_per_s` of one process that reads these training images; empty where none are read."""
+        return {}
+
     def to(self, device: torch.device) -> Data:
         raise NotImplementedError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import os
 from collections import defaultdict
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from kdbench.datasets._files import LISTERS, ImageFiles
+from kdbench.datasets._reading import EncodedImage
 from kdbench.errors import shown
 
 CONTENT_BYTES, CONTENT_FILES = 2**30, 100_000
@@ -66,9 +66,13 @@ def content_of(splits: Mapping[str, ImageFiles]) -> Content | None:
         return None
     digests, wrong = {}, {}
     for split, files in splits.items():
+        if (known := files.digests()) is not None:
+            digests[split], wrong[split] = known, {}
+            continue
 
         def read(start: int, files: ImageFiles = files) -> list[tuple[bytes, str]]:
-            return [_read(files.path(place)) for place in range(start, min(start + AT_ONCE, len(files)))]
+            some = (read_image(files.path(place)) for place in range(start, min(start + AT_ONCE, len(files))))
+            return [(hashlib.sha256(content).digest(), problem) for content, problem in some]
 
         with ThreadPoolExecutor(LISTERS) as pool:
             found = [one for some in pool.map(read, range(0, len(files), AT_ONCE)) for one in some]
@@ -77,16 +81,22 @@ def content_of(splits: Mapping[str, ImageFiles]) -> Content | None:
     return Content(digests, wrong)
 
 
-def _read(path: Path) -> tuple[bytes, str]:
-    """The SHA-256 of a file, and what is wrong with it if it is not an image. Truncation is found when it is decoded."""
+def read_image(path: Path | EncodedImage) -> tuple[bytes, str]:
+    """The bytes of a file, and what is wrong with it if it is not an image. Truncation is found when it is decoded."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            content = file.readall()
+        content = bytes_of(path)
         if not content.startswith(BEGINNINGS):
             Image.open(path).close()
     except Exception as error:  # what is not an image may raise anything
         return b"", f"{path.absolute()} cannot be read or is not an image ({type(error).__name__}: {error})"
-    return hashlib.sha256(content).digest(), ""
+    return content, ""
+
+
+def bytes_of(path: Path | EncodedImage) -> bytes:
+    if isinstance(path, EncodedImage):
+        return path.getvalue()
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
 
 
 def fingerprint_of_files(splits: Mapping[str, ImageFiles], content: Content | None, names: list[str] | None = None) -> str:
@@ -142,8 +152,8 @@ def _copies(files: ImageFiles, places: np.ndarray, others: ImageFiles) -> list[i
         return [place for place, same in zip(places.tolist(), pool.map(has_copy, places.tolist()), strict=True) if same]
 
 
-def _equal(one: Path, other: Path) -> bool:
+def _equal(one: Path | EncodedImage, other: Path | EncodedImage) -> bool:
     try:
-        return one.stat().st_size == other.stat().st_size and filecmp.cmp(one, other, shallow=False)
+        return bytes_of(one) == bytes_of(other)
     except OSError:
         return False

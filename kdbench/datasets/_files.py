@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 
 from kdbench.datasets._base import Subset
 from kdbench.datasets._memory import kept, split_off
+from kdbench.datasets._packed import Inside
+from kdbench.datasets._reading import EncodedImage
 from kdbench.errors import DataError
 
 SUFFIXES = tuple([".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"])
@@ -36,7 +39,7 @@ class ImageFiles:
     """Image files with their labels. `paths` are relative to `home`, as bytes; `sizes` in bytes. Arrays instead of lists, since a million
     Python strings would be copied into every reading process."""
 
-    home: Path
+    home: Path | Inside
     paths: np.ndarray
     labels: np.ndarray
     sizes: np.ndarray
@@ -50,8 +53,15 @@ class ImageFiles:
     def name(self, place: int) -> str:
         return os.fsdecode(self.paths[place])
 
-    def path(self, place: int) -> Path:
-        return self.home / os.fsdecode(self.paths[place])
+    def path(self, place: int) -> Path | EncodedImage:
+        path = self.home / os.fsdecode(self.paths[place])
+        return path.opened() if isinstance(path, Inside) else path
+
+    def digests(self) -> list[bytes] | None:
+        """The SHA-256 of each file, where a pack has them."""
+        if not isinstance(self.home, Inside) or (known := self.home.archive.digests) is None:
+            return None
+        return [known[place].tobytes() for place in self.home.archive.places(self.paths)]
 
     def check_sizes(self, *others: ImageFiles) -> None:
         """Raises DataError if an image here or in `others` is empty."""
@@ -102,9 +112,12 @@ def ending(name: str) -> str:
     return last if re.fullmatch(r"\.[a-z0-9_~-]{1,12}", last) else "other endings" if last else "without an ending"
 
 
-def entries(folder: Path, below: str = "") -> Iterator[tuple[str, int | None, str]]:
+def entries(folder: Path | Inside, below: str = "") -> Iterator[tuple[str, int | None, str]]:
     """(relative name, size, kind) of what a folder and its sub-folders hold; the size is None for what is not an image. Reads no image.
     Raises DataError if a folder cannot be listed, or an image is a link to nothing."""
+    if isinstance(folder, Inside):
+        yield from ((name, size, "") for name, size in folder.images())
+        return
     try:
         with os.scandir(folder) as found:
             for entry in found:
@@ -125,7 +138,7 @@ def entries(folder: Path, below: str = "") -> Iterator[tuple[str, int | None, st
         raise DataError(f"{folder.absolute()} cannot be listed: {error}") from error
 
 
-def images_in(folder: Path, subfolders: bool = False) -> tuple[list[tuple[str, int]], Counter[str]]:
+def images_in(folder: Path | Inside, subfolders: bool = False) -> tuple[list[tuple[str, int]], Counter[str]]:
     """(relative name, size) of every image in a class's folder, and how many other entries of each kind it holds. Raises DataError if it
     holds no image, or (without `subfolders`) if a sub-folder holds one."""
     images, passed = [], Counter[str]()
@@ -178,9 +191,9 @@ class ClassFolders:
         return set(self.by_name) - self.empty
 
 
-def class_folders(place: Path) -> ClassFolders:
+def class_folders(place: Path | Inside) -> ClassFolders:
     folders, passed = [], Counter[str]()
-    for one in sorted(place.iterdir()):
+    for one in sorted(place.iterdir(), key=attrgetter("name")):
         if is_hidden(one.name):
             passed["hidden"] += 1
         elif one.is_dir():
@@ -198,7 +211,7 @@ def class_folders(place: Path) -> ClassFolders:
 
 
 def listed(
-    home: Path, folders: Sequence[str], labels: Sequence[int] | None = None, subfolders: bool = False
+    home: Path | Inside, folders: Sequence[str], labels: Sequence[int] | None = None, subfolders: bool = False
 ) -> tuple[ImageFiles, Counter[str]]:
     """The images of these folders (relative to `home`), sorted by relative path, and what was passed over (`images_in`). `labels` are
     those of the folders; without them, their positions. Raises DataError as `images_in`."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import io
-import random
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,6 +20,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kdbench.datasets._decode import decoder, fast_pixels
+from kdbench.datasets._views import Box, Seen
 from kdbench.errors import DataError
 
 Turn = Image.Transpose
@@ -66,18 +69,32 @@ class StoredImages(Protocol):
     def path(self, place: int) -> Path | EncodedImage: ...
 
 
-def read_rgb(path: Path | EncodedImage, decoding: Decoding = Decoding()) -> Image.Image:
-    """An image (of several, the first) converted to RGB. Raises DataError if it is missing, truncated, not an image, or has more than 8
-    bits per channel."""
+def read_rgb(
+    path: Path | EncodedImage, decoding: Decoding = Decoding(), part: Callable[[tuple[int, int]], Box] | None = None
+) -> Image.Image:
+    """An image (of several, the first) converted to RGB; or only the `part` of an image of this (breadth, height). Raises DataError if it
+    is missing, truncated, not an image, or has more than 8 bits per channel."""
+    with warnings.catch_warnings(action="ignore"):  # each reader would print Pillow's in each epoch
+        return opened_rgb(path, decoding, part)
+
+
+def opened_rgb(
+    path: Path | EncodedImage, decoding: Decoding = Decoding(), part: Callable[[tuple[int, int]], Box] | None = None
+) -> Image.Image:
+    """`read_rgb` with Pillow's warnings, which one thread alone can switch off for all."""
     try:
-        # Pillow's warnings are ignored, since each reader would print them in each epoch.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with Image.open(path) as image:
             if image.format in NOT_READ:
                 raise ValueError(f"it is {image.format}")
+            # To hand a whole image over to Pillow takes longer than a faster decoder saves.
+            if part is not None and (pixels := fast_pixels(image)) is not None:
+                left, top, right, bottom = part(image.size)
+                return Image.fromarray(pixels[top:bottom, left:right])
             image.load()
             depth = image.mode
             if not depth.startswith(("I", "F")):
-                return _rgb(image, decoding)
+                upright = _rgb(image, decoding)
+                return upright if part is None else upright.crop(part(upright.size))
     except FileNotFoundError as error:
         raise DataError(f"{path.absolute()} was removed after its folder was listed") from error
     except Image.DecompressionBombError as error:
@@ -97,43 +114,47 @@ def _rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
     if decoding.transparency == "white" and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def as_it_is(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    # `convert` copies an image that is in RGB already.
+    return image if image.mode == "RGB" and image.format == "JPEG" else image.convert("RGB")
 
 
 class Reader(Dataset):
-    """Pixels (uint8, n x c x h x w) of image files. `plain` makes an image's pixels without augmentation, `seen` with draws from Python's
-    and torch's global generators, which are seeded with the view."""
+    """Pixels (uint8, n x c x h x w) of image files. `plain` makes an image's pixels without augmentation, `seen` those of a view."""
 
     def __init__(
-        self, files: StoredImages, shape: tuple[int, ...], plain: Transform, seen: Transform | None = None, decoding: Decoding = Decoding()
+        self, files: StoredImages, shape: tuple[int, ...], plain: Transform, seen: Seen | None = None, decoding: Decoding = Decoding()
     ):
         self.files, self.shape, self.plain, self.seen, self.decoding = files, shape, plain, seen, decoding
+
+    def _decoded(self, place: int, view: int | None) -> Image.Image:
+        part = None if view is None or self.seen is None else partial(self.seen.box, view)
+        return read_rgb(self.files.path(place), self.decoding, part)
+
+    def _transformed(self, image: Image.Image, view: int | None) -> Tensor:
+        return self.plain(image) if view is None or self.seen is None else self.seen(image, view)
 
     def read(self, index: np.ndarray, views: np.ndarray | None) -> Tensor:
         # Written into one block, so that the memory layout is n x c x h x w: stacked, it would be PIL's.
         batch = torch.empty(len(index), *self.shape, dtype=torch.uint8)
-        python, torchs = random.getstate(), torch.get_rng_state()
-        try:
-            for row, place in enumerate(index):
-                image = read_rgb(self.files.path(place), self.decoding)
-                if views is None or self.seen is None:
-                    pixels = self.plain(image)
-                else:
-                    random.seed(int(views[row]))
-                    torch.default_generator.manual_seed(int(views[row]))  # the CPU's alone: torch.manual_seed would reach the GPU's
-                    pixels = self.seen(image)
-                if pixels.shape != self.shape:
-                    there, asked = (" x ".join(str(side) for side in shape[1:]) for shape in (pixels.shape, self.shape))
-                    raise DataError(f"{self.files.path(place).absolute()} has {there} pixels, and not {asked}")
-                batch[row] = pixels
-        finally:
-            random.setstate(python)
-            torch.set_rng_state(torchs)
+        for row, place in enumerate(index):
+            view = None if views is None else int(views[row])
+            pixels = self._transformed(self._decoded(place, view), view)
+            if pixels.shape != self.shape:
+                there, asked = (" x ".join(str(side) for side in shape[1:]) for shape in (pixels.shape, self.shape))
+                raise DataError(f"{self.files.path(place).absolute()} has {there} pixels, and not {asked}")
+            batch[row] = pixels
         return batch
+
+    def rates(self, index: np.ndarray, views: np.ndarray) -> dict[str, float]:
+        """How many of these images one process decodes in a second, and how many decoded ones it transforms."""
+        wanted = [(place, int(view)) for place, view in zip(index.tolist(), views, strict=True)]
+        began = time.perf_counter()
+        images = [self._decoded(*one) for one in wanted]
+        decoded = time.perf_counter()
+        for image, (_, view) in zip(images, wanted, strict=True):
+            self._transformed(image, view)
+        ended = time.perf_counter()
+        return {"decode_images_per_s": len(wanted) / (decoded - began), "transform_images_per_s": len(wanted) / (ended - decoded)}
 
     def wrong(self) -> list[str]:
         """What is wrong with the images that cannot be read."""
@@ -150,6 +171,7 @@ class Reader(Dataset):
 
 def read_ahead(reader: Reader, wanted: Sequence[Wanted], workers: int, pinned: bool = False) -> Generator[Tensor, None, None]:
     """The batches in order, read by `workers` processes, which end with the last batch, an error, or the end of this generator."""
+    decoder()  # imported once here, and not by each reader
     loader: DataLoader = DataLoader(
         reader,
         batch_size=None,

@@ -15,14 +15,14 @@ from kdbench.datasets._augment import AlsoRandAugment, RandAugment, erased
 from kdbench.datasets._base import Data, Dataset, Subset, left_of, normalised, to_device
 from kdbench.datasets._files import choose
 from kdbench.datasets._reading import Decoding, Reader, StoredImages, Transform, Wanted, read_ahead
+from kdbench.datasets._views import CentreCrop, RandomResizedCrop, Seen
 from kdbench.errors import DataError
-from kdbench.timm_adapter import make_transforms
 
 
 @dataclass(eq=False)
 class StreamedData(Data):
-    """Images that are decoded when needed. A view is a 64-bit number: the seed of an image's random crop and flip, of RandAugment
-    and of random erasing.
+    """Images that are decoded when needed. A view is a 64-bit number, from which an image's random crop and flip follow, and the seeds of
+    RandAugment and of random erasing.
 
     `files` are those of each split, in canonical order; `seen` is the transform for training, `plain` for evaluation.
     A batch depends only on (index, views).
@@ -34,7 +34,7 @@ class StreamedData(Data):
     fingerprint: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    seen: Transform
+    seen: Seen
     plain: Transform
     device: torch.device = torch.device("cpu")
     decoding: Decoding = Decoding()
@@ -77,6 +77,9 @@ class StreamedData(Data):
     def read_with(self, processes: int) -> None:
         self.workers = processes
 
+    def reading_rates(self, index: np.ndarray, views: np.ndarray) -> dict[str, float]:
+        return self.readers["train"].rates(index, views)
+
     def to(self, device: torch.device) -> StreamedData:
         return replace(self, device=device)
 
@@ -92,6 +95,7 @@ class StreamedData(Data):
 class Streamed(Dataset):
     """A dataset of images of any size that are read during training: the options that all such datasets have."""
 
+    version = 2
     classes: int
     train_images: int | None
     orientation: Any
@@ -134,6 +138,6 @@ class Streamed(Dataset):
             raise DataError(f"{where} holds {len(pool)} training images, and {self.train_images} were declared")
 
     def _data(self, files: dict[str, StoredImages], fingerprint: str, notes: tuple[str, ...] = ()) -> StreamedData:
-        transforms = make_transforms(self.size, self.scale, self.ratio, self.flip, self.crop_pct, self.interpolation)
-        shown = self.input_shape, fingerprint, self.mean, self.std, *transforms
+        seen = RandomResizedCrop(self.size, self.scale, self.ratio, self.flip, self.interpolation)
+        shown = self.input_shape, fingerprint, self.mean, self.std, seen, CentreCrop(self.size, self.crop_pct, self.interpolation)
         return StreamedData(files, self.n_classes, *shown, decoding=Decoding(self.orientation, self.transparency), notes=notes)

@@ -9,18 +9,9 @@ import numpy as np
 
 from kdbench.datasets._base import Subset
 from kdbench.datasets._content import content_of, fingerprint_of_files, shared_images
-from kdbench.datasets._files import (
-    SUFFIXES,
-    ClassFolders,
-    ImageFiles,
-    checked_folder,
-    class_folders,
-    in_words,
-    listed,
-    notes_on,
-    on_disk,
-    together,
-)
+from kdbench.datasets._files import SUFFIXES, ClassFolders, ImageFiles, checked_folder, class_folders, in_words, listed, notes_on, together
+from kdbench.datasets._pack import located
+from kdbench.datasets._packed import Inside
 from kdbench.datasets._streamed import Streamed, StreamedData
 from kdbench.errors import DataError
 
@@ -36,10 +27,12 @@ class Folder(Streamed):
     `orientation: exif` turns images as their EXIF data say; `transparency: white` composes transparent pixels onto white, `dropped` uses
     the colour stored under them. `subfolders: read` also reads images in folders inside a class's folder, which are refused otherwise.
     Files that are no images are passed over; `run` and `check` print how many.
+    Instead of the folder there may be FOLDER.pack, written by `kdbench pack`, or a plain FOLDER.tar. `resized` is the length to which
+    `kdbench pack --resize` reduced the shorter sides; the images are then read from FOLDER-LENGTH.pack.
     Source: transforms and defaults of timm.data.create_transform (timm 1.0), without its colour jitter; ImageNet's mean and sd.
     """
 
-    added: ClassVar[Mapping[str, Any]] = {"orientation": "ignored", "transparency": "dropped", "subfolders": "refused"}
+    added: ClassVar[Mapping[str, Any]] = {"orientation": "ignored", "transparency": "dropped", "subfolders": "refused", "resized": None}
     test_images: ClassVar[int | None] = None
 
     def __init__(
@@ -60,20 +53,24 @@ class Folder(Streamed):
         orientation: Literal["exif", "ignored"] = "exif",
         transparency: Literal["white", "dropped"] = "white",
         subfolders: Literal["read", "refused"] = "refused",
+        resized: int | None = None,
         subset: Subset | None = None,
         validation: float = 0.0,
         split_seed: int = 0,
     ):
         self.folder, self.test_folder = checked_folder(folder), test_folder
-        self.orientation, self.transparency, self.subfolders = orientation, transparency, subfolders
+        self.orientation, self.transparency, self.subfolders, self.resized = orientation, transparency, subfolders, resized
+        if resized is not None and resized < 1:
+            raise ValueError(f"resized is a number of pixels, not {resized}")
         self._keep_pixels(size, scale, ratio, flip, crop_pct, interpolation, mean, std)
         self._keep_images(classes, train_images, subset, validation, split_seed)
 
     def load(self, folder: Path) -> StreamedData:
-        home = on_disk(Path(folder), self.folder)
+        home, where = located(Path(folder), self.folder, self.resized)
         names, found = self.class_folders(home)
         names = names[: self.n_classes]
         files, passed = {}, sum((one.passed for one in found.values()), Counter[str]())
+        passed += (isinstance(home, Inside) and home.archive.passed) or Counter[str]()
         for split, lies in self.splits.items():
             places = [(f"{lies}/{one}", label) for label, name in enumerate(names) for one in found[split].by_name[name]]
             files[split], others = listed(home, *zip(*places, strict=True), subfolders=self.subfolders == "read")
@@ -87,7 +84,7 @@ class Folder(Streamed):
         if content and (wrong := [*content.wrong_in("train", *chosen.values()), *content.wrong_in("test", np.arange(len(files["test"])))]):
             raise together(wrong)
         parts = {"test": files["test"], **{split: pool.take(index) for split, index in chosen.items()}}
-        notes = (*notes_on(passed), *shared_images(parts, content and content.digests_with(chosen)))
+        notes = (*where, *notes_on(passed), *shared_images(parts, content and content.digests_with(chosen)))
         return self._data(parts, fingerprint, notes)
 
     @property
@@ -95,7 +92,7 @@ class Folder(Streamed):
         """The folder of each split."""
         return {"train": "train", "test": self.test_folder}
 
-    def _check_counts(self, home: Path, files: dict[str, ImageFiles], passed: Counter[str]) -> None:
+    def _check_counts(self, home: Path | Inside, files: dict[str, ImageFiles], passed: Counter[str]) -> None:
         for split, declared in (("train", self.train_images), ("test", self.test_images)):
             if self.n_classes == self.classes and declared not in (None, count := len(files[split])):
                 beside = f" (passed over: {in_words(passed)})" if passed else ""
@@ -105,10 +102,11 @@ class Folder(Streamed):
     def how_to_get_it(self) -> str:
         return (
             f"Its images must be in the data folder as {self.folder}/train/CLASS/IMAGE and {self.folder}/{self.test_folder}/CLASS/IMAGE "
-            "(the option test_folder sets where the test images are); --data or $KDBENCH_DATA names another data folder."
+            f"(the option test_folder sets where the test images are), or as {self.folder}.pack (`kdbench pack`) or {self.folder}.tar; "
+            "--data or $KDBENCH_DATA names another data folder."
         )
 
-    def class_folders(self, home: Path) -> tuple[list[str], dict[str, ClassFolders]]:
+    def class_folders(self, home: Path | Inside) -> tuple[list[str], dict[str, ClassFolders]]:
         """The classes, sorted, and their folders in each split. Raises DataError if a split, or a class of one, is missing, or their number
         is not the declared one."""
         found = {}

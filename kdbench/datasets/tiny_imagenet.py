@@ -14,7 +14,8 @@ from kdbench.datasets._archive import Archived
 from kdbench.datasets._base import Subset
 from kdbench.datasets._files import ImageFiles, checked_folder, choose, listed, notes_on, together
 from kdbench.datasets._memory import ImageData, Images, fingerprint_of, in_memory
-from kdbench.datasets._reading import Reader, as_it_is, read_ahead
+from kdbench.datasets._reading import Reader, read_ahead
+from kdbench.datasets._views import as_it_is
 from kdbench.errors import DataError
 
 ARCHIVE = "tiny-imagenet-200"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
 from functools import partial
+from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Any, TextIO
 
 import pandas as pd
@@ -77,11 +80,32 @@ def show(store: Store, manifest: Manifest, out: TextIO) -> Path | None:
     terminal(whole, out)
     folder = store.suite_folder(manifest.suite) / "profile"
     store.write_text(folder / "profile.md", markdown(whole))
+    profiles = [store.profile(name) for name in table["id"].unique()]
+    for line in reading_lines(profile.result for profile in profiles if profile):
+        print(line, file=out)
     columns = ["dataset", "teacher", "student", "objective", "device", *PARTS, "step_ms", *(name for name, _, _ in OTHERS)]
     store.write_text(folder / "profile.csv", table[columns].to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     for name, data in figures:
         store.write_bytes(folder / name, data)
     return folder
+
+
+def reading_lines(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """From the results of profiles: how fast one process reads images from files (medians), and a warning if all processors together read
+    fewer than a student trains on. Students that are trained side by side share what is read. Empty where the data lie in memory."""
+    if not (found := [result for result in results if "decode_images_per_s" in result]):
+        return []
+    decode, transform = (median(result[f"{part}_images_per_s"] for result in found) for part in ("decode", "transform"))
+    cores, both = found[0]["readers"], 1 / (1 / decode + 1 / transform)
+    lines = [f"Reading, images/s of one core: {decode:,.0f} decoded, {transform:,.0f} transformed, {both:,.0f} both."]
+    needed, most = max(result["images_per_s"] for result in found), both * cores
+    if needed > most:
+        lines.append(
+            f"WARNING: {cores} cores read at most {most:,.0f} images/s, and the fastest objective trains on {needed:,.0f}: it waits for "
+            f"images, unless bundles have {ceil(needed / most)} students or more, which share what is read. Images that `kdbench pack "
+            "--resize` made smaller are read faster."
+        )
+    return lines
 
 
 def _row(line: dict[Any, Any]) -> tuple[Entry, ...]:

@@ -35,6 +35,8 @@ from kdbench.train.teacher import LiveTeacher
 WARM_UP_STEPS = 3
 MEASURED_STEPS = 20
 LISTEN_S = 0.5
+READ_IMAGES = 64
+"""Images of a batch that are decoded and transformed to measure how fast one process reads."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +108,8 @@ def measure(store: Store, cell: Cell, data_folder: Path, device: torch.device) -
         "added_flops": counter.get_total_flops(),
         "batch_size": images,
         "steps": MEASURED_STEPS,
+        **setup.data.reading_rates(work.index[:READ_IMAGES], work.views[:READ_IMAGES]),
+        "readers": os.cpu_count() or 1,
     }
     return Profile(setting_of_cell(store, cell), device_name(device), result, {**circumstance(device, 1), "others_at_work": beside})
 
