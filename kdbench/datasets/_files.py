@@ -7,7 +7,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -178,13 +178,14 @@ class ClassFolders:
         return set(self.by_name) - self.empty
 
 
-def class_folders(place: Path) -> ClassFolders:
+def class_folders(place: Path, only: Collection[str] | None = None) -> ClassFolders:
+    """The folders in `place`, those of other names than `only` left out."""
     folders, passed = [], Counter[str]()
     for one in sorted(place.iterdir()):
         if is_hidden(one.name):
             passed["hidden"] += 1
         elif one.is_dir():
-            folders.append(one)
+            folders += [one] if only is None or one.name in only else []
         else:
             passed["images outside a class's folder" if is_image(one.name) else ending(one.name)] += 1
     with ThreadPoolExecutor(LISTERS) as pool:

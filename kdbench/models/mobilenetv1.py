@@ -14,7 +14,7 @@ STARTS = (1, 4, 6, 12, 14)
 
 
 class Mobilenetv1(Model):
-    """MobileNetV1 for ImageNet: a 3x3 stem of stride 2, then 13 depthwise-separable blocks, with batch norm and ReLU after each convolution.
+    """MobileNetV1 for ImageNet: a 3x3 stem of stride 2, then 13 depthwise-separable blocks; batch norm and ReLU follow each convolution.
 
     `width` multiplies all channels (rounded down). The literature's student has width 1: 4,231,976 parameters with 1000 classes, and
     1024x7x7 maps of 224 pixels.

@@ -8,10 +8,10 @@ from kdbench.recipes._base import Recipe
 class Short160(Recipe):
     """Thirty epochs on ImageNet at 160 pixels: to compare losses under a short budget, on the whole test set.
 
-    Its images: `dataset: {name: imagenet, size: 160}`. It has the batch, learning rate, weight decay and groups of `tv90`, and a cosine that
-    falls to 0 in place of the steps.
-    Source: defined by kdbench; no paper uses it. The size of the images is that of procedure A3 (Wightman et al. 2021), which trains for 100
-    epochs. Whether losses rank as after 100 epochs at 224 pixels is not known.
+    Its images: `dataset: {name: imagenet, size: 160}`. Batch, learning rate, weight decay and groups are those of `tv90`; a cosine that
+    falls to 0 is in place of the steps.
+    Source: defined by kdbench; no paper uses it. The size of the images is that of procedure A3 (Wightman et al. 2021), which trains for
+    100 epochs. Whether losses rank as after 100 epochs at 224 pixels is not known.
     """
 
     epochs: int = 30
