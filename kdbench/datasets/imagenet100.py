@@ -4,8 +4,7 @@ from typing import ClassVar
 
 from kdbench.datasets.imagenet import Imagenet
 
-CLASSES = tuple(
-    """
+CLASSES = """
     n01558993 n01692333 n01729322 n01735189 n01749939 n01773797 n01820546 n01855672 n01978455 n01980166 n01983481 n02009229
     n02018207 n02085620 n02086240 n02086910 n02087046 n02089867 n02089973 n02090622 n02091831 n02093428 n02099849 n02100583
     n02104029 n02105505 n02106550 n02107142 n02108089 n02109047 n02113799 n02113978 n02114855 n02116738 n02119022 n02123045
@@ -15,8 +14,7 @@ CLASSES = tuple(
     n03891251 n03903868 n03930630 n03947888 n04026417 n04067472 n04099969 n04111531 n04127249 n04136333 n04229816 n04238763
     n04336792 n04418357 n04429376 n04435653 n04485082 n04493381 n04517823 n04589890 n04592741 n07714571 n07715103 n07753275
     n07831146 n07836838 n13037406 n13040303
-    """.split()
-)
+"""
 """Source: HobbitLong/CMC (Tian, Krishnan and Isola 2020), imagenet100.txt."""
 
 
@@ -28,7 +26,7 @@ class Imagenet100(Imagenet):
     Source: the classes of Tian, Krishnan and Isola 2020 (arXiv 1906.05849), imagenet100.txt in the authors' repository (HobbitLong/CMC).
     """
 
-    all_classes: ClassVar[int] = len(CLASSES)
+    all_classes: ClassVar[int] = 100
     all_train_images: ClassVar[int] = 126_689
     test_images = 5_000
-    only = frozenset(CLASSES)
+    only = frozenset(CLASSES.split())

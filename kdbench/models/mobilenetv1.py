@@ -46,7 +46,7 @@ class Mobilenetv1(Model):
 
     def forward(self, inputs: Tensor) -> Taps:
         # A layer ends with the ReLU that `staged` applies.
-        layers = [layer[:-1] for layer in self.model]
+        layers = [layer[:-1] for layer in self.model]  # type: ignore[index]
         stages, preact = staged(layers[0](inputs), [layers[first:end] for first, end in pairwise(STARTS)])
         pooled = stages[-1].mean((2, 3))
         return Taps(logits=self.fc(pooled), pooled=pooled, last=stages[-1], stages=stages, preact=preact)
