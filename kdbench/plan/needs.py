@@ -22,7 +22,8 @@ def assumed_hours(tflop: float | None, tflop_per_s: float) -> str:
     hours = (tflop or 0.0) / tflop_per_s / 3600
     if hours < SHORT_H:
         return ""
-    return f"; about {hours:,.{0 if hours >= 100 else 1}f} GPU hours at {tflop_per_s:g} TFLOP per second, which is assumed (--tflop-per-s changes it)"
+    about = f"{hours:,.{0 if hours >= 100 else 1}f} GPU hours"
+    return f"; about {about} at {tflop_per_s:g} TFLOP per second, which is assumed (--tflop-per-s changes it)"
 
 
 def disk_mib(plan: Plan, probes: Probes) -> tuple[float, float, bool]:
