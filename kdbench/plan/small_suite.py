@@ -10,8 +10,8 @@ from kdbench.errors import UsageError
 from kdbench.plan import suite as suites
 from kdbench.plan.schema import Json
 
-CLASSES, PER_CLASS, SIZE, BATCH, EPOCHS = 3, 32, 32, 32, 2
-"""Three batches of images of 32 pixels in an epoch: four images in each of eight groups."""
+CLASSES, PER_CLASS, SIZE, BATCH, EPOCHS = 3, 16, 32, 32, 2
+"""An epoch has a whole batch and a smaller one: with eight groups, four and two images in each."""
 OF_WEIGHTS = {"weights", "head", "train", "within", "input_size", "mean", "std"}
 OF_LENGTH = {"epochs", "batch_size", "milestones", "warmup_epochs", "accumulate", "class_uniform"}
 
