@@ -71,18 +71,21 @@ def main() -> None:
 @click.option("--dataset", default="digits", show_default=True, help="a dataset of kdbench")
 @click.option("--objective", "objectives", multiple=True, metavar="LOSS", help="may be repeated  [default: ce, kd, sp, cc, rkd]")
 @click.option("--from", "original", metavar="SHIPPED", help="copy a shipped suite or cluster file, such as cifar100_table1 or default")
+@click.option("--small", is_flag=True, help="with --from a shipped suite or a suite here: few images and epochs, to try it from end to end")
 @click.pass_context
-def init(context: click.Context, name: str, original: str | None, **chosen: Any) -> None:
+def init(context: click.Context, name: str, original: str | None, small: bool, **chosen: Any) -> None:
     """Write a new suite with comments to NAME.yaml in the current folder. MODEL is a model of kdbench or timm."""
     from kdbench.plan import new_suite
 
+    if small and original is None:
+        raise click.UsageError("--small needs --from")
     if original is None:
         path, cells = new_suite.new_suite(name, **chosen)
         click.echo(f"wrote {path}: {cells} trainings (cells)\nnext: kdbench plan {shlex.quote(str(path))}")
         return
     if any(_is_given(context, one) for one in chosen):
         raise click.UsageError("--from copies a file as it is: edit the copy instead of giving other options")
-    path, kind = new_suite.copy_shipped(name, original)
+    path, kind = new_suite.copy_small(name, original) if small else new_suite.copy_shipped(name, original)
     click.echo(f"wrote {path}\nnext: kdbench {'plan' if kind == 'suite' else 'run SUITE --on'} {shlex.quote(str(path))}")
 
 
@@ -91,14 +94,21 @@ def init(context: click.Context, name: str, original: str | None, **chosen: Any)
 @RESULTS
 @DEVICE
 @JOBS
+@click.option(
+    "--tflop-per-s",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="the speed that is assumed of a GPU where `check` has measured nothing",
+)
 @click.option("--json", "as_json", is_flag=True, help="print cells, bundles and teachers as JSON")
-def plan(suite: Path, results: Path, device: str, jobs: int | None, as_json: bool) -> None:
-    """Show what `run SUITE` will do: cells by state, bundles, teachers, work, how long it takes here (after `check`), and which differences
-    its repeats can detect. SUITE is a YAML file."""
+def plan(suite: Path, results: Path, device: str, jobs: int | None, tflop_per_s: float, as_json: bool) -> None:
+    """Show what `run SUITE` will do: cells by state, bundles, teachers, work, disk space, how long it takes here (after `check`), and which
+    differences its repeats can detect. SUITE is a YAML file."""
     from kdbench.plan import summary
     from kdbench.run.estimate import time_left
 
-    how_long = partial(time_left, jobs=jobs, device=device)
+    how_long = partial(time_left, jobs=jobs, device=device, tflop_per_s=tflop_per_s)
     click.echo(summary.as_json(suite, results) if as_json else summary.as_text(suite, results, how_long))
 
 

@@ -234,8 +234,8 @@ def _tuples(value: Any) -> Any:
 
 
 def pretrained_facts(architecture: str) -> dict[str, Any]:
-    """Facts about the pretrained weights of `name` or `name.tag`, without loading them: tag, mean, std, size, outputs. Raises PartError if
-    timm has no such weights; the message lists those it has."""
+    """Facts about the pretrained weights of `name` or `name.tag`, without loading them: tag, mean, std, size, crop_pct, interpolation and
+    outputs. Raises PartError if timm has no such weights; the message lists those it has."""
     name, _, tag = architecture.partition(".")
     known = timm.list_pretrained(f"{name}.*") + timm.list_pretrained(name)
     config = timm.get_pretrained_cfg(architecture) if not tag or architecture in known else None
@@ -243,7 +243,7 @@ def pretrained_facts(architecture: str) -> dict[str, Any]:
         listed = f"; it has {', '.join(known)}" if known else ""
         raise PartError(f"timm has no pretrained weights '{architecture}'{listed}")
     facts = {"tag": config.tag, "mean": list(config.mean), "std": list(config.std), "size": config.input_size[-1]}
-    return {**facts, "outputs": config.num_classes}
+    return {**facts, "crop_pct": config.crop_pct, "interpolation": config.interpolation, "outputs": config.num_classes}
 
 
 def pretrained_weights(architecture: str, tag: str, channels: int, arguments: Mapping[str, Any] | None = None) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ from kdbench.datasets.cifar100 import Cifar100
 from kdbench.datasets.digits import Digits
 from kdbench.datasets.folder import Folder
 from kdbench.datasets.imagenet import Imagenet
+from kdbench.datasets.imagenet100 import Imagenet100
 from kdbench.datasets.tiny_imagenet import TinyImagenet
 from kdbench.errors import DataError
 from kdbench.parts import load as load_part
@@ -924,6 +925,21 @@ def test_imagenet_is_a_folder_of_wordnet_ids_that_is_counted(tmp_path: Path) -> 
     text = told(SmallImagenet(), tmp_path)
     assert f"{home / 'val'} holds 8 images, and 9 were declared" in text and "image-net.org" in text
     assert SmallImagenet(subset=Subset(classes=2)).load(tmp_path).size("test") == 5
+
+
+def test_a_choice_of_classes_is_read_from_a_folder_that_holds_others_too(tmp_path: Path) -> None:
+    class Chosen(SmallImagenet):
+        all_classes, all_train_images, test_images = 2, 12, 6
+        only = frozenset(WNIDS[:2])
+
+    put_imagenet(tmp_path)
+    data = Chosen(size=16).load(tmp_path)
+    assert (data.size("train"), data.size("test"), data.n_classes) == (12, 6, 2)
+    apart = tmp_path / "apart"
+    put_folder(apart, WNIDS[:2], name="imagenet")
+    assert Chosen(size=16).load(apart).targets("test").tolist() == data.targets("test").tolist()
+    part = Imagenet100()
+    assert (len(part.only), part.n_classes, part.n_train, part.test_images) == (100, 100, 126_689, 5_000)
 
 
 def test_imagenet_states_the_facts_of_the_literature() -> None:

@@ -68,6 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     net = parts.load("model", "cifar_resnet").build({"depth": 110})
     net.build((3, 32, 32), 100)
     torch.save({"epoch": 240, "model": net.state_dict()}, tmp_path / "ckpt_epoch_240.pth")
+    (tmp_path / "resnet50-0676ba61.pth").write_bytes(b"planning reads its bytes alone")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

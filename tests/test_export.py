@@ -28,6 +28,7 @@ cifar_wrn_16_1:
 cifar_mobilenetv2:
 cifar_shufflenetv1:
 cifar_shufflenetv2:
+mobilenetv1: {width: 0.25}
 vgg: {model: cifar_vgg8, input_size: 16}
 resnet10t: {stem: small, drop_rate: 0.1, mean: [0.3], std: [0.4], input_size: 16}
 vit: {model: vit_tiny_patch16_224, patch_size: 2, embed_dim: 16, depth: 1, num_heads: 2}

@@ -20,6 +20,7 @@ from kdbench.errors import DataError, KdbenchError, SuiteError
 from kdbench.models._base import Model
 from kdbench.plan import probe
 from kdbench.plan.matrix import Plan
+from kdbench.plan.summary import as_text
 from kdbench.store import Store, cell_state
 from kdbench.train.build import Setup
 from kdbench.train.evaluate import evaluate
@@ -382,3 +383,90 @@ def test_a_net_of_another_size_or_normalisation_is_probed_as_it_will_be_seen(pla
     )
 
     assert max(one.flop_per_image for one in larger.models.values()) > 3 * min(one.flop_per_image for one in plain.models.values())
+
+
+# Teachers of ImageNet
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "resnet50"])
+def test_torchvisions_weights_of_a_resnet_fit_timms_key_by_key_and_give_the_same_logits(architecture: str, tmp_path: Path) -> None:
+    import torchvision
+
+    torch.manual_seed(3)
+    theirs = getattr(torchvision.models, architecture)().eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    ours = built("timm", {"architecture": architecture}, (3, 64, 64), 1000).eval()
+    images = torch.randn(2, 3, 64, 64)
+
+    fit(ours, read_weights(tmp_path / "theirs.pth"), "theirs.pth", new_head=False)
+    assert same(ours.plain.state_dict(), theirs.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images).logits, theirs(images))
+
+
+IMAGES = "{name: imagenet, size: 160, crop_pct: 0.95}"
+
+
+def imagenet_teacher(plan_of: Callable[..., Plan], dataset: str, teacher: str) -> tuple[dict[str, Any], list[str]]:
+    """The resolved model of a teacher that is taken as it is, and what the report states of its images."""
+    plan = plan_of(
+        dataset=dataset, teachers=f"{{big: {{train: false, {teacher}}}}}", students="[resnet18]", objectives="[ce, kd]", recipe="tv90"
+    )
+    assumed = plan.manifest().assumed
+    return plan.suite.teachers["big"].model, [line for line in assumed if "published for images" in line]
+
+
+def test_weights_in_a_file_with_a_tag_see_images_as_timms_weights_of_that_tag_do(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"weights")
+
+    tagged, _ = imagenet_teacher(plan_of, IMAGES, "model: mobilenetv1_100, weights: {file: a.pth, tag: ra4_e3600_r224_in1k}")
+    from_timm, _ = imagenet_teacher(plan_of, IMAGES, 'model: mobilenetv1_100, weights: "pretrained:ra4_e3600_r224_in1k"')
+    assert tagged["inputs"] == from_timm["inputs"] == {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 224}
+    assert tagged["weights"]["from"] == "file" and "tag" not in tagged["weights"]
+    plain, _ = imagenet_teacher(plan_of, IMAGES, "model: mobilenetv1_100, weights: a.pth")
+    assert "inputs" not in plain
+    own, _ = imagenet_teacher(
+        plan_of, IMAGES, "model: resnet34, weights: {file: a.pth, tag: tv_in1k}, input_size: 160, mean: [0, 0, 0], std: [1, 1, 1]"
+    )
+    assert own["inputs"] == {"mean": [0, 0, 0], "std": [1, 1, 1], "size": 160}
+
+
+def test_a_tag_that_timm_does_not_have_is_refused_with_those_that_it_has(refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    told = refusal(
+        dataset=IMAGES,
+        teachers="{resnet34: {weights: {file: a.pth, tag: tv2_in1k}}, vgg: {model: cifar_vgg8, weights: {file: a.pth, tag: x}}}",
+    )
+
+    assert (
+        "teachers.resnet34.weights.tag: timm has no pretrained weights 'resnet34.tv2_in1k'; it has" in told and "resnet34.tv_in1k" in told
+    )
+    assert "only models of timm have pretrained weights, not 'cifar_vgg': leave out `tag`, and give `mean` and `std`" in told
+
+
+def test_the_report_states_where_a_teacher_sees_other_images_than_its_weights_were_made_for(
+    plan_of: Callable[..., Plan], write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = "the weights of big are published for images of 224 pixels, 0.875, bilinear (size, crop, interpolation)"
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    for dataset, teacher, told in (
+        (IMAGES, "input_size: 160", [f"{made}, and see images of 160 pixels, 0.95, bilinear here: its metric in the tables is of these"]),
+        (IMAGES, "", [f"{made}, and see images of 160 pixels, 0.95, bilinear, resized to 224 here: its metric in the tables is of these"]),
+        ("imagenet", "", []),
+    ):
+        for weights in ('"pretrained:tv_in1k"', "{file: a.pth, tag: tv_in1k}"):
+            model = f"model: resnet34, weights: {weights}" + f", {teacher}" * bool(teacher)
+            assert imagenet_teacher(plan_of, dataset, model)[1] == told, (dataset, model)
+    _, nothing = imagenet_teacher(plan_of, IMAGES, "model: resnet34, weights: a.pth")
+    assert nothing == []
+    lines = as_text(
+        write_suite(
+            dataset=IMAGES,
+            recipe="tv90",
+            objectives="[ce, kd]",
+            students="[resnet18]",
+            teachers='{big: {model: resnet34, weights: "pretrained:tv_in1k", train: false, input_size: 160}}',
+        ),
+        tmp_path,
+    )
+    assert f"  note: {made}" in lines

@@ -19,6 +19,7 @@ from kdbench.stats.power import paired_power
 
 SUITES = Path(__file__).parents[1] / "suites"
 CELLS = {"quickstart": 144, "cifar100_small": 71, "cifar100_table1": 294, "cifar100_crd": 441, "tiny_imagenet": 43, "imagenet1k": 44}
+CELLS |= {"tiny_imagenet20": 13, "imagenet160": 25, "imagenet100": 19, "imagenet_r34_r18": 31, "imagenet_r50_mv1": 31}
 CELLS |= {"claims_saha": 183, "claims_rcka": 183, "cifar100_shelf": 740}
 """Every shipped suite and how many cells it has."""
 
@@ -35,6 +36,8 @@ def test_every_shipped_suite_plans_to_its_stated_number_of_cells_without_a_refus
     plan = matrix.expand(read(path))
 
     assert len(plan.cells) == CELLS[plan.suite.name]
+    if " cells" in plan.suite.description:
+        assert f" {len(plan.cells)} cells" in plan.suite.description
     probe.probe(plan)
 
 

@@ -39,7 +39,7 @@ FLOORS: list[tuple[str, str]] = [
     ),
     (
         "plan",
-        "plan.bundle plan.groups plan.matrix plan.nets plan.new_suite plan.objectives plan.paper_claims plan.probe plan.provider plan.reading plan.recipe_limits plan.schema plan.shipped "
+        "plan.bundle plan.groups plan.matrix plan.needs plan.nets plan.new_suite plan.objectives plan.paper_claims plan.probe plan.provider plan.reading plan.recipe_limits plan.schema plan.shipped plan.small_suite "
         "plan.stages plan.suite plan.summary plan.tuning plan.yaml",
     ),
     (

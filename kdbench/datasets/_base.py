@@ -90,6 +90,8 @@ class Dataset:
     """Channels, height, breadth."""
     n_train: int | None
     """The number of training images; None if the options do not determine it."""
+    test_images: int | None = None
+    """The number of test images of the whole dataset; None if it is not known."""
     n_views: int | None = None
     """`n_views` of the data that `load` gives, before a recipe augments them further; None where they have none, or it is not known."""
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None

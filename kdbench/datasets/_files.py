@@ -7,7 +7,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
@@ -191,13 +191,18 @@ class ClassFolders:
         return set(self.by_name) - self.empty
 
 
+<<<<<<< HEAD
 def class_folders(place: Path | Inside) -> ClassFolders:
+=======
+def class_folders(place: Path, only: Collection[str] | None = None) -> ClassFolders:
+    """The folders in `place`, those of other names than `only` left out."""
+>>>>>>> h2
     folders, passed = [], Counter[str]()
     for one in sorted(place.iterdir(), key=attrgetter("name")):
         if is_hidden(one.name):
             passed["hidden"] += 1
         elif one.is_dir():
-            folders.append(one)
+            folders += [one] if only is None or one.name in only else []
         else:
             passed["images outside a class's folder" if is_image(one.name) else ending(one.name)] += 1
     with ThreadPoolExecutor(LISTERS) as pool:

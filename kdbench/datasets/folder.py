@@ -32,8 +32,14 @@ class Folder(Streamed):
     Source: transforms and defaults of timm.data.create_transform (timm 1.0), without its colour jitter; ImageNet's mean and sd.
     """
 
+<<<<<<< HEAD
     added: ClassVar[Mapping[str, Any]] = {"orientation": "ignored", "transparency": "dropped", "subfolders": "refused", "resized": None}
     test_images: ClassVar[int | None] = None
+=======
+    added: ClassVar[Mapping[str, Any]] = {"orientation": "ignored", "transparency": "dropped", "subfolders": "refused"}
+    only: ClassVar[frozenset[str] | None] = None
+    """The names of the classes, where folders of other names may lie beside theirs."""
+>>>>>>> h2
 
     def __init__(
         self,
@@ -113,7 +119,7 @@ class Folder(Streamed):
         for split, lies in self.splits.items():
             if not (home / lies).is_dir():
                 raise DataError(f"{self.folder} is missing: there is no folder {(home / lies).absolute()}. {self.how_to_get_it()}")
-            found[split] = class_folders(home / lies)
+            found[split] = class_folders(home / lies, self.only)
         names = sorted(found["train"].filled | found["test"].filled)
         for split, lies in self.splits.items():
             if absent := [name for name in names if name not in found[split].by_name]:

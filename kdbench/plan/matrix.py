@@ -14,7 +14,7 @@ from kdbench.choice import WORD
 from kdbench.errors import SuiteError
 from kdbench.manifest import Block, Manifest, ManifestCell, ManifestObjective, Metric, TeacherRequirement
 from kdbench.plan import tuning
-from kdbench.plan.nets import AS_IS
+from kdbench.plan.nets import AS_IS, images_of_weights
 from kdbench.plan.schema import PLACES, Net, ObjectiveSpec, Suite
 
 ALPHA = 0.05
@@ -138,6 +138,8 @@ def _begun_from_weights(suite: Suite) -> Iterator[str]:
             how = "starts from" if net.recipe["epochs"] else "is not trained and has"
             leak = ", which may have been trained on the images held out for validation" if held_out else ""
             yield f"{name} {how} the weights of {whose}{leak}"
+        if other := images_of_weights(net, suite.dataset):
+            yield other
 
 
 def _trained_in_stages(suite: Suite) -> Iterator[str]:

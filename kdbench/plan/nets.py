@@ -31,11 +31,13 @@ Channels = Annotated[list[float], Field(min_length=1)]
 
 
 class WeightsFile(BaseModel, strict=True, extra="forbid"):
-    """A checkpoint and which of its weights: the dotted keys that lead to them (empty: the file itself), and how their names begin."""
+    """A checkpoint and which of its weights: the dotted keys that lead to them (empty: the file itself), and how their names begin. With
+    `tag` they are those of timm of this tag, and see images as these do."""
 
     file: str
     key: str | None = None
     prefix: str | None = None
+    tag: str | None = None
 
 
 class NetFields(BaseModel, strict=True, extra="forbid"):
@@ -94,12 +96,13 @@ class NetReader:
             return None
         recipe = self._recipe((*where, "recipe"), fields, student=where[0] == "students")
         config = {"name": part.name, "version": part.version_with(resolved), "options": resolved}
-        config |= self._start(where, fields, config)
+        started, made_for = self._start(where, fields, config)
+        config |= started
         least, declared = values.get("min"), values.get("declared")
         least = self.min_teacher_metric if least is None else least
         if "within" in fields.model_fields_set and declared is None:
             self.reader.error((*where, "within"), "this is the tolerance of a declared metric, and no metric is declared")
-        return Net(name, config, recipe, least, None if declared is None else (declared, fields.within))
+        return Net(name, config, recipe, least, None if declared is None else (declared, fields.within), made_for)
 
     def _named(self, where: Where, model: str, options: Json) -> tuple[str, Json]:
         """(part, options) of the name of a model: a part, a net of the literature, or a model of timm."""
@@ -146,49 +149,51 @@ class NetReader:
         own = {key: value for key, value in changes.items() if key not in shared}
         return self.reader.resolved(where, part, own, base=base) or {}
 
-    def _start(self, where: Where, fields: NetFields, config: Json) -> Json:
-        """`weights` and `inputs` of a configuration, each only where it differs from the default."""
+    def _start(self, where: Where, fields: NetFields, config: Json) -> tuple[Json, Json]:
+        """`weights` and `inputs` of a configuration, each only where it differs from the default, and timm's facts about the weights."""
         found: Json = {}
-        size, mean, std = fields.input_size, fields.mean, fields.std
+        facts: Json = {}
         if fields.weights is None and "head" in fields.model_fields_set:
             self.reader.error((*where, "head"), "this key needs `weights`")
         if not fields.train and fields.head == "new":
             self.reader.error((*where, "head"), "a new head that is not trained would teach at random: leave out `train: false`")
         weights = fields.weights
         if isinstance(weights, str) and weights.partition(":")[0] == "pretrained":
-            facts = self._pretrained((*where, "weights"), fields, config)
-            if facts is None:
-                return {}
+            facts = self._facts((*where, "weights"), config, weights.partition(":")[2])
+            if not facts:
+                return {}, {}
             found["weights"] = {"from": "timm", "tag": facts["tag"], "head": fields.head}
             options = config["options"]  # the tag stands there, and need not stand in the name as well
             found["options"] = {**options, "architecture": options["architecture"].partition(".")[0]}
-            mean, std = mean or facts["mean"], std or facts["std"]
-            # What is taken as it is sees images of the size that it was made for; what is trained sees the dataset's.
-            size = size or (None if fields.train else facts["size"])
         elif weights is not None:
             given = weights if isinstance(weights, WeightsFile) else WeightsFile(file=weights)
             at = (*where, "weights", "file") if weights is given else (*where, "weights")
             found |= self._file(at, given, fields.head)
+            facts = {} if given.tag is None else self._facts((*where, "weights", "tag"), config, given.tag)
+        mean, std = fields.mean or facts.get("mean"), fields.std or facts.get("std")
+        # What is taken as it is sees images of the size that it was made for; what is trained sees the dataset's.
+        size = fields.input_size or (None if fields.train else facts.get("size"))
         if (mean is None) != (std is None):
             self.reader.error(where, "`mean` and `std` are given together: the normalisation that the weights were trained with")
         inputs = {key: value for key, value in (("mean", mean), ("std", std), ("size", size)) if value is not None}
-        return found | ({"inputs": inputs} if inputs else {})
+        return found | ({"inputs": inputs} if inputs else {}), facts
 
-    def _pretrained(self, where: Where, fields: NetFields, config: Json) -> Json | None:
+    def _facts(self, where: Where, config: Json, tag: str) -> Json:
+        """What timm knows of its weights of a tag (empty: those of the model's name); nothing where an error was noted."""
         from kdbench.timm_adapter import has_model, pretrained_facts
 
         if config["name"] != "timm" or not has_model(config["options"]["architecture"]):
-            self.reader.error(where, f"only models of timm have pretrained weights, not '{config['name']}': give a file")
-            return None
+            instead = "leave out `tag`, and give `mean` and `std`" if where[-1] == "tag" else "give a file"
+            self.reader.error(where, f"only models of timm have pretrained weights, not '{config['name']}': {instead}")
+            return {}
         if config["options"]["stem"] != "own":
             self.reader.error(where, "pretrained weights are for the model's own stem: write `stem: own`, or start from a file")
-        _, _, tag = str(fields.weights).partition(":")
         name = config["options"]["architecture"].partition(".")[0]
         try:
             return pretrained_facts(f"{name}.{tag}" if tag else config["options"]["architecture"])
         except PartError as error:
             self.reader.error(where, str(error))
-            return None
+            return {}
 
     def _file(self, where: Where, given: WeightsFile, head: str) -> Mapping[str, Any]:
         try:
@@ -210,6 +215,23 @@ class NetReader:
         self.reader.sources[f"weights {digest}"] = str(path)
         chosen = {name: value for name in ("key", "prefix") if (value := getattr(given, name)) is not None}
         return {"weights": {"from": "file", "digest": digest, "head": head, **chosen}}
+
+
+def images_of_weights(net: Net, dataset: Json) -> str:
+    """How the images that a net gets differ from those that its weights were made for; empty where they do not, or it is not known, or the
+    net is trained here."""
+    seen = {key: value for key, value in dataset["options"].items() if key in net.made_for and key in ("size", "crop_pct", "interpolation")}
+    size = net.model.get("inputs", {}).get("size", seen.get("size"))
+    if net.recipe["epochs"] or "size" not in seen or all(net.made_for[key] == value for key, value in {**seen, "size": size}.items()):
+        return ""
+
+    def told(one: Json) -> str:
+        return ", ".join([f"{one['size']} pixels", *(f"{one[key]}" for key in ("crop_pct", "interpolation") if key in one)])
+
+    resized = f", resized to {size}" if size != seen["size"] else ""
+    made = told({key: net.made_for[key] for key in seen})
+    made = f"the weights of {net.name} are published for images of {made} (size, crop, interpolation)"
+    return f"{made}, and see images of {told(seen)}{resized} here: its metric in the tables is of these"
 
 
 def metric_value(reader: FileReader, where: Where, metric: Metric | None, given: Any) -> float | None:

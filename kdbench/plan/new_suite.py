@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from kdbench import parts
 from kdbench.errors import KdbenchError, PartError, SuiteError, nearest
-from kdbench.plan import matrix, probe, suite
+from kdbench.plan import matrix, probe, small_suite, suite
 from kdbench.plan.shipped import FOLDERS, shipped
 from kdbench.plan.yaml import checked_suite_name
 from kdbench.version import VERSION
@@ -54,6 +58,23 @@ def copy_shipped(name: str, original: str) -> tuple[Path, str]:
             _write(path, f"# A copy of the {kind} {original} of kdbench {VERSION}.\n{text}")
             return path, kind
     raise KdbenchError(f"kdbench ships no file '{original}'{nearest(original, [name for kind in FOLDERS for name in shipped(kind)])}")
+
+
+def copy_small(name: str, original: str) -> tuple[Path, str]:
+    """Write a small copy of a shipped suite, or of one in the current folder, here: (path, `suite`). Raises KdbenchError as `copy_shipped`,
+    and SuiteError: the suite is wrong."""
+    path, own = _target(name), Path(f"{original.removesuffix('.yaml')}.yaml")
+    known = shipped("suite")
+    if own.parent != Path() or not (own.is_file() or own.stem in known):
+        raise KdbenchError(f"there is no suite '{original}' in the current folder, and kdbench ships none{nearest(original, known)}")
+    with resources.as_file(known[own.stem]) if not own.is_file() else nullcontext(own) as found:
+        data = small_suite.small(found)
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 130
+    yaml.dump({**data, "name": path.stem}, text)
+    _write(path, f"# A small copy of the suite {own.stem} (kdbench {VERSION}).\n{text.getvalue()}")
+    return path, "suite"
 
 
 def _target(name: str) -> Path:

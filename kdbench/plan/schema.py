@@ -27,13 +27,14 @@ KD_BESIDE = {"weight": 1.0, "temperature": 4.0}
 @dataclass(frozen=True)
 class Net:
     """A student or a teacher: its model and recipe resolved. `min_teacher_metric` is the least primary metric of a teacher, `declared`
-    what was declared for its weights and how far it may be off."""
+    what was declared for its weights and how far it may be off. `made_for` are timm's facts about its weights."""
 
     name: str
     model: Json
     recipe: Json
     min_teacher_metric: float | None = None
     declared: tuple[float, float] | None = None
+    made_for: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

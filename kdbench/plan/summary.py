@@ -14,6 +14,8 @@ from kdbench.plan import matrix, probe
 from kdbench.plan.bundle import Bundle, bundles
 from kdbench.plan.groups import group_lines
 from kdbench.plan.matrix import ALPHA, Plan
+from kdbench.plan.needs import disk_line
+from kdbench.plan.nets import images_of_weights
 from kdbench.plan.probe import MANY, Probes
 from kdbench.plan.provider import Provided, has_gpu, provided
 from kdbench.plan.recipe_limits import slow_averages
@@ -103,8 +105,10 @@ def as_text(suite: Path, results: Path, time_left: Callable[[PlanSummary], str] 
         f"(objectives: {len(asked.objectives)}, pairs: {len(asked.pairs)}, repeats: {asked.repeats}, teacher seeds: {asked.teacher_seeds})",
         f"  bundles (students that are trained together in one process): {len(outlook.bundles)}, {len(left)} of them not finished",
         _work(outlook, left) + time_left(outlook),
+        disk_line(plan, outlook.probes),
         "teachers:",
         *(f"  {row.cell.id}  {row.student}, seed {row.repeat}: {outlook.states[row.cell.id]}" for row in plan.teachers),
+        *(f"  note: {text}" for net in asked.teachers.values() if (text := images_of_weights(net, asked.dataset))),
         *_provider_lines(outlook),
         *group_lines(plan, outlook.probes),
         *(f"not tried here (`kdbench check` tries it): {one}" for one in outlook.probes.untried),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from kdbench.cell import Cell
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
 from kdbench.plan.matrix import Plan
+from kdbench.plan.needs import TFLOP_PER_S, assumed_hours
 from kdbench.plan.recipe_limits import second_views_of
 from kdbench.plan.summary import PlanSummary
 from kdbench.recipes._base import Recipe, steps_per_epoch
@@ -85,8 +86,9 @@ class Costs:
         return data["load_s"] + test_s + sum((self.of(cell)[0] or {})["build_s"] for cell in bundle.cells)
 
 
-def time_left(outlook: PlanSummary, jobs: int | None, device: str) -> str:
-    """`, about 14 min with 2 processes (measured step times)`; a hint where nothing is known, and nothing where nothing is left."""
+def time_left(outlook: PlanSummary, jobs: int | None, device: str, tflop_per_s: float = TFLOP_PER_S) -> str:
+    """`, about 14 min with 2 processes (measured step times)`; where nothing was measured, a hint and what follows from an assumed speed;
+    nothing where nothing is left."""
     plan, store = outlook.plan, outlook.store
     left = [cell for bundle in outlook.left() for cell in bundle.cells]
     if not left:
@@ -115,9 +117,17 @@ def time_left(outlook: PlanSummary, jobs: int | None, device: str) -> str:
         def seconds(bundle: Bundle) -> float:
             return speed * outlook.work(bundle) * (1 - begun[bundle.ids[0]] / max(1, bundle.cells[0].config["recipe"]["epochs"]))
     else:
-        return " (`kdbench check` measures step times)"
-    total_s = start_s + duration_s(plan, left, machine.jobs, side_by_side, seconds)
-    return f", about {in_words(total_s)} with {machine.jobs} process{'es' * (machine.jobs > 1)} ({basis})"
+        work = None if outlook.probes.n_train is None else outlook.work(*outlook.left())
+        return f" (`kdbench check` measures step times){assumed_hours(work, tflop_per_s)}"
+    each_s: list[float] = []
+
+    def noted(bundle: Bundle) -> float:
+        each_s.append(seconds(bundle))
+        return each_s[-1]
+
+    total_s = start_s + duration_s(plan, left, machine.jobs, side_by_side, noted)
+    hours = f", {sum(each_s) / 3600:,.3g} {'GPU' if costs.device == 'cuda' else 'core'} hours" if sum(each_s) >= 3600 else ""
+    return f", about {in_words(total_s)} with {machine.jobs} process{'es' * (machine.jobs > 1)}{hours} ({basis})"
 
 
 def _trained(outlook: PlanSummary, device: str) -> list[tuple[Cell, float, int]]:

@@ -64,6 +64,10 @@ class Task:
         no metric is a mean over images."""
         return {}
 
+    def bytes_per_image(self, outputs: int) -> int | None:
+        """At most how many bytes are saved of an image's predictions; None: it is not known before."""
+        return None
+
     def min_teacher_metric(self, data: Data) -> float | None:
         """The default of the smallest primary metric that a teacher must have; None: any value."""
         return None

@@ -99,6 +99,10 @@ class Classification(Task):
             "confidence": (1 / np.exp(logits - highest[:, None]).sum(1)).astype(np.float32),
         }
 
+    def bytes_per_image(self, outputs: int) -> int:
+        one, target = {"logits": np.zeros((1, outputs), np.float32)}, np.zeros(1, np.int64)
+        return sum(array.nbytes for array in {**self.keep(one, target), "target": target, **self.per_image(one, target)}.values())
+
     def min_teacher_metric(self, data: Data) -> float:
         return 2.0 / data.n_classes
 
