@@ -1,0 +1,119 @@
+"""One verb with very many cells, in a process that loads what the verb loads: its times, its memory, its calls of the file system."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+from kdbench.plan import schema
+from kdbench.store import Store
+
+NUMBERS = ("wall_s", "cpu_s", "peak_gib", "opened", "asked", "listed", "changed", "read_mib")
+PARTS = {
+    "plan": ("plan.summary:read", "plan.matrix:expand", "plan.probe:probe", "plan.summary:PlanSummary.__init__", "plan.summary:provided"),
+    "run": ("run.local:prepare", "run.local:wanted", "run.verbs:tables_of", "run.verbs:students_side_by_side", "run.local:train"),
+    "report": (
+        *("report.write:frame", "report.write:read_predictions", "report.write:study", "report.write:image_statistics"),
+        *("report.write:compose", "report.write:terminal", "report.write:write"),
+    ),
+}
+"""What is timed inside a verb: functions, where they are looked up. No one of them calls another."""
+EVENTS = {"open": "opened", "os.listdir": "listed", "os.scandir": "listed"}
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.link", "os.symlink", "os.utime", "os.rmdir")
+
+
+def measured(given: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What one verb costs, its parts first."""
+    schema.MAX_CELLS = max(schema.MAX_CELLS, 10**6)
+    suite, results, verb = Path(given["suite"]), Path(given["results"]), given["verb"]
+    if verb == "simulate":
+        from benchmarks.scale import simulate
+
+        meter = _Meter(results)
+        facts = meter.timed(lambda: simulate(suite, results))
+        return [{"part": "", **facts, **meter.result}]
+    if verb == "status, nothing trained":
+        manifest = Store(results).manifest(suite.stem)
+        results = results.with_name(f"{results.name}_empty")
+        Store(results).put_manifest(suite.stem, manifest)
+    name, *_ = verb.split(",")
+    words = [name, str(suite), "--results", str(results)]
+    if name in ("plan", "run"):
+        importlib.import_module("torch")
+        words += ["--device", "cpu", "--jobs", "1", *(["--no-profile"] if name == "run" else [])]
+    meter = _Meter(results)
+    for one in PARTS.get(name, ()):
+        meter.watch(one)
+    from kdbench.cli import main
+
+    def act() -> None:
+        with suppress(SystemExit), redirect_stdout(io.StringIO()):
+            main(words, standalone_mode=False)
+
+    whole = {"part": "", **meter.timed(act)}
+    return [*meter.parts.values(), whole]
+
+
+class _Meter:
+    """Wall and CPU seconds, peak memory, and calls of the file system that are about a folder."""
+
+    def __init__(self, folder: Path):
+        self.counts: Counter[str] = Counter()
+        self.parts: dict[str, dict[str, Any]] = {}
+        self.result: Any = None
+        start = str(folder)
+
+        def heard(event: str, arguments: tuple[Any, ...]) -> None:
+            if (name := EVENTS.get(event) or ("changed" if event in CHANGES else None)) and str(arguments[0]).startswith(start):
+                self.counts[name] += 1
+
+        def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+            def act(path: Any, *others: Any, **options: Any) -> Any:
+                self.counts["asked"] += str(path).startswith(start)
+                return call(path, *others, **options)
+
+            return act
+
+        sys.addaudithook(heard)
+        os.stat, os.lstat = counted(os.stat), counted(os.lstat)  # the interpreter reports all calls but these
+
+    def timed(self, act: Callable[[], Any]) -> dict[str, Any]:
+        before, wall, cpu, read_bytes = Counter(self.counts), time.perf_counter(), time.process_time(), _status("io", "rchar")
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        self.result = act()
+        peak = _status("status", "VmHWM") / 2**20
+        peak = max([peak, *(one["peak_gib"] for one in self.parts.values())])
+        counts = {name: self.counts[name] - before[name] for name in ("opened", "asked", "listed", "changed")}
+        times = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+        return {**times, "peak_gib": peak, **counts, "read_mib": (_status("io", "rchar") - read_bytes) / 2**20}
+
+    def watch(self, name: str) -> None:
+        """Have a function timed whenever it is called from now on."""
+        module, _, path = name.partition(":")
+        *classes, last = path.split(".")
+        owner: Any = importlib.import_module(f"kdbench.{module}")
+        for one in classes:
+            owner = getattr(owner, one)
+        call, part = getattr(owner, last), path.partition(".")[0]
+
+        def act(*arguments: Any, **options: Any) -> Any:
+            found = self.timed(lambda: call(*arguments, **options))
+            before = self.parts.setdefault(part, {"part": part, **dict.fromkeys(NUMBERS, 0)})
+            for key, value in found.items():
+                before[key] = max(before[key], value) if key == "peak_gib" else before[key] + value
+            return self.result
+
+        setattr(owner, last, act)
+
+
+def _status(file: str, key: str) -> int:
+    lines = Path(f"/proc/self/{file}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
