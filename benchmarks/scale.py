@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ LOSSES = ("kd", "dkd", "nkd", "sp", "cc", "rkd", "pkt", "at", "nst", "dist", "ws
 UNWEIGHTED = ("cka", "rcka", "mgd", "ft", "logits_mse")
 REPEATS, EPOCHS, IMAGES, CLASSES, POOL = 5, 40, 500, 10, 512
 """Of the simulated suite; `POOL` different files of predictions are shared out among the cells."""
+LARGEST = 3
+"""Sizes to fit: what a small suite takes is the start of the process."""
 WAYS = ("pairs", "repeats")
-VERBS = ("status, nothing trained", "plan", "status", "run", "report")
+VERBS = ("a cell, trained", "status, nothing trained", "plan", "status", "run", "report")
 NOTES = (
-    "opened: files opened; asked: calls of stat; listed: folders listed; changed: renamed, removed or made; all of them only under the "
-    "results folder. read_mib: all that the process read. peak_gib: resident memory at its most.",
+    "opened: files opened; asked: calls of stat; listed: folders listed; changed: renamed, linked, removed or made; synced: fsync; all of "
+    "them only under the results folder. read_mib: all that the process read. peak_gib: resident memory at its most.",
     f"A cell has {EPOCHS} epochs, and predictions of {IMAGES} images of {CLASSES} classes. The times are of one run each, after imports.",
     "by pairs: 20 objectives and 5 repeats of more and more pairs; by repeats: more and more repeats of 20 objectives in 4 pairs.",
-    "`status, nothing trained` is of a folder that has only the manifest; a verb's parts stand above its whole.",
+    "`status, nothing trained` is of a folder that has only the manifest; a verb's parts stand above its whole; `a cell, trained` is "
+    "what the store does for one cell.",
 )
 SHOWN = {"CPU seconds": "cpu_s", "peak memory, GiB": "peak_gib", "files opened, stat": "calls"}
 
@@ -52,10 +56,8 @@ def suite_of(cells: int, by: str) -> str:
     nets = {"students": (students, 4), "teachers": (max(round(pairs / students), 1), 8)}
     lines = [f"name: scale_{by}_{cells}", "dataset: digits", f"recipe: {{name: short, epochs: {EPOCHS}}}"]
     for section, (count, width) in nets.items():
-        lines += [
-            f"{section}:",
-            *(f"  {section[0]}{place}: {{model: small_mobile, widths: [8, {width + place}]}}" for place in range(count)),
-        ]
+        models = (f"{{model: small_mobile, widths: [8, {width + place}]}}" for place in range(count))
+        lines += [f"{section}:", *(f"  {section[0]}{place}: {model}" for place, model in enumerate(models))]
     lines += ["objectives:", *(f"  - {one}" for one in objectives), "baselines: [ce, kd]"]
     lines += [f"repeats: {REPEATS if by == 'pairs' else max(cells // (pairs * taught), 1)}"]
     return "\n".join(lines) + "\n"
@@ -77,21 +79,18 @@ def simulate(suite: Path, results: Path) -> dict[str, float]:
     targets = draws.integers(0, CLASSES, IMAGES)
     outcomes = [_predictions(targets, draws) for _ in range(POOL)]
     weights = draws.bytes(1000)
+    lines = [json.dumps({"epoch": epoch, "step": 0, "of": EPOCHS, "at": 1.7e9 + epoch}) for epoch in range(EPOCHS)]
+    progress = "".join(f"{line}\n" for line in lines)
     for cell in plan.cells.values():
         if not store.is_done(cell.id):
             metrics, predictions = outcomes[int(cell.id, 16) % POOL]
             store.write_sealed(store.file(cell.id, "weights.bin"), weights)
             store.write_bytes(store.file(cell.id, "predictions.npz"), predictions)
-            lines = [json.dumps({"epoch": epoch, "step": 0, "of": EPOCHS, "at": 1.7e9 + epoch}) for epoch in range(EPOCHS)]
-            store.write_text(store.file(cell.id, "progress.jsonl"), "\n".join(lines) + "\n")
+            store.write_text(store.file(cell.id, "progress.jsonl"), progress)
             store.write_text(store.file(cell.id, "record.json"), _record(cell, metrics, store.sizes_and_digests(cell.id)))
     found = [entry.stat() for cell_id in plan.cells for entry in os.scandir(store.cell_folder(cell_id))]
-    return {
-        "cells": len(plan.cells),
-        "files": len(found),
-        "mib": sum(one.st_size for one in found) / 2**20,
-        "mib_on_disk": sum(one.st_blocks for one in found) / 2**11,
-    }
+    sizes = {"mib": sum(one.st_size for one in found) / 2**20, "mib_on_disk": sum(one.st_blocks for one in found) / 2**11}
+    return {"cells": len(plan.cells), "files": len(found), **sizes}
 
 
 def _predictions(targets: np.ndarray, draws: np.random.Generator) -> tuple[dict[str, float | None], bytes]:
@@ -106,19 +105,21 @@ def _predictions(targets: np.ndarray, draws: np.random.Generator) -> tuple[dict[
 
 
 def _record(cell: Cell, metrics: Mapping[str, float | None], files: Mapping[str, Any]) -> str:
-    names = ["task", *(term["loss"] for term in cell.config["objective"]["terms"])]
+    losses = tuple(term["loss"] for term in cell.config["objective"]["terms"])
+    result = {"metrics": metrics, "weights_digest": cell.id, "predictions_digest": cell.id, "n_parameters": 6386, "history": []}
+    result |= {"n_train": 1437, "n_test": IMAGES, "data_fingerprint": "6539f740d796e51d", "diverged_at_step": None}
+    circumstance: dict[str, Any] = {"device": "cpu", "host": "node", "python": "3.11", "torch": "2", "timm": "1", "train_s": 60.0}
+    circumstance |= {"torchvision": "0", "pillow": "1", "kdbench": "0.2.0", "code": "simulated", "files": files}
+    circumstance["sources"] = {f"loss {name}": "fd30f6fab0f1" for name in losses}
+    text = json.dumps(Record(cell.id, cell.config, "finished", result, circumstance).to_json(), indent=1)
+    return text.replace('"history": []', f'"history": {_history(("task", *losses))}', 1) + "\n"
+
+
+@lru_cache
+def _history(terms: tuple[str, ...]) -> str:
     term = {"raw": 2.784057580947876, "weighted": 2.784057580947876, "gradient_ratio": 0.970615377721849}
-    test = {name.removesuffix("_last"): value for name, value in metrics.items() if name.endswith("_last")}
-    epochs = [{"epoch": epoch, "lr": 0.05, "terms": dict.fromkeys(names, term), "loss": 3.8} for epoch in range(EPOCHS)]
-    result = {"metrics": metrics, "weights_digest": cell.id, "predictions_digest": cell.id, "n_parameters": 6386}
-    result |= {"history": [*epochs[:-1], {**epochs[-1], "test": test}], "n_train": 1437, "n_test": IMAGES}
-    result |= {"data_fingerprint": "6539f740d796e51d", "diverged_at_step": None}
-    circumstance = {"device": "cpu", "host": "node", "python": "3.11", "torch": "2", "timm": "1", "torchvision": "0", "pillow": "1"}
-    sources = {"sources": {f"loss {name}": "fd30f6fab0f1" for name in names[1:]}, "files": files}
-    record = Record(
-        cell.id, cell.config, "finished", result, {**circumstance, "kdbench": "0.2.0", "code": "simulated", "train_s": 60.0, **sources}
-    )
-    return json.dumps(record.to_json(), indent=1) + "\n"
+    epochs = [{"epoch": epoch, "lr": 0.05, "terms": dict.fromkeys(terms, term), "loss": 3.8} for epoch in range(EPOCHS)]
+    return json.dumps(epochs, indent=1)
 
 
 def run(folder: Path, sizes: Sequence[int], ways: Sequence[str], say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -148,22 +149,21 @@ def run(folder: Path, sizes: Sequence[int], ways: Sequence[str], say: Callable[[
 
 
 def fitted(table: pd.DataFrame) -> pd.DataFrame:
-    """The slope of each number on logarithmic axes, of what is not too small to be measured."""
+    """The slope of each number on logarithmic axes over the three largest sizes, of what is not too small to be measured."""
     rows = []
     for key, own in table.groupby(["by", "verb", "part"], sort=False):
         slopes = {}
         for name in NUMBERS:
-            there = own[own[name] > (0.05 if name.endswith("_s") else 0)]
-            slopes[name] = exponent(there["cells"], there[name]) if len(there) > 2 else None
+            there = own[own[name] > (0.05 if name.endswith("_s") else 0)].nlargest(LARGEST, "cells")
+            slopes[name] = exponent(there["cells"], there[name]) if len(there) == LARGEST else None
         rows.append({**dict(zip(("by", "verb", "part"), key, strict=True)), "points": len(own), **slopes})
     return pd.DataFrame(rows)
 
 
 def figure(table: pd.DataFrame) -> tuple[bytes, bytes]:
     """CPU seconds, memory and calls of the whole verbs, with pairs that grow (or repeats, where nothing else was measured)."""
-    own = table[(table["part"] == "") & (table["by"] == table["by"].iloc[0]) & (table["verb"] != "simulate")].rename(
-        columns={"cells": "size"}
-    )
+    own = table[(table["part"] == "") & (table["by"] == table["by"].iloc[0]) & (table["verb"] != "simulate")]
+    own = own.rename(columns={"cells": "size"})
     own = own.assign(calls=own["opened"] + own["asked"], what=own["verb"])
     long = pd.concat([own.assign(quantity=label, value=own[name]) for label, name in SHOWN.items()])
     slopes = [

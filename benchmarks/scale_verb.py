@@ -9,14 +9,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdbench.plan import schema
+from kdbench.record import Record
 from kdbench.store import Store
+from kdbench.store.claims import Claim
 
-NUMBERS = ("wall_s", "cpu_s", "peak_gib", "opened", "asked", "listed", "changed", "read_mib")
+COUNTS = ("opened", "asked", "listed", "changed", "synced")
+NUMBERS = ("wall_s", "cpu_s", "peak_gib", *COUNTS, "read_mib")
 PARTS = {
     "plan": ("plan.summary:read", "plan.matrix:expand", "plan.probe:probe", "plan.summary:PlanSummary.__init__", "plan.summary:provided"),
     "run": ("run.local:prepare", "run.local:wanted", "run.verbs:tables_of", "run.verbs:students_side_by_side", "run.local:train"),
@@ -40,6 +44,8 @@ def measured(given: Mapping[str, str]) -> list[dict[str, Any]]:
         meter = _Meter(results)
         facts = meter.timed(lambda: simulate(suite, results))
         return [{"part": "", **facts, **meter.result}]
+    if verb == "a cell, trained":
+        return _life(results)
     if verb == "status, nothing trained":
         manifest = Store(results).manifest(suite.stem)
         results = results.with_name(f"{results.name}_empty")
@@ -60,6 +66,31 @@ def measured(given: Mapping[str, str]) -> list[dict[str, Any]]:
 
     whole = {"part": "", **meter.timed(act)}
     return [*meter.parts.values(), whole]
+
+
+def _life(results: Path) -> list[dict[str, Any]]:
+    """What the store does for one cell while it is trained, by itself."""
+    store, cell_id, held = Store(results), "0" * 12, list[Claim]()
+    record = Record(cell_id, {}, "finished", {"metrics": {}, "history": [], "n_train": 1, "n_test": 1}, {})
+    meter = _Meter(results)
+
+    def finish() -> None:
+        store.write_sealed(store.file(cell_id, "weights.bin"), bytes(1000))
+        store.write_bytes(store.file(cell_id, "predictions.npz"), bytes(1000))
+        store.put_record(replace(record, circumstance={"files": store.sizes_and_digests(cell_id)}))
+
+    with ExitStack() as stack:
+        acts: dict[str, Callable[[], Any]] = {
+            "claim": lambda: held.append(stack.enter_context(store.claim(cell_id))),
+            "heartbeat": lambda: held[0].refresh(),
+            "line of progress": lambda: store.append_line(store.file(cell_id, "progress.jsonl"), {"epoch": 0, "of": 1}),
+            "checkpoint": lambda: store.write_sealed(store.file(cell_id, "checkpoint.bin"), bytes(1000)),
+            "weights, predictions, record": finish,
+            "release": stack.close,
+        }
+        rows = [{"part": name, **meter.timed(act)} for name, act in acts.items()]
+    store.remove_tree(store.cell_folder(cell_id))
+    return rows
 
 
 class _Meter:
@@ -83,7 +114,13 @@ class _Meter:
             return act
 
         sys.addaudithook(heard)
-        os.stat, os.lstat = counted(os.stat), counted(os.lstat)  # the interpreter reports all calls but these
+        os.stat, os.lstat, sync = counted(os.stat), counted(os.lstat), os.fsync  # the interpreter reports all calls but these
+
+        def synced(file: Any) -> None:
+            self.counts["synced"] += 1
+            sync(file)
+
+        os.fsync = synced
 
     def timed(self, act: Callable[[], Any]) -> dict[str, Any]:
         before, wall, cpu, read_bytes = Counter(self.counts), time.perf_counter(), time.process_time(), _status("io", "rchar")
@@ -91,7 +128,7 @@ class _Meter:
         self.result = act()
         peak = _status("status", "VmHWM") / 2**20
         peak = max([peak, *(one["peak_gib"] for one in self.parts.values())])
-        counts = {name: self.counts[name] - before[name] for name in ("opened", "asked", "listed", "changed")}
+        counts = {name: self.counts[name] - before[name] for name in COUNTS}
         times = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
         return {**times, "peak_gib": peak, **counts, "read_mib": (_status("io", "rchar") - read_bytes) / 2**20}
 
