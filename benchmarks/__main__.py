@@ -231,13 +231,15 @@ def growth(teacher: str, student: str, batch_size: int, steps: int, quantities: 
 @click.option("--work", type=PATH, required=True, help="the folder of the simulated results; what is there is not measured again")
 @click.option("--cells", "sizes", type=click.IntRange(40), multiple=True, help="may be repeated  [default: 1,000 to 100,000]")
 @click.option("--by", "ways", type=click.Choice(["pairs", "repeats"]), multiple=True, help="what grows with the cells  [default: both]")
-def scale(out: Path, name: str | None, work: Path, sizes: tuple[int, ...], ways: tuple[str, ...]) -> None:
+@click.option("--of", "verbs", multiple=True, metavar="VERB", help="what is measured  [default: all, `run` last]")
+def scale(out: Path, name: str | None, work: Path, sizes: tuple[int, ...], ways: tuple[str, ...], verbs: tuple[str, ...]) -> None:
     """`plan`, `status`, `run` and `report` of simulated results of up to 100,000 cells: time, memory, calls of the file system, growth."""
     from benchmarks import scale as measured
     from kdbench.store.files import Files
 
     own = _Measurement("scale", out, name, "cpu", False, 0.0)
-    table, fits = measured.run(work.resolve(), sorted(sizes or measured.SIZES), ways or measured.WAYS, partial(click.echo, err=True))
+    chosen = sorted(sizes or measured.SIZES), ways or measured.WAYS, verbs or measured.VERBS
+    table, fits = measured.run(work.resolve(), *chosen, partial(click.echo, err=True))
     for ending, drawn in zip(("pdf", "png"), measured.figure(table), strict=True):
         Files(out).write_bytes(out / f"{own.name}.{ending}", drawn)
     own.write(table, None, measured.NOTES, "1")

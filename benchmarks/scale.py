@@ -35,14 +35,14 @@ REPEATS, EPOCHS, IMAGES, CLASSES, POOL = 5, 40, 500, 10, 512
 LARGEST = 3
 """Sizes to fit: what a small suite takes is the start of the process."""
 WAYS = ("pairs", "repeats")
-VERBS = ("a cell, trained", "status, nothing trained", "plan", "status", "run", "report")
+VERBS = ("a cell, trained", "status, nothing trained", "a look, all queued", "plan", "status", "report", "run")
 NOTES = (
     "opened: files opened; asked: calls of stat; listed: folders listed; changed: renamed, linked, removed or made; synced: fsync; all of "
     "them only under the results folder. read_mib: all that the process read. peak_gib: resident memory at its most.",
     f"A cell has {EPOCHS} epochs, and predictions of {IMAGES} images of {CLASSES} classes. The times are of one run each, after imports.",
     "by pairs: 20 objectives and 5 repeats of more and more pairs; by repeats: more and more repeats of 20 objectives in 4 pairs.",
     "`status, nothing trained` is of a folder that has only the manifest; a verb's parts stand above its whole; `a cell, trained` is "
-    "what the store does for one cell.",
+    "what the store does for one cell; `a look, all queued` one look of `run --on CLUSTER --wait` at a queue in which all jobs wait.",
 )
 SHOWN = {"CPU seconds": "cpu_s", "peak memory, GiB": "peak_gib", "files opened, stat": "calls"}
 
@@ -122,7 +122,9 @@ def _history(terms: tuple[str, ...]) -> str:
     return json.dumps(epochs, indent=1)
 
 
-def run(folder: Path, sizes: Sequence[int], ways: Sequence[str], say: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def run(
+    folder: Path, sizes: Sequence[int], ways: Sequence[str], verbs: Sequence[str], say: Callable[[str], None]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Simulate and measure, from small to large. What is in `folder` from a call before is not done again.
 
     Returns:
@@ -133,7 +135,7 @@ def run(folder: Path, sizes: Sequence[int], ways: Sequence[str], say: Callable[[
     for cells, by in ((cells, by) for cells in sizes for by in ways):
         suite, results = folder / f"scale_{by}_{cells}.yaml", folder / f"results_{by}"
         files.write_text(suite, suite_of(cells, by))
-        for verb in ("simulate", *VERBS):
+        for verb in ("simulate", *verbs):
             if not any((one["by"], one["asked_cells"], one["verb"]) == (by, cells, verb) for one in points):
                 found = _in_a_process({"verb": verb, "suite": str(suite), "results": str(results)})
                 for one in found:

@@ -30,6 +30,8 @@ PARTS = {
     ),
 }
 """What is timed inside a verb: functions, where they are looked up. No one of them calls another."""
+ARRAY = 1000
+"""Jobs in an array: SLURM's default is 1001 at most."""
 EVENTS = {"open": "opened", "os.listdir": "listed", "os.scandir": "listed"}
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.link", "os.symlink", "os.utime", "os.rmdir")
 
@@ -50,6 +52,8 @@ def measured(given: Mapping[str, str]) -> list[dict[str, Any]]:
         manifest = Store(results).manifest(suite.stem)
         results = results.with_name(f"{results.name}_empty")
         Store(results).put_manifest(suite.stem, manifest)
+    if verb == "a look, all queued":
+        return [{"part": "", **_look(suite, results.with_name(f"{results.name}_empty"))}]
     name, *_ = verb.split(",")
     words = [name, str(suite), "--results", str(results)]
     if name in ("plan", "run"):
@@ -91,6 +95,40 @@ def _life(results: Path) -> list[dict[str, Any]]:
         rows = [{"part": name, **meter.timed(act)} for name, act in acts.items()]
     store.remove_tree(store.cell_folder(cell_id))
     return rows
+
+
+def _look(suite: Path, results: Path) -> dict[str, Any]:
+    """One look of `run --on CLUSTER --wait` at jobs that all wait in the queue, of cells that are not trained; SLURM answers at once."""
+    from kdbench.plan import matrix
+    from kdbench.plan.bundle import bundles
+    from kdbench.plan.suite import read
+    from kdbench.slurm.cluster import Cluster
+    from kdbench.slurm.follow import Follower
+    from kdbench.slurm.scheduler import JobInfo, Limits, QueueSnapshot, Scheduler
+    from kdbench.slurm.submissions import Settings, Submission, Submissions
+
+    plan, store, jobs = matrix.expand(read(suite)), Store(results), dict[str, JobInfo]()
+    elements, settings = [[one.ids] for one in bundles(plan.cells.values())], Settings("data")
+    for number, start in enumerate(range(0, len(elements), ARRAY)):
+        some = elements[start : start + ARRAY]
+        names = {"suite": plan.suite.name, "token": Submissions.token(some), "cluster": "default", "slurm": "here"}
+        one = Submission(**names, request={"timeout_min": 60}, settings=settings, elements=some, job=str(number + 1))
+        Submissions(store).write(one)
+        jobs |= {one.job_of(index): JobInfo(one.job_of(index), one.name, "PENDING") for index in range(len(some))}
+    scheduler = Scheduler()
+    scheduler.snapshot = lambda *_: QueueSnapshot(True, jobs)  # type: ignore[method-assign]
+    follower = Follower(plan, store, Cluster("default", {"timeout_min": 60}), settings, lambda _: 1.0, print, scheduler)
+    follower.limits = Limits("here", ARRAY, None)
+
+    def look() -> None:
+        now = follower._look()
+        launched = follower._launch(follower._again(follower._wanted(now), now), now)
+        follower._line(now)
+        follower._busy(now, launched)
+
+    found = _Meter(results).timed(look)
+    store.remove_tree(store.suite_folder(plan.suite.name) / "jobs")
+    return found
 
 
 class _Meter:
