@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,35 @@ def growth(teacher: str, student: str, batch_size: int, steps: int, quantities: 
     turns = f"{own.slow.least} to {own.slow.most} turns for each point"
     own.write(table, None, (), turns)
     own.write(fits, None, ("exponent: the slope of the times on logarithmic axes, by least squares.",), turns, "_exponents")
+
+
+@main.command()
+@_options("out", "name")
+@click.option("--work", type=PATH, required=True, help="the folder of the simulated results; what is there is not measured again")
+@click.option("--cells", "sizes", type=click.IntRange(40), multiple=True, help="may be repeated  [default: 1,000 to 100,000]")
+@click.option("--by", "ways", type=click.Choice(["pairs", "repeats"]), multiple=True, help="what grows with the cells  [default: both]")
+@click.option("--of", "verbs", multiple=True, metavar="VERB", help="what is measured  [default: all, `run` last]")
+def scale(out: Path, name: str | None, work: Path, sizes: tuple[int, ...], ways: tuple[str, ...], verbs: tuple[str, ...]) -> None:
+    """`plan`, `status`, `run` and `report` of simulated results of up to 100,000 cells: time, memory, calls of the file system, growth."""
+    from benchmarks import scale as measured
+    from kdbench.store.files import Files
+
+    own = _Measurement("scale", out, name, "cpu", False, 0.0)
+    chosen = sorted(sizes or measured.SIZES), ways or measured.WAYS, verbs or measured.VERBS
+    table, fits = measured.run(work.resolve(), *chosen, partial(click.echo, err=True))
+    for ending, drawn in zip(("pdf", "png"), measured.figure(table), strict=True):
+        Files(out).write_bytes(out / f"{own.name}.{ending}", drawn)
+    own.write(table, None, measured.NOTES, "1")
+    own.write(fits, None, ("The slopes of the numbers on logarithmic axes, by least squares.",), "1", "_exponents")
+
+
+@main.command("scale-verb", hidden=True)
+@click.argument("given")
+def scale_verb(given: str) -> None:
+    """One verb, for `scale`: prints what it costs."""
+    from benchmarks import scale_verb as measured
+
+    click.echo(json.dumps(measured.measured(json.loads(given))))
 
 
 @main.command("peer-run", hidden=True)

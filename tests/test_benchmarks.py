@@ -12,11 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import equivalence, growth, losses, output, peers, plain, side_by_side, timing, training
+from benchmarks import equivalence, growth, losses, output, peers, plain, scale, scale_verb, side_by_side, timing, training
 from benchmarks.__main__ import main
 from benchmarks.timing import QUICK, Arm
 from kdbench import parts
 from kdbench.errors import KdbenchError, UsageError
+from kdbench.store import Store, cell_state
+from kdbench.store.frame import frame
+from kdbench.store.predictions import read_predictions
 
 CPU = torch.device("cpu")
 NETS = training.Nets("{model: small_mobile, widths: [8, 12]}", "{model: small_mobile, widths: [4, 6]}", 12, 3)
@@ -285,3 +288,30 @@ def test_every_command_runs_from_start_to_end(tmp_path: Path) -> None:
     for command in ("matrix", "overhead", "growth"):
         found = CliRunner().invoke(main, [command, "--quick", "--out", str(tmp_path)], catch_exceptions=False)
         assert found.exit_code == 0 and (tmp_path / f"{command}.csv").is_file(), found.output
+
+
+def test_simulated_results_are_trusted_by_the_store_and_are_not_made_again(tmp_path: Path) -> None:
+    suite, results = tmp_path / "scale_pairs_100.yaml", tmp_path / "results"
+    suite.write_text(scale.suite_of(100, "pairs"))
+    found = scale.simulate(suite, results)
+    store = Store(results)
+    manifest = store.manifest("scale_pairs_100")
+    assert found["cells"] == len(manifest.cells) and found["files"] == 5 * found["cells"]
+    assert {cell_state.of(store, cell.id).name for cell in manifest.cells} == {"finished"}
+    runs, read = read_predictions(store, manifest, frame(store, manifest))
+    assert (runs["state"] == "finished").all() and not any(isinstance(one, str) for one in read.values())
+
+    paths = [store.file(cell.id, "record.json") for cell in manifest.cells]
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert scale.simulate(suite, results) == found and [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_exponents_of_scale_are_of_the_largest_sizes_and_of_nothing_that_is_too_small() -> None:
+    sizes = (100, 1000, 2000, 4000)
+    rows = [
+        {"by": "pairs", "verb": "plan", "part": "", "cells": n, "cpu_s": 1.0 if n == 100 else n**1.5, "wall_s": 0.01, "opened": 3 * n}
+        for n in sizes
+    ]
+    (line,) = scale.fitted(pd.DataFrame(rows).reindex(columns=["by", "verb", "part", "cells", *scale_verb.NUMBERS])).to_dict("records")
+    assert line["cpu_s"] == pytest.approx(1.5) and line["opened"] == pytest.approx(1.0)
+    assert line["wall_s"] is None and line["points"] == len(sizes)

@@ -191,12 +191,8 @@ class ClassFolders:
         return set(self.by_name) - self.empty
 
 
-<<<<<<< HEAD
-def class_folders(place: Path | Inside) -> ClassFolders:
-=======
-def class_folders(place: Path, only: Collection[str] | None = None) -> ClassFolders:
+def class_folders(place: Path | Inside, only: Collection[str] | None = None) -> ClassFolders:
     """The folders in `place`, those of other names than `only` left out."""
->>>>>>> h2
     folders, passed = [], Counter[str]()
     for one in sorted(place.iterdir(), key=attrgetter("name")):
         if is_hidden(one.name):

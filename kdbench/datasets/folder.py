@@ -32,14 +32,10 @@ class Folder(Streamed):
     Source: transforms and defaults of timm.data.create_transform (timm 1.0), without its colour jitter; ImageNet's mean and sd.
     """
 
-<<<<<<< HEAD
     added: ClassVar[Mapping[str, Any]] = {"orientation": "ignored", "transparency": "dropped", "subfolders": "refused", "resized": None}
     test_images: ClassVar[int | None] = None
-=======
-    added: ClassVar[Mapping[str, Any]] = {"orientation": "ignored", "transparency": "dropped", "subfolders": "refused"}
     only: ClassVar[frozenset[str] | None] = None
     """The names of the classes, where folders of other names may lie beside theirs."""
->>>>>>> h2
 
     def __init__(
         self,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from kdbench.report.study import Study, lines
+from kdbench.report.study import Study, by_key
 from kdbench.report.table import Column, Entry, Group, Table
-from kdbench.store.frame import line_key
 
 MOST_CLASSES = 20
 CAPTION = (
@@ -18,7 +17,7 @@ def class_table(study: Study) -> Table | None:
     table = None if study.images is None else study.images.per_class
     if table is None or not 0 < len(table["class"].unique()) <= MOST_CLASSES:
         return None
-    manifest, known = study.manifest, {(*line_key(line), line["class"]): line for line in lines(table)}
+    manifest, known = study.manifest, {key: {line["class"]: line for line in mine} for key, mine in by_key(table, 4).items()}
     labels = {"teacher": "teacher"} if (table["objective"] == "teacher").any() else {}
     labels |= {objective.name: objective.label for objective in manifest.compared}
     groups = []
@@ -27,8 +26,8 @@ def class_table(study: Study) -> Table | None:
         sides = {name: ((dataset, teacher, student, name), place.ids(name)) for name in labels}
         sides |= {"teacher": ((dataset, "", teacher, "teacher"), teachers)} if "teacher" in labels else {}
         rows = []
-        for number in sorted({int(key[-1]) for key in known if key[:-1] in {key for key, _ in sides.values()}}):
-            found = [(known.get((*key, number), {}), runs) for key, runs in sides.values()]
+        for number in sorted({number for key, _ in sides.values() for number in known.get(key, ())}):
+            found = [(known.get(key, {}).get(number, {}), runs) for key, runs in sides.values()]
             images = next((line.get("n_images") for line, _ in found if line), None)
             means = [Entry(line.get("mean"), line.get("sd"), format=".2f", scale=100.0, runs=runs) for line, runs in found]
             rows.append((Entry(number, format=".0f"), Entry(images, format=".0f"), *means))

@@ -107,7 +107,7 @@ class Study:
     @cached_property
     def pairs(self) -> dict[tuple[str, str, str], Place]:
         """The pairs by dataset, teacher ("" without one) and student, in the order of the suite."""
-        parts = [_by_pair(table) for table in (self._sorted, self.summaries, self.comparisons)]
+        parts = [by_key(table, 3) for table in (self._sorted, self.summaries, self.comparisons)]
         blocks = self.manifest.blocks
         return {block.key: self._place(block.title, block, *(part[block.key] for part in parts)) for block in blocks}
 
@@ -255,10 +255,11 @@ def lines(table: pd.DataFrame) -> list[Line]:
     return [dict(zip(map(str, table), line, strict=True)) for line in zip(*columns, strict=True)]
 
 
-def _by_pair(table: pd.DataFrame) -> dict[tuple[str, ...], list[Line]]:
+def by_key(table: pd.DataFrame, parts: int) -> dict[tuple[str, ...], list[Line]]:
+    """The rows by dataset, teacher and student (3 parts), or also by objective (4)."""
     found: dict[tuple[str, ...], list[Line]] = defaultdict(list)
     for line in lines(table):
-        found[line_key(line)[:3]].append(line)
+        found[line_key(line)[:parts]].append(line)
     return found
 
 

@@ -174,7 +174,7 @@ def _duplicated(study: Study) -> Found:
     controls = {one.name for one in study.manifest.objectives if one.control}
     known = _known(study.runs, "weights_digest").drop_duplicates("id")
     known = known[~known["objective"].isin(controls)]
-    for _, same in known.groupby("weights_digest", sort=False)["id"] if len(known) else ():
+    for _, same in known[known.duplicated("weights_digest", keep=False)].groupby("weights_digest", sort=False)["id"] if len(known) else ():
         if len(same) > 1:
             yield "duplicated", f"these runs have exactly the same weights: {some(same)}; one may be a copy of the other"
     equal: Counter[tuple[str, str]] = Counter()

@@ -125,11 +125,13 @@ def nursery() -> Nursery:
     return Nursery({**os.environ, **ONE_THREAD})
 
 
-def train(plan: Plan, store: Store, machine: Machine, progress: ProgressBar, workers: Nursery | None = None) -> int:
-    """Train whatever is wanted; returns how many cells were tried. What fails stays wanted, and the rest goes on. Cells that another
-    process is training are waited for: they are done when it is, and wanted again if it dies. `workers` are those of a nursery that was
-    prepared before."""
-    fresh = wanted(store, list(plan.cells.values()))
+def train(
+    plan: Plan, store: Store, machine: Machine, progress: ProgressBar, fresh: Sequence[Cell] | None = None, workers: Nursery | None = None
+) -> int:
+    """Train whatever is wanted; returns how many cells were tried. `fresh` is what `wanted` has just found (None: it is asked). What fails
+    stays wanted, and the rest goes on. Cells that another process is training are waited for: they are done when it is, and wanted again
+    if it dies. `workers` are those of a nursery that was prepared before."""
+    fresh = wanted(store, list(plan.cells.values())) if fresh is None else fresh
     for cell in fresh:
         store.clear_failure(cell.id)
     pending = [cell for cell in plan.cells.values() if not store.is_done(cell.id)]

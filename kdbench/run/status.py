@@ -26,7 +26,8 @@ def text(results: Path, suite: str, queue: Queue | None = None) -> str:
     store = Store(results)
     manifest = store.manifest(suite_name(suite))
     queue = queue or Queue()
-    states = {row.id: _state(cell_state.of(store, row.id), queue.jobs.get(row.id)) for row in manifest.cells}
+    found = {row.id: cell_state.of(store, row.id) for row in manifest.cells}
+    states = {cell_id: _state(now, queue.jobs.get(cell_id)) for cell_id, now in found.items()}
     counts = Counter(state.name for state, _ in states.values())
     in_words = ", ".join(f"{counts[name]} {name}" for name in cell_state.STATES if counts[name])
     lines = [f"{manifest.suite}: {len(states)} cells: {in_words}", *(f"  {note}" for note in queue.notes)]
@@ -39,7 +40,7 @@ def text(results: Path, suite: str, queue: Queue | None = None) -> str:
     lines += [f"  {row.id}  {row.title}: {states[row.id][1]}" for row in waiting[:SHOWN]]
     if len(waiting) > SHOWN:
         lines.append(f"  and {len(waiting) - SHOWN} more in the queue")
-    page = cell_state.why_missing(store, manifest, _in_jobs(store, queue))
+    page = cell_state.why_missing(store, manifest, _in_jobs(store, queue), found)
     return "\n".join(lines) + "\n" + (f"\n{page}" if page else "")
 
 

@@ -82,7 +82,8 @@ def _run(
     titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
     machine = Machine.here(store.root, data, device, jobs, ranks, checkpoint_every_s=checkpoint_every_s)
     machine = replace(machine, tables=tables_of(provider, plan, probes, store, on_gpu=machine.gpus > 0))
-    count = len(local.wanted(store, list(plan.cells.values())))
+    fresh = local.wanted(store, list(plan.cells.values()))
+    count = len(fresh)
     if count:
         for note in _check_data_and_device(plan, data, device):
             console.print(f"{plan.suite.dataset['name']}: {note}", markup=False)
@@ -92,7 +93,7 @@ def _run(
     began = time.monotonic()
     try:
         with ProgressBar(console, titles, count) as progress:
-            local.train(plan, store, machine, progress, workers)
+            local.train(plan, store, machine, progress, fresh, workers)
     except KeyboardInterrupt:
         console.print("interrupted: progress is saved; run the same command to continue")
         return 130

@@ -7,17 +7,20 @@ drawn by chance. An interval over the seeds alone holds for these images; `seed_
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
-from kdbench.stats.repeats import BLOCK, block_key
+from kdbench.stats.repeats import BLOCK, block_key, block_keys
 
 DRAWS = 2000
 CHUNK = 250
 """So many resampled test sets are held at once."""
+AT_ONCE = 500
+"""Of so many comparisons the resampled means are held at once: those of a hundred thousand runs would take gigabytes."""
 ROUNDING = 1e-12
 """Differences that vary by less than this share of the values themselves vary by the rounding of floating point only."""
 RESULTS = ("n", "n_images", "difference", "se_seeds", "se_images", "low_images", "high_images", "df", "why")
@@ -61,13 +64,17 @@ def seed_by_image(
     Raises:
         ValueError: the scores are no table of at least two images, or `runs` names rows that they do not have.
     """
-    means = resampled_means(scores, draws, seed)
-    values = repeat_values(means, runs)
+    rows = _rows_by_repeat(runs, len(scores))
     weights: dict[int, np.ndarray] = {}
     found: list[dict[str, Any]] = []
-    for key in zip(*(comparisons[name] for name in (*BLOCK, "baseline", "objective")), strict=True):
-        *block, baseline, objective = key
-        one, other = values.get(block_key(block, objective), {}), values.get(block_key(block, baseline), {})
+    sides = list(zip(*(block_keys(comparisons, name) for name in ("objective", "baseline")), strict=True))
+    values: dict[Key, dict[Any, np.ndarray]] = {}
+    for place, (mine, its) in enumerate(sides):
+        if place % AT_ONCE == 0:
+            wanted = {key: rows[key] for pair in sides[place : place + AT_ONCE] for key in pair if key in rows}
+            used = np.unique([row for repeats in wanted.values() for some in repeats.values() for row in some]).astype(int)
+            values = _means(resampled_means(scores[used], draws, seed), wanted, {row: at for at, row in enumerate(used.tolist())})
+        one, other = values.get(mine, {}), values.get(its, {})
         both = sorted(set(one) & set(other))
         n = len(both)
         if n > 1 and n not in weights:
@@ -123,17 +130,29 @@ def repeat_values(values: np.ndarray, runs: pd.DataFrame) -> dict[Key, dict[Any,
     Raises:
         ValueError: a run names a row that is not there.
     """
-    if len(runs) and runs["row"].max() >= len(values):
-        raise ValueError(f"a run has the row {runs['row'].max()}, and there are {len(values)} rows")
+    return _means(values, _rows_by_repeat(runs, len(values)), range(len(values)))
+
+
+def _rows_by_repeat(runs: pd.DataFrame, n_rows: int) -> dict[Key, dict[Any, list[int]]]:
+    """The rows of each complete repeat, in their order."""
+    if len(runs) and runs["row"].max() >= n_rows:
+        raise ValueError(f"a run has the row {runs['row'].max()}, and there are {n_rows} rows")
     places: dict[tuple[Key, Any], list[int]] = defaultdict(list)
     for *block, objective, repeat, row in zip(*(runs[name] for name in (*BLOCK, "objective", "repeat", "row")), strict=True):
         if not pd.isna(repeat):
             places[block_key(block, objective), repeat].append(row)
-    found: dict[Key, dict[Any, np.ndarray]] = defaultdict(dict)
+    found: dict[Key, dict[Any, list[int]]] = defaultdict(dict)
     for (key, repeat), mine in places.items():
         if min(mine) >= 0:
-            found[key][repeat] = values[sorted(mine)].mean(axis=0)
+            found[key][repeat] = sorted(mine)
     return dict(found)
+
+
+def _means(
+    values: np.ndarray, rows: Mapping[Key, Mapping[Any, list[int]]], at: Mapping[int, int] | range
+) -> dict[Key, dict[Any, np.ndarray]]:
+    """The mean over the rows of each repeat; `at` says where in `values` a row is."""
+    return {key: {repeat: values[[at[row] for row in some]].mean(axis=0) for repeat, some in mine.items()} for key, mine in rows.items()}
 
 
 def _seed_weights(n: int, draws: int, seed: int) -> np.ndarray:
@@ -220,9 +239,11 @@ def _rows_by_checkpoint(runs: pd.DataFrame) -> dict[Key, Checkpoints]:
 
 def _pairs(one: Checkpoints, other: Checkpoints) -> list[tuple[Any, int | None, int, int]]:
     """(repeat, teacher seed, row of the one, row of the other) of every pair, in their order."""
-    found = []
+    found, by_repeat = [], defaultdict(list)
+    for (repeat, its), its_row in other.items():
+        by_repeat[repeat].append((its, its_row))
     for (repeat, mine), row in one.items():
-        for (its_repeat, its), its_row in other.items():
-            if repeat == its_repeat and (mine == its or mine is None or its is None):
+        for its, its_row in by_repeat.get(repeat, ()):
+            if mine == its or mine is None or its is None:
                 found.append((repeat, its if mine is None else mine, row, its_row))
     return sorted(found, key=lambda pair: (pair[0], -1 if pair[1] is None else pair[1]))

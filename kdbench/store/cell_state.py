@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -60,7 +60,7 @@ def progress(store: Store, cell_id: str) -> tuple[int, int] | None:
 
 def shortfall(store: Store, manifest: Manifest, teacher_id: str) -> str:
     """Why a finished teacher is not good enough for this suite; empty if it is (or if the suite asks nothing)."""
-    record = store.record(teacher_id)
+    record = store.record(teacher_id) if teacher_id in manifest.teacher_requirements else None
     if record is None or record.outcome != "finished":
         return ""
     return manifest.shortfall(teacher_id, record.result["metrics"])
@@ -70,13 +70,14 @@ WITHOUT_REASON = {"waiting": "waiting: not trained yet; `kdbench run` trains the
 """What `why_missing` says of a state that needs no other reason."""
 
 
-def why_missing(store: Store, manifest: Manifest, alive: Collection[str] = ()) -> str:
+def why_missing(store: Store, manifest: Manifest, alive: Collection[str] = (), states: Mapping[str, State] | None = None) -> str:
     """One page: every cell without a result, and every teacher that is not as required, and why; empty when there is none. `alive` are
-    cells in jobs of a cluster. Cells that fail alike stand together, with the end of the first one's traceback and log."""
+    cells in jobs of a cluster, `states` what `of` has just found (None: it is asked). Cells that fail alike stand together, with the end
+    of the first one's traceback and log."""
     alike: dict[tuple[str, str], list[ManifestCell]] = {}
     lines = []
     for row in manifest.cells:
-        now = of(store, row.id)
+        now = states[row.id] if states else of(store, row.id)
         if row.id in alive and now.name not in DONE:
             continue
         if now.name == "diverged" and row.trial is not None:

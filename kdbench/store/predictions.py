@@ -6,9 +6,9 @@ import io
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import nan
 from typing import Any
 
@@ -23,6 +23,8 @@ from kdbench.store.store import Store
 
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
 """Whatever NumPy and zipfile raise for a file that is cut or altered."""
+
+Logits = np.ndarray | None
 
 
 def read_predictions(store: Store, manifest: Manifest, runs: pd.DataFrame) -> tuple[pd.DataFrame, Read]:
@@ -44,11 +46,13 @@ def read_predictions(store: Store, manifest: Manifest, runs: pd.DataFrame) -> tu
     digests: dict[str, Counter[bytes]] = defaultdict(Counter)
     column = f"{metric.name}_last"
     needed = runs[["id", "dataset", "state", "n_test", column]].to_dict(orient="records")
-    for run in needed:
+    teachers, of_teacher = manifest.compared_teachers, lru_cache(maxsize=32)(partial(_logits_of, store))
+    for run in sorted(needed, key=lambda run: run["id"] in teachers):  # what students are compared with comes first
         found[run["id"]] = f"the run is {run['state']}"
         if run["state"] == "finished":
             try:
-                found[run["id"]] = one = predictions(store, run["id"])
+                raw = store.read_bytes(store.file(run["id"], "predictions.npz"))
+                found[run["id"]] = one = predictions(raw)
             except DamagedError as error:
                 found[run["id"]] = str(error)
                 continue
@@ -56,42 +60,42 @@ def read_predictions(store: Store, manifest: Manifest, runs: pd.DataFrame) -> tu
                 found[run["id"]] = damaged[run["id"]] = why
             else:
                 digests[run["dataset"]][one.digest] += 1
+                others = [(other, found.get(other)) for other in teachers.get(run["id"], ())]
+                theirs = [other for other, its in others if isinstance(its, Predictions) and its.digest == one.digest]
+                found[run["id"]] = _with_divergences(one, raw or b"", theirs, of_teacher)
     usual = {dataset: counts.most_common(1)[0][0] for dataset, counts in digests.items()}
     for run in needed:
         if isinstance(held := found[run["id"]], Predictions) and held.digest != usual[run["dataset"]]:
             found[run["id"]] = "its predictions are of other images than those of the other runs of this dataset"
-    _add_divergences(store, manifest.compared_teachers, found)
     wrong = runs["id"].isin(damaged)
     runs = runs.assign(**{name: runs[name].fillna(values) for name, values in _from_predictions(manifest, runs["id"], found).items()})
     return runs.assign(state=runs["state"].mask(wrong, "damaged"), why=runs["id"].map(damaged).where(wrong, runs["why"])), found
 
 
-def _add_divergences(store: Store, teachers: Mapping[str, tuple[str, ...]], found: dict[str, Predictions | str]) -> None:
-    """Give each student's predictions their KL from its teachers, where both files hold logits, a row an image."""
+def _with_divergences(one: Predictions, raw: bytes, teachers: Sequence[str], of_teacher: Callable[[str, int], Logits]) -> Predictions:
+    """A student's predictions with their KL from its teachers, where both files hold logits, a row an image."""
+    try:
+        mine, values = _logits(raw, len(one.correct)) if teachers else None, {}
+        for other in teachers:
+            theirs = of_teacher(other, len(one.correct))
+            if mine is not None and theirs is not None:
+                values[other] = mean_divergence(theirs, mine)
+                if not np.isfinite(values[other]):
+                    raise ValueError("it is not finite")
+        return replace(one, kl=values)
+    except UNREADABLE as error:
+        return replace(one, kl_why=f"its logits, or its teacher's, cannot be used: {type(error).__name__}")
 
-    def logits(cell_id: str, images: int) -> np.ndarray | None:
-        raw = store.read_bytes(store.file(cell_id, "predictions.npz")) or b""
-        with zipfile.ZipFile(io.BytesIO(raw)) as file:
-            held = _array(file.read("logits.npy")) if "logits.npy" in file.NameToInfo else np.zeros(0)
-        return log_probabilities(held) if held.ndim == 2 and len(held) == images else None
 
-    of_teacher = lru_cache(maxsize=32)(logits)
-    for run, others in teachers.items():
-        if not isinstance(one := found.get(run), Predictions):
-            continue
-        values = {}
-        theirs = [other for other in others if isinstance(teacher := found.get(other), Predictions) and teacher.digest == one.digest]
-        try:
-            mine = logits(run, len(one.correct)) if theirs else None
-            for other in theirs:
-                teacher_logits = of_teacher(other, len(one.correct))
-                if mine is not None and teacher_logits is not None:
-                    values[other] = mean_divergence(teacher_logits, mine)
-                    if not np.isfinite(values[other]):
-                        raise ValueError("it is not finite")
-            found[run] = replace(one, kl=values)
-        except UNREADABLE as error:
-            found[run] = replace(one, kl_why=f"its logits, or its teacher's, cannot be used: {type(error).__name__}")
+def _logits_of(store: Store, cell_id: str, images: int) -> Logits:
+    return _logits(store.read_bytes(store.file(cell_id, "predictions.npz")) or b"", images)
+
+
+def _logits(raw: bytes, images: int) -> Logits:
+    """Log-probabilities; None where a file holds no logits of so many images."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as file:
+        held = _array(file.read("logits.npy")) if "logits.npy" in file.NameToInfo else np.zeros(0)
+    return log_probabilities(held) if held.ndim == 2 and len(held) == images else None
 
 
 def _from_predictions(manifest: Manifest, ids: pd.Series, found: Read) -> dict[str, pd.Series]:
@@ -117,9 +121,8 @@ def _contradiction(one: Predictions, n_test: Any, value: float, column: str) -> 
     return ""
 
 
-def predictions(store: Store, cell_id: str) -> Predictions:
-    """Raises DamagedError where a cell has no predictions, or the file does not hold valid ones."""
-    raw = store.read_bytes(store.file(cell_id, "predictions.npz"))
+def predictions(raw: bytes | None) -> Predictions:
+    """What a file holds. Raises DamagedError where there is none, or it does not hold valid predictions."""
     if raw is None:
         raise DamagedError("its predictions are not there")
     try:

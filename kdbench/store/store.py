@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -158,12 +159,14 @@ class Store(Folders, Claims):
         if not isinstance(files, Mapping) or not all(isinstance(one, list) and len(one) == 2 for one in files.values()):
             return f"{self.file(record.id, 'record.json')} is damaged: circumstance.files holds no sizes and digests"
         for name, (size, digest) in files.items():
-            path = self.file(record.id, name)
-            if not path.is_file():
+            path, now = self.file(record.id, name), None
+            with suppress(FileNotFoundError, NotADirectoryError):  # asked once: the disk may be far away
+                now = path.stat()
+            if now is None or not stat.S_ISREG(now.st_mode):
                 return f"{path} is missing, but its record exists"
-            if (found := path.stat().st_size) != size:
-                return f"{path} is damaged: it has {found} bytes, and its record states {size}"
-            if path.stat().st_mtime_ns >= recorded_ns and _digest_of(path) != digest:
+            if now.st_size != size:
+                return f"{path} is damaged: it has {now.st_size} bytes, and its record states {size}"
+            if now.st_mtime_ns >= recorded_ns and _digest_of(path) != digest:
                 return f"{path} is damaged: it was changed after its record was written"
         return ""
 
