@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kdbench.errors import UsageError
@@ -55,7 +56,7 @@ def students(plan: Plan) -> list[str]:
 
 
 def trained(store: Store, ids: list[str], world: int, *more: str, before: Callable[[], None] = lambda: None) -> int | None:
-    arguments = [str(store.root), *ids, "--data", str(store.root), "--device", "cpu", "--checkpoint-every", "0", *more]
+    arguments = [str(store.root), *ids, "--data", str(store.root.parent), "--device", "cpu", "--checkpoint-every", "0", *more]
     return in_worker([*arguments, "--ranks", str(world)], before)
 
 
@@ -218,6 +219,44 @@ def test_killed_ranks_leave_no_process_and_their_cells_resume_to_the_same_bits(
     assert not all(store.is_done(cell_id) for cell_id in ids)
     assert trained(store, ids, 2) == 0
     assert differing(store, alone, ids) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [(2,), (0, 1, 2)], ids=["a follower", "all"])
+def test_three_ranks_that_are_killed_resume_to_the_bits_of_three_that_were_not(
+    ranks: tuple[int, ...], plan_of: Callable[..., Plan], store: Store, tmp_path: Path
+) -> None:
+    made, whole = (
+        plan_of(**{**SUITE, "recipe": SUITE["recipe"].replace("bn_groups: 4", "bn_groups: 3"), "numerics": "fast"}),
+        Store(tmp_path / "whole"),
+    )
+    for place in (store, whole):
+        local.prepare(made, place)
+        assert trained(place, [made.teachers[0].cell.id], 3) == 0
+    assert trained(whole, students(made), 3) == 0
+    assert trained(store, students(made), 3, before=at_talk(27, ranks, die, tmp_path / "pids")) != 0
+    assert all_end(tmp_path / "pids") and not all(store.is_done(cell_id) for cell_id in students(made))
+    assert trained(store, students(made), 3) == 0
+    assert differing(store, whole, list(made.cells)) == []
+
+
+def test_images_in_files_are_the_same_for_one_and_two_ranks(plan_of: Callable[..., Plan], train: Callable[..., int], store: Store) -> None:
+    from PIL import Image
+
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 4)):
+        for name in ("a", "b", "c"):
+            folder = store.root.parent / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(draws.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
+    made = plan_of(**{**SUITE, "dataset": "{name: folder, folder: pictures, classes: 3, size: 8}", "objectives": "[ce, sp]"})
+    other = Store(store.root.parent / "other")
+    assert train(made) == 0
+    local.prepare(made, other)
+    for ids in ([made.teachers[0].cell.id], students(made)):
+        assert trained(other, ids, 2, "--readers", "2") == 0
+    assert differing(other, store, list(made.cells)) == []
 
 
 def test_killed_between_the_checkpoints_of_two_students_they_resume_to_the_same_bits(plan: Plan, store: Store, alone: Store) -> None:
