@@ -33,7 +33,6 @@ class Folder(Streamed):
     """
 
     added: ClassVar[Mapping[str, Any]] = {"orientation": "ignored", "transparency": "dropped", "subfolders": "refused", "resized": None}
-    test_images: ClassVar[int | None] = None
     only: ClassVar[frozenset[str] | None] = None
     """The names of the classes, where folders of other names may lie beside theirs."""
 
