@@ -75,12 +75,12 @@ def test_a_fast_student_computes_in_bfloat16_and_channels_last_and_its_losses_in
     found: set[torch.dtype] = set()
     real = Member._note
 
-    def noted(self: Member, values: Any, total: torch.Tensor, batch: Any) -> None:
+    def noted(self: Member, values: Any, total: torch.Tensor, *others: Any) -> None:
         found.update(value.dtype for pair in values.values() for value in pair)
         assert {weight.dtype for weight in self.student.parameters()} == {torch.float32}
         maps = [weight for weight in self.student.parameters() if weight.ndim == 4]
         assert maps and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in maps)
-        real(self, values, total, batch)
+        real(self, values, total, *others)
 
     outputs: set[torch.dtype] = set()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -117,11 +118,14 @@ def test_the_costs_of_a_tuned_loss_are_those_of_its_final_runs(
     monkeypatch.setattr(verbs.cell_state, "of", lambda *_: SimpleNamespace(name="finished"))
     commands: list[list[str]] = []
 
-    def run(command: list[str], **_: object) -> SimpleNamespace:
+    def start(command: list[str], **_: object) -> MagicMock:
         commands.append(command)
-        return SimpleNamespace(stdout="", returncode=0)
+        process = MagicMock(returncode=0)
+        process.__enter__.return_value = process
+        process.communicate.return_value = "", None
+        return process
 
-    monkeypatch.setattr(verbs.subprocess, "run", run)
+    monkeypatch.setattr(verbs.subprocess, "Popen", start)
     verbs._measure(plan, store, local.Machine(store.root, tmp_path), Console())
     measured = {row.role for row in plan.rows if row.cell.id in commands[0]}
 

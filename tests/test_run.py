@@ -307,10 +307,9 @@ def test_the_disk_is_looked_at_when_a_job_has_ended_and_not_while_every_slot_is_
     real = local._Run._ready
     monkeypatch.setattr(local._Run, "_ready", lambda self, manifest: looks.append(1) or real(self, manifest))
     monkeypatch.setattr(local, "_start", start)
-    monkeypatch.setattr(local, "Nursery", lambda environment: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(local._Run, "_settle", lambda self, job: None)
     machine = local.Machine(store.root, store.root, side_by_side=1)
-    local._Run(plan, store, machine, MagicMock(), list(plan.cells.values())).until_done()
+    local._Run(plan, store, machine, MagicMock(), list(plan.cells.values())).until_done(SimpleNamespace(close=lambda: None))  # type: ignore[arg-type]
     assert started == [1, 2, 3] and len(polls) > 150  # a teacher and two students without one
 
 
