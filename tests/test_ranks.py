@@ -49,17 +49,17 @@ class Table(nn.Module):
         return taps_of({name: rows[images] for name, rows in zip(self.names, self.rows, strict=True)})
 
 
-def member_of(loss: Loss, name: str, student: Taps, groups: int, numerics: str = "exact", **recipe: Any) -> Member:
+def member_of(loss: Loss, name: str, student: Taps, groups: int, point: Any = None) -> Member:
     term = {"loss": name, "version": 1, "options": {}, "weight": 1.0, "pairing": "matched"}
-    given = load("recipe", "short").options({"epochs": 1, "batch_size": 12, "lr": 0.1, "milestones": [], "bn_groups": groups, **recipe})
-    config = {"recipe": given, "numerics": NUMERICS[numerics], "objective": {"task": 1.0, "terms": [term]}}
+    given = load("recipe", "short").options({"epochs": 1, "batch_size": 12, "lr": 0.1, "milestones": [], "bn_groups": groups})
+    config = {"recipe": given, "numerics": NUMERICS["exact"], "objective": {"task": 1.0, "terms": [term], "tuned": {"terms": 1}}}
     config |= {"role": "student", "seed": 0, "dataset": {}, "repeat": 0, "student": {}}
     objective = Objective({"task": 1.0, "terms": []}, {})
     objective.terms, objective.names, objective.losses = [term], [name], nn.ModuleList([copy.deepcopy(loss)])
     if "second_view" in loss.needs:
         objective.augmentation, objective.task_of_both_views = loss.augmentation, loss.task_of_both_views
     kind = GroupedMember if groups > 1 else Member
-    return kind(Cell(config), Table(student), objective, Classification(), steps_per_epoch=1)
+    return kind(Cell(config), Table(student), objective, Classification(), steps_per_epoch=1, point=point)
 
 
 def stepped(member: Member, n: int, teacher: Taps, loss: Loss) -> tuple[Tensor, list[Tensor | None]]:
@@ -253,3 +253,35 @@ def test_a_plan_says_which_ranks_can_share_its_groups_and_what_they_send(write_s
     size = 256 * 2 * 4 * (2 * 16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8) / 1e6
     assert f"cka (small <- big): {size:.1f} MB of outputs go from each rank to all others in a step" in text
     assert "  kd (" not in text and "  at (" not in text
+
+
+@pytest.mark.parametrize("name", ["kd", "sp", "rkd"])
+def test_a_weight_that_is_found_from_gradients_is_that_of_one_process(name: str) -> None:
+    case = dict(presets())[name]
+
+    def weight(ranks: Ranks, groups: int) -> float:
+        loss, pair = toys.bound(name, case)
+        widths = [len(side.pooled[0]) for side in (pair.student, pair.teacher)]
+        student, teacher = (toys.taps(8, width, seed) for width, seed in zip(widths, (50, 60), strict=True))
+        member = member_of(loss, name, student, groups, {"gradient": 0.5})
+        member.ranks = ranks
+        stepped(member, 8, teacher, loss)
+        assert member.point is not None
+        return member.point["weight"]
+
+    alone = weight(ALONE, 1)
+    assert weight(ALONE, 4) == pytest.approx(alone, rel=1e-6)
+    assert in_ranks(2, lambda ranks: weight(ranks, 4)) == pytest.approx([alone] * 2, rel=1e-6)
+
+
+def test_gradient_sizes_are_those_of_one_process() -> None:
+    loss, pair = toys.bound("sp", dict(presets())["sp"])
+    widths = [len(side.pooled[0]) for side in (pair.student, pair.teacher)]
+    student, teacher = (toys.taps(8, width, seed) for width, seed in zip(widths, (50, 60), strict=True))
+    found = []
+    for groups in (1, 4):
+        member = member_of(loss, "sp", student, groups)
+        batch = toys.batch(8)
+        member.step(torch.arange(8), batch.target, batch, replace(teacher, second_view=None), first=True)
+        found.append(member.gradients)
+    assert found[0].keys() == {"sp"} and found[1] == pytest.approx(found[0])
