@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import traceback
+import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.ranks > 1:
         from kdbench.train.meeting import Meeting
 
-        name = asked.meeting or f"{socket.gethostname()}-{os.getpid()}"
+        name = asked.meeting or f"{socket.gethostname()}-{uuid.uuid4().hex}"  # no other process has had it
         meeting = Meeting(store, store.root / "meetings" / name, asked.rank, asked.ranks)
         if not asked.rank:
             meeting.start_others(main, arguments)
