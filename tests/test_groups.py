@@ -110,3 +110,28 @@ def test_one_group_is_no_part_of_an_identity(plan_of: Callable[..., Any]) -> Non
     recipe = "{name: short, epochs: 2, batch_size: 16, milestones: [1]%s}"
     plain, one, two = (set(plan_of(recipe=recipe % more).cells) for more in ("", ", bn_groups: 1", ", bn_groups: 2"))
     assert plain == one and not plain & two
+
+
+def test_constants_of_a_net_stay_as_they_are() -> None:
+    model, (images, targets, batch) = net(), data(9)
+    for name, value in (("third", 1 / 3), ("mask", torch.finfo(torch.float32).min), ("long", 0.1)):
+        model.register_buffer(name, torch.full((2,), value, dtype=torch.float64 if name == "long" else torch.float32))
+    before = {name: getattr(model, name).clone() for name in ("third", "mask", "long")}
+    member(model, groups=3).step(images, targets, batch, None)
+    assert all(torch.equal(getattr(model, name), value) for name, value in before.items())
+
+
+def test_a_task_whose_loss_needs_whole_batches_is_refused(tmp_path: Any) -> None:
+    from kdbench.plan import matrix, probe
+    from kdbench.plan.suite import read
+
+    (tmp_path / "mine.py").write_text(
+        'from kdbench.tasks.classification import Classification\n\n\nclass Mine(Classification):\n    """Mine."""\n\n    couples = \'batch\'\n'
+    )
+    path = tmp_path / "groups.yaml"
+    path.write_text(
+        "name: g\ntask: mine.py:Mine\ndataset: {name: digits, per_class: 4}\nrecipe: {name: short, epochs: 2, batch_size: 16, bn_groups: 2, milestones: [1]}\n"
+        "teachers: {big: {model: small_mobile, min_top1: 0.0}}\nstudents: {small: {model: small_mobile}}\nobjectives: [ce, kd]\nrepeats: 1\n"
+    )
+    with pytest.raises(Exception, match="needs whole batches: leave bn_groups out of the recipe"):
+        probe.probe(matrix.expand(read(path)))

@@ -49,8 +49,8 @@ class Table(nn.Module):
         return taps_of({name: rows[images] for name, rows in zip(self.names, self.rows, strict=True)})
 
 
-def member_of(loss: Loss, name: str, student: Taps, groups: int, point: Any = None) -> Member:
-    term = {"loss": name, "version": 1, "options": {}, "weight": 1.0, "pairing": "matched"}
+def member_of(loss: Loss, name: str, student: Taps, groups: int, point: Any = None, pairing: str = "matched") -> Member:
+    term = {"loss": name, "version": 1, "options": {}, "weight": 1.0, "pairing": pairing}
     given = load("recipe", "short").options({"epochs": 1, "batch_size": 12, "lr": 0.1, "milestones": [], "bn_groups": groups})
     config = {"recipe": given, "numerics": NUMERICS["exact"], "objective": {"task": 1.0, "terms": [term], "tuned": {"terms": 1}}}
     config |= {"role": "student", "seed": 0, "dataset": {}, "repeat": 0, "student": {}}
@@ -94,6 +94,7 @@ def differences(
     cases: list[tuple[str, str]],
     dtype: torch.dtype = torch.float64,
     change: Callable[[GroupedMember], None] = lambda member: None,
+    pairing: str = "matched",
 ) -> dict[Any, float]:
     """For each loss with its options: how far a step of several ranks is from that of one process without groups."""
     torch.set_num_threads(1)
@@ -103,7 +104,7 @@ def differences(
         widths = [len(side.pooled[0]) for side in (pair.student, pair.teacher)]
         for n in SIZES[ranks.world]:
             student, teacher = (toys.taps(n, width, seed, dtype) for width, seed in zip(widths, (50, 60), strict=True))
-            whole, grouped = (member_of(loss, name, student, groups) for groups in (1, ranks.world))
+            whole, grouped = (member_of(loss, name, student, groups, pairing=pairing) for groups in (1, ranks.world))
             grouped.ranks = ranks
             change(grouped)
             expected = stepped(whole, n, teacher, loss)
@@ -285,3 +286,32 @@ def test_gradient_sizes_are_those_of_one_process() -> None:
         member.step(torch.arange(8), batch.target, batch, replace(teacher, second_view=None), first=True)
         found.append(member.gradients)
     assert found[0].keys() == {"sp"} and found[1] == pytest.approx(found[0])
+
+
+def test_a_control_with_the_rows_of_other_images_has_them_from_the_whole_batch() -> None:
+    (found, *_) = in_ranks(2, lambda ranks: differences(ranks, presets(), pairing="shuffled"), timeout_s=300)
+    assert {what: off for what, off in found.items() if off > 1e-12} == {}
+
+
+def test_rows_have_one_layout_whoever_has_them() -> None:
+    maps = torch.randn(6, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    (mine, _) = in_ranks(2, lambda ranks: ranks.rows({"maps": maps[ranks.rank * 3 : ranks.rank * 3 + 3]}, [3, 3])["maps"].stride())
+    assert ALONE.rows({"maps": maps}, [6])["maps"].stride() == mine == (128, 16, 4, 1)
+
+
+def test_an_error_that_all_ranks_have_is_one_of_the_student_alone() -> None:
+    case = dict(presets())["sp"]
+
+    def act(ranks: Ranks) -> str:
+        loss, pair = toys.bound("sp", case)
+        student, teacher = (toys.taps(8, len(side.pooled[0]), seed) for side, seed in ((pair.student, 50), (pair.teacher, 60)))
+        member = member_of(loss, "sp", student, 4, {"gradient": 0.5})
+        member.ranks = ranks
+        member.objective.terms[0]["weight"] = 0.0  # so that there is no gradient
+        try:
+            stepped(member, 8, teacher, loss)
+        except Exception as error:
+            return f"{ranks.knows(error)} {type(error).__name__}"
+        return "well"
+
+    assert in_ranks(2, act) == ["True LossError", "True RankError"] or in_ranks(2, act) == ["True LossError"] * 2

@@ -98,8 +98,8 @@ def _of_task(task: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
     if task.mix is parts.contract("task").mix:  # type: ignore[attr-defined]
         for option in _changed(net, MIXING):
             yield option, f"the task '{name}' has no mixed images: leave {option} out of the recipe"
-    if _changed(net, ("accumulate",)) and task.couples == "batch":
-        yield "accumulate", f"the loss of the task '{name}' needs whole batches: leave accumulate out of the recipe"
+    for option in _changed(net, ("accumulate", "bn_groups")) if task.couples == "batch" else ():
+        yield option, f"the loss of the task '{name}' needs whole batches: leave {option} out of the recipe"
 
 
 def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,11 @@ def choose_device(name: str) -> str:
 def device_of(name: str, place: int) -> torch.device:
     """The device of a rank at this place among those on this machine: of several GPUs each has one."""
     chosen = torch.device(choose_device(name))
-    return torch.device("cuda", place % torch.cuda.device_count()) if chosen.type == "cuda" and place else chosen
+    if chosen.type != "cuda" or not place:
+        return chosen
+    if place >= (gpus := torch.cuda.device_count()):
+        raise KdbenchError(f"each rank needs a GPU of its own, and {socket.gethostname()} shows {gpus}, too few for rank {place} there")
+    return torch.device("cuda", place)
 
 
 def circumstance(device: Any, beside: int, ranks: int = 1) -> dict[str, Any]:

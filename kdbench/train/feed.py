@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ class Feed:
         parts = self.ranks.tried(lambda: self._parts(place, epoch, step, batches, others, seconds))
         if self.plan.groups == 1:
             return Given(parts, (len(place[0]),), parts[0].batch, parts[0].teacher)
-        return whole(parts, place[0], epoch, step, self.plan.groups, self.of_whole, self.ranks)
+        classifier = Taps().with_classifier(self.teacher.model).classifier if self.teacher else ()
+        return whole(parts, place[0], epoch, step, self.plan.groups, self.of_whole, self.ranks, self.device, classifier)
 
     def _parts(
         self, place: Place, epoch: int, step: int, batches: Any, others: Mapping[str, Any], seconds: Mapping[Any, Any]
@@ -89,24 +91,32 @@ class Feed:
         return tuple(parts)
 
 
-def whole(parts: tuple[Part, ...], index: Any, epoch: int, step: int, groups: int, needs: set[str], ranks: Ranks) -> Given:
-    """A step in groups, with what of the whole batch is needed (names of `Taps` and `Batch`): of all ranks."""
+def whole(
+    parts: tuple[Part, ...],
+    index: Any,
+    epoch: int,
+    step: int,
+    groups: int,
+    needs: set[str],
+    ranks: Ranks,
+    device: torch.device,
+    classifier: Sequence[Tensor] = (),
+) -> Given:
+    """A step in groups, with what of the whole batch is needed (names of `Taps` and `Batch`): of all ranks. `classifier` is the
+    teacher's."""
     counts = counts_of(len(index), groups, ranks.world)
-    device = parts[0].batch.index.device if parts and parts[0].batch.index is not None else torch.device("cpu")
     batch = Batch(None, to_device(index, device), epoch, step)
     if not needs:
         return Given(parts, counts, batch)
-    mine: dict[Hashable, Tensor] = {}
-    for name, pieces in _pieces(parts, needs).items():
-        mine[name] = torch.cat(pieces)
-    found = ranks.rows(mine, counts)
+    found = ranks.rows({name: torch.cat(pieces) for name, pieces in _pieces(parts, needs).items()}, counts)
     sides: dict[Any, dict[Hashable, Tensor]] = {}
     for (side, *name), tensor in found.items():  # type: ignore[misc]
         sides.setdefault(side, {})[tuple(name)] = tensor
     target = sides.pop("target", {(): None})[()]
-    teacher = taps_of(sides.pop("teacher")) if "teacher" in sides else None
-    others = {which: taps_of(values) for (kind, which), values in sides.items() if kind == "other"}
-    seconds = {which: (None, taps_of(values)) for (kind, which), values in sides.items() if kind == "second"}
+    of_teacher = {side: replace(taps_of(values), classifier=classifier) for side, values in sides.items()}
+    teacher = of_teacher.pop("teacher", Taps(classifier=classifier))
+    others = {which: taps for (kind, which), taps in of_teacher.items() if kind == "other"}
+    seconds = {which: (None, taps) for (kind, which), taps in of_teacher.items() if kind == "second"}
     return Given(parts, counts, Batch(target, batch.index, epoch, step, others, seconds), teacher)
 
 

@@ -7,7 +7,7 @@ the groups are added in pairs. With numerics `exact` on the CPU no bit depends o
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,15 @@ Values = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass
 class Group:
-    """A group after its forward pass. `taps` are those that losses of the whole batch need; `share`: its part of the images."""
+    """A group after its forward pass. `taps` are those that losses of the whole batch need; `share`: its part of the images; `buffers`: the
+    running statistics, and other numbers that a forward pass may change, and `moved`, which it has."""
 
     rows: slice
     share: float
     values: Values
     taps: dict[Hashable, Tensor]
     buffers: list[Tensor]
+    moved: list[bool]
 
 
 @dataclass
@@ -75,7 +77,8 @@ class GroupedMember(Member):
         pieces = np.array_split(np.arange(len(batch.index)), self.recipe["bn_groups"])
         own = [(number, pieces[number]) for number in self.ranks.share(len(pieces)) if len(pieces[number])]
         parts = tuple(Part(number, *self.rows(rows, inputs, targets, batch, teacher)) for number, rows in own)
-        self.take(whole(parts, batch.index, batch.epoch, batch.step, len(pieces), self.objective.of_whole, self.ranks), first)
+        what = batch.index, batch.epoch, batch.step, len(pieces), self.objective.of_whole, self.ranks, self.device
+        self.take(whole(parts, *what, teacher.classifier if teacher else ()), first)
 
     def take(self, given: Given, first: bool = False) -> None:
         if self.point and "gradient" in self.point:
@@ -85,17 +88,20 @@ class GroupedMember(Member):
             forward = self._forward(given)
             sizes = self._sizes(forward) if first and len(self._all_values(forward)) > 1 else {}
             weights = [weight for weight in self.trained.parameters() if weight.requires_grad]
-            summed = self._summed(forward, self._pulls(forward, weights), weights)
-            self._forget_gradients()
-            *terms, gradients = summed.gradients
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.grad = None if gradient is None else _laid_out_as(weight, gradient)
-            if isinstance(self.optimizer, Dot):
-                self.optimizer.add({weight: one for weight, one in zip(weights, terms[0], strict=True) if one is not None})
-            self._note(summed.values, self.objective.total(summed.values), sum(given.counts), given.batch.step)
-            self._update(given.batch.step)
+            summed = self._summed(forward, self.ranks.tried(lambda: self._pulls(forward, weights)), weights)
+            self.ranks.tried(lambda: self._end_step(given, summed, weights))
             if sizes:
                 self.gradients = relative_sizes(sizes)
+
+    def _end_step(self, given: Given, summed: Summed, weights: Sequence[Tensor]) -> None:
+        self._forget_gradients()
+        *terms, gradients = summed.gradients
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = None if gradient is None else _laid_out_as(weight, gradient)
+        if isinstance(self.optimizer, Dot):
+            self.optimizer.add({weight: one for weight, one in zip(weights, terms[0], strict=True) if one is not None})
+        self._note(summed.values, self.objective.total(summed.values), sum(given.counts), given.batch.step)
+        self._update(given.batch.step)
 
     def _set_modes(self) -> None:
         if not all(module.training for module in self.modules):  # as after an evaluation
@@ -118,6 +124,8 @@ class GroupedMember(Member):
 
         def values() -> Values:
             taps = taps_of(leaves).with_classifier(self.student) if "classifier" in needs else taps_of(leaves)
+            if "classifier" in needs and taps.second_view:
+                taps = replace(taps, second_view=taps.second_view.with_classifier(self.student))
             return self.objective({}, taps, given.teacher, given.batch, seed_of(self.streams.loss, given.batch.step), whole=True)
 
         return Forward(groups, leaves, self.ranks.tried(values), names)
@@ -143,10 +151,14 @@ class GroupedMember(Member):
                     values = self.objective(losses, taps, part.teacher, part.batch, seed, whole=False)
                 after = [module._buffers[name] for module, name in before]
                 counted = [one for one in after if one is not None and not one.is_floating_point()]
-                running = [one for one in after if one is not None and one.is_floating_point()]
+                pairs = [(one, start, place) for one, (place, start) in zip(after, before.items(), strict=True) if one is not None]
+                running = [
+                    (one, _is_statistic(*place) or not torch.equal(one, start)) for one, start, place in pairs if one.is_floating_point()
+                ]
                 rows = pieces[part.number]
                 where = slice(int(rows[0]), int(rows[-1]) + 1)
-                groups[part.number] = Group(where, len(rows) / n, values, tensors_of(taps, self.objective.of_whole), running)
+                kept = tensors_of(taps, self.objective.of_whole), [one for one, _ in running], [moved for _, moved in running]
+                groups[part.number] = Group(where, len(rows) / n, values, *kept)
         finally:
             for (module, name), start in before.items():
                 module._buffers[name] = start
@@ -204,7 +216,7 @@ class GroupedMember(Member):
         """The gradients and values of all groups of all ranks. Unless the graphs are kept for more, the running statistics become the mean
         of those of the groups."""
         running = [] if keep else [one for one in self._buffers().values() if one.is_floating_point()]
-        kind = max((one.dtype for one in weights), key=lambda dtype: dtype.itemsize, default=torch.float32)
+        kind = max((one.dtype for one in [*weights, *running]), key=lambda dtype: dtype.itemsize, default=torch.float32)
         kind = torch.promote_types(kind, torch.float32)
 
         def of(number: int) -> Tensor:
@@ -215,25 +227,30 @@ class GroupedMember(Member):
             pieces = [torch.zeros_like(like) if one is None else one for one, like in zip(found, [*weights] * len(pulls), strict=True)]
             pieces += group.buffers[: len(running)] if group else map(torch.zeros_like, running)
             pieces += [one * group.share if group else one for one in self._values_of(group, forward.names)]
-            pieces.append(torch.tensor([float(group is not None), *(float(one is not None) for one in found)], device=self.device))
+            moved = group.moved[: len(running)] if group else [False] * len(running)
+            flags = [group is not None, *moved, *(one is not None for one in found)]
+            pieces.append(torch.tensor(flags, dtype=kind, device=self.device))
             return torch.cat([piece.detach().reshape(-1).to(kind) for piece in pieces])
 
         share, exact = self.ranks.share(self.recipe["bn_groups"]), self.numerics["name"] == "exact"
         mine = self.ranks.tried(lambda: in_pairs(of, share.start, share.stop))
         # What all ranks have computed alike of the whole batch has the same bits with `exact`; else they take the mean.
         direct = [one for pull in pulls for one in pull.weights]
-        alike = [] if exact else [one for one in direct if one is not None]
+        sure = exact and self.device.type == "cpu"
+        alike = [] if sure else [one for one in direct if one is not None]
         mine = torch.cat([mine, *(one.reshape(-1).to(kind) / self.ranks.world for one in alike)])
         shapes = [*(one.shape for one in [*weights] * len(pulls)), *(one.shape for one in running)]
-        shapes += [torch.Size([2])] * len(forward.names) + [torch.Size([1 + len(direct)])] + [one.shape for one in alike]
+        shapes += [torch.Size([2])] * len(forward.names) + [torch.Size([1 + len(running) + len(direct)])] + [one.shape for one in alike]
         total = self.ranks.total(mine, exact).split([shape.numel() for shape in shapes])
         pieces = iter([one.view(shape) for one, shape in zip(total, shapes, strict=True)])
         gradients, means = [next(pieces) for _ in direct], [next(pieces) for _ in running]
         values = {name: next(pieces) for name in forward.names}
-        count, *there = next(pieces).tolist()
-        direct = [None if one is None else one if exact else next(pieces) for one in direct]
-        for buffer, mean in zip(running, means, strict=True):
-            buffer.copy_(mean / count)
+        count, *flags = next(pieces).tolist()
+        moved, there = flags[: len(running)], flags[len(running) :]
+        direct = [None if one is None else one if sure else next(pieces) for one in direct]
+        for buffer, mean, has_moved in zip(running, means, moved, strict=True):
+            if has_moved:  # a constant stays what it is, to the last bit
+                buffer.copy_(mean / count)
         found = [_added(one if is_there else None, other) for one, is_there, other in zip(gradients, there, direct, strict=True)]
         given = {name: (raw, weighted) for name, (raw, weighted) in values.items()} | forward.values
         by_pull = [found[place * len(weights) : (place + 1) * len(weights)] for place in range(len(pulls))]
@@ -246,6 +263,11 @@ class GroupedMember(Member):
         """Each weighted term's gradients of the student's weights (at weight 1 if the task's weight is 0)."""
         weights = [weight for weight in self.student.parameters() if weight.requires_grad]
         names = self._all_values(forward) if weights else []
+        pulls = self.ranks.tried(lambda: self._pulls_of_each(forward, names, weights))
+        summed = self._summed(forward, pulls, weights, keep=True) if pulls else Summed([], {})
+        return {name: _there(gradients) for name, gradients in zip(names, summed.gradients, strict=True)}
+
+    def _pulls_of_each(self, forward: Forward, names: Sequence[str], weights: Sequence[Tensor]) -> list[Pull]:
         pulls = []
         for name in names:
             place = 0 if name == "task" and self.objective.task_weight == 0 else 1
@@ -253,8 +275,7 @@ class GroupedMember(Member):
             pulls.append(
                 Pull(lambda group, name=name, place=place: group.values[name][place] if name in group.values else None, outputs, direct)
             )
-        summed = self._summed(forward, pulls, weights, keep=True) if pulls else Summed([], {})
-        return {name: _there(gradients) for name, gradients in zip(names, summed.gradients, strict=True)}
+        return pulls
 
     def _weigh(self, point: Point, given: Given) -> None:
         """`_find_weight` of a batch in groups."""
@@ -263,13 +284,16 @@ class GroupedMember(Member):
             self.trained.train()
             forward = self._forward(given)
             weights = [weight for weight in self.student.parameters() if weight.requires_grad]
-            terms = self.objective.unscheduled(forward.values, count)
-            pulls = [
-                Pull(lambda group: group.values["task"][0 if self.objective.task_weight == 0 else 1], {}, [None] * len(weights)),
-                Pull(lambda group: self.objective.unscheduled(group.values, count), *self._pulled(terms, forward, weights)),
-            ]
+            pulls = self.ranks.tried(lambda: self._task_and_terms(forward, weights, count))
             task, own = map(_there, self._summed(forward, pulls, weights).gradients)
-        self._choose(point, relative_sizes({"task": task, "terms": own}).get("terms", 0.0))
+        self.ranks.tried(lambda: self._choose(point, relative_sizes({"task": task, "terms": own}).get("terms", 0.0)))
+
+    def _task_and_terms(self, forward: Forward, weights: Sequence[Tensor], count: int) -> list[Pull]:
+        terms = self.objective.unscheduled(forward.values, count)
+        return [
+            Pull(lambda group: group.values["task"][0 if self.objective.task_weight == 0 else 1], {}, [None] * len(weights)),
+            Pull(lambda group: self.objective.unscheduled(group.values, count), *self._pulled(terms, forward, weights)),
+        ]
 
 
 def _gradients(group: Group, pull: Pull, weights: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
@@ -291,6 +315,11 @@ def _gradients(group: Group, pull: Pull, weights: Sequence[Tensor], keep: bool) 
 def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
     """With memory of its own, in the layout of its weight: fused optimisers need that."""
     return torch.empty_like(weight).copy_(gradient)
+
+
+def _is_statistic(module: nn.Module, name: str) -> bool:
+    """Whether a buffer is a running statistic of a batch norm, which every forward pass changes."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and name.startswith("running_")
 
 
 def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:

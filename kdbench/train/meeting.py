@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ JOIN_S = 600.0
 """How long a rank waits for the first one to say where it is: on a cluster, nodes may start minutes apart."""
 TELL_S = 10.0
 """How long the first rank waits for what a lost one has to say."""
+PR_SET_PDEATHSIG = 1
 INTERFACES = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -65,6 +67,7 @@ class Meeting:
             else:
                 status = 1
                 try:
+                    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing outlives the first rank
                     status = main(own)
                 except BaseException:
                     traceback.print_exc()

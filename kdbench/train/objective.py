@@ -179,7 +179,8 @@ def _paired(term: Mapping[str, Any], teacher: Taps, batch: Batch, augmentation: 
     elsewhere = term["pairing"] in ELSEWHERE and batch.others is not None
     taps = batch.others[term["pairing"]] if elsewhere and batch.others is not None else teacher
     if augmentation is not None:
-        taps = replace(taps, second_view=batch.second_views[term["pairing"] if elsewhere else "matched", augmentation][1])
+        _, second = batch.second_views.get((term["pairing"] if elsewhere else "matched", augmentation), (None, None))
+        taps = replace(taps, second_view=second)  # None: no loss of these needs it
     if elsewhere or term["pairing"] == "matched":
         return taps
     tensors = taps.tensors()

@@ -23,7 +23,12 @@ from kdbench.errors import RankError, RankLostError, StoppedError
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
-"""How long the ranks wait for each other: one may evaluate a teacher alone. One that dies is noticed at once."""
+"""How long the ranks wait for each other's words: one may evaluate a teacher alone. On the CPU one that dies is noticed at once."""
+JOIN = timedelta(minutes=10)
+"""How long the first rank waits for the others: on a cluster, nodes may start minutes apart."""
+OF_TENSORS = timedelta(minutes=5)
+"""How long tensors wait on GPUs, where a death is not noticed: the words before them have been waited for already."""
+KNOCK = timedelta(seconds=60)
 POLL_S = 0.05
 ALIGNED = 16
 """Bytes at a multiple of which the parts of a message begin."""
@@ -52,10 +57,7 @@ class Ranks:
 
     def tried(self, act: Callable[[], T]) -> T:
         """What `act` gives here. Raises its error, or that of another rank."""
-        found, error = _tried(act)
-        if (agreed := self.agreed(error)) is not None:
-            raise agreed
-        return found  # type: ignore[return-value]
+        return act()
 
     def first(self, act: Callable[[], T]) -> T:
         """What `act` gives on the first rank, which alone calls it. Raises its error."""
@@ -71,7 +73,7 @@ class Ranks:
 
     def rows(self, mine: Mapping[Hashable, Tensor], counts: Sequence[int]) -> dict[Hashable, Tensor]:
         """Tensors with a row for each image of this rank, with those of all ranks, in order. `counts`: the number of rows of each rank."""
-        return dict(mine)
+        return {name: one.contiguous() for name, one in mine.items()}  # as they arrive from others: sums of another layout have other bits
 
     def total(self, vector: Tensor, exact: bool) -> Tensor:
         """The sum over the ranks; `exact`: always in the same order, that of `in_pairs`."""
@@ -79,6 +81,9 @@ class Ranks:
 
     def end(self) -> None:
         """Say no more."""
+
+    def cut(self) -> None:
+        """As `end`, after a rank was lost: the others notice it."""
 
 
 ALONE = Ranks()
@@ -91,7 +96,10 @@ class Together(Ranks):
         self.rank, self.world, self.device = rank, world, device
         dist.init_process_group("gloo", store=door, rank=rank, world_size=world, timeout=PATIENCE)
         self.words = dist.group.WORLD
-        self.tensors = dist.new_group(backend="nccl", timeout=PATIENCE) if device.type == "cuda" else self.words
+        self.tensors = self.words
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            self.tensors = dist.new_group(backend="nccl", timeout=OF_TENSORS)
 
     @classmethod
     def first_of(cls, world: int, device: torch.device, host: str, tell: Callable[[int], None], check: Callable[[], None]) -> Together:
@@ -100,8 +108,11 @@ class Together(Ranks):
         with _talking():
             door = dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False, timeout=PATIENCE)
             tell(door.port)
+            until = time.monotonic() + JOIN.total_seconds()
             while not all(door.check([f"rank{rank}"]) for rank in range(1, world)):
                 check()
+                if time.monotonic() > until:
+                    raise RankLostError(f"not all of the {world} ranks have come within {JOIN}")
                 time.sleep(POLL_S)
             return cls(0, world, device, door)
 
@@ -109,7 +120,7 @@ class Together(Ranks):
     def joining(cls, rank: int, world: int, device: torch.device, host: str, port: int) -> Together:
         """Another rank. Raises RankLostError."""
         with _talking():
-            door = dist.TCPStore(host, port, world, is_master=False, timeout=PATIENCE)
+            door = dist.TCPStore(host, port, world, is_master=False, timeout=KNOCK)
             door.set(f"rank{rank}", "here")
             return cls(rank, world, device, door)
 
@@ -132,6 +143,12 @@ class Together(Ranks):
 
     def knows(self, error: Exception) -> bool:
         return isinstance(error, StoppedError) or getattr(error, "is_agreed", False)
+
+    def tried(self, act: Callable[[], T]) -> T:
+        found, error = _tried(act)
+        if (agreed := self.agreed(error)) is not None:
+            raise agreed
+        return found  # type: ignore[return-value]
 
     def first(self, act: Callable[[], T]) -> T:
         found, error = _tried(act) if self.rank == 0 else (None, None)
@@ -196,6 +213,10 @@ class Together(Ranks):
     def end(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def cut(self) -> None:
+        if self.device.type != "cuda":  # there it could wait for what never comes
+            self.end()
 
 
 def in_pairs(part: Callable[[int], Tensor], first: int, end: int) -> Tensor:

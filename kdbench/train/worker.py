@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,18 +100,20 @@ def work(
     serve. Returns the exit status. Of several ranks the first one chooses what is trained; each makes this call."""
     if meeting is None or meeting.world == 1:
         return _Work(store, data_folder, device, checkpoint_every_s, side_by_side, stop, readers, tables).lead(ids)
-    lost = False
+    lost = True  # however this ends before all have said that it does
     its = _Work(store, data_folder, device, checkpoint_every_s, side_by_side, stop, readers, tables)
     try:
         its.join(meeting)
         status = its.follow() if meeting.rank else its.lead(ids)
         its.ranks.end()
+        lost = False
         return status
     except RankLostError as error:
-        lost = True
         log(str(error))
+        if its.ranks is not None:
+            its.ranks.cut()
         if not meeting.rank and (told := meeting.why_lost()):
-            for cell_id in its.current or ids:
+            for cell_id in its.current or its.claimed:
                 if not store.is_done(cell_id):
                     failure.put(store, cell_id, told)
         return 1
@@ -135,6 +137,7 @@ class _Work:
     current: tuple[str, ...] = ()
     """The cells of the bundle that is trained now."""
 
+    claimed: list[str] = field(default_factory=list)
     ranks: Ranks | None = None
     place: int = 0
     """Of this rank among those on this machine."""
@@ -155,6 +158,7 @@ class _Work:
             for cell_id in ids:
                 try:
                     claims.enter_context(store.claim(cell_id))
+                    self.claimed.append(cell_id)
                     if not store.is_done(cell_id):  # checked under the claim: another process may have finished it
                         cell = store.cell(cell_id)
                         positions[cell_id] = _position(store, cell)
@@ -240,9 +244,9 @@ class _Work:
                 member = ranks.tried(partial(_member, setup, store, cell, earlier))
                 member.ranks = ranks
                 if earlier and earlier.outcome == "diverged":
-                    saver.diverged(member, earlier.result["diverged_at_step"], "first stage")
+                    ranks.tried(partial(saver.diverged, member, earlier.result["diverged_at_step"], "first stage"))
                     continue
-                saver.sources[cell.id] = parts.sources_of(cell.config)
+                saver.sources[cell.id] = ranks.tried(partial(parts.sources_of, cell.config))
                 if _resumed(store, member, start, plan.steps, saver, ranks):
                     members.append(member)
                 else:
