@@ -86,9 +86,8 @@ def _points(quantity: str, sizes: Sequence[int], nets: Nets, device: torch.devic
             yield quantity, "kdbench report", size, report_of(size, folder)
 
 
-def figure(table: pd.DataFrame, fits: pd.DataFrame, y: str = "median_ms", size: str | None = None) -> tuple[bytes, bytes]:
-    """A panel for each quantity on logarithmic axes, with the exponents: PDF and PNG. `size` is what grows in all panels, of which each
-    then shows another quantity; else each panel is of the growth with its quantity, in ms."""
+def figure(table: pd.DataFrame, fits: pd.DataFrame) -> tuple[bytes, bytes]:
+    """A panel for each quantity on logarithmic axes, with the fitted line: PDF and PNG."""
     names = list(dict.fromkeys(table["quantity"]))
     with applied("growth"):
         drawn = Figure(figsize=(6.9, 2.2 * -(-len(names) // 3)), layout="constrained")
@@ -97,16 +96,20 @@ def figure(table: pd.DataFrame, fits: pd.DataFrame, y: str = "median_ms", size: 
             own = table[table["quantity"] == name]
             slopes = fits[fits["quantity"] == name].set_index("what")["exponent"]
             labelled = own.assign(what=[f"{what}: {slopes[what]:.2f}" for what in own["what"]])
-            seaborn.lineplot(labelled, x="size", y=y, hue="what", marker="o", palette="colorblind", ax=panel)
-            panel.set(xscale="log", yscale="log", xlabel=size or name, ylabel=name if size else "ms")
-            for axis in (panel.xaxis, panel.yaxis):  # plain text: the figures of kdbench print no formulas
-                axis.set_major_formatter(LogFormatter())
-                axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+            seaborn.lineplot(labelled, x="size", y="median_ms", hue="what", marker="o", palette="colorblind", ax=panel)
+            logarithmic(panel, name, "ms")
             panel.legend(title="exponent")
         for panel in panels[len(names) :]:
             panel.remove()
-        pdf, png, _ = rendered(drawn, "Growth")
+        pdf, png, _ = rendered(drawn, "Growth of times")
     return pdf, png
+
+
+def logarithmic(panel: Any, x: str, y: str) -> None:
+    panel.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    for axis in (panel.xaxis, panel.yaxis):  # plain text: the figures of kdbench print no formulas
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
 
 
 def report_of(repeats: int, folder: Path) -> Callable[[], Any]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
 
 from benchmarks import growth
 from benchmarks.scale_verb import NUMBERS
@@ -22,6 +24,7 @@ from kdbench.cell import Cell
 from kdbench.plan import matrix
 from kdbench.plan.suite import read
 from kdbench.record import Record
+from kdbench.report.figures.draw import applied, rendered
 from kdbench.run import local
 from kdbench.store import Store
 from kdbench.store.files import Files
@@ -165,14 +168,17 @@ def fitted(table: pd.DataFrame) -> pd.DataFrame:
 def figure(table: pd.DataFrame) -> tuple[bytes, bytes]:
     """CPU seconds, memory and calls of the whole verbs, with pairs that grow (or repeats, where nothing else was measured)."""
     own = table[(table["part"] == "") & (table["by"] == table["by"].iloc[0]) & (table["verb"] != "simulate")]
-    own = own.rename(columns={"cells": "size"})
-    own = own.assign(calls=own["opened"] + own["asked"], what=own["verb"])
-    long = pd.concat([own.assign(quantity=label, value=own[name]) for label, name in SHOWN.items()])
-    slopes = [
-        {"quantity": quantity, "what": what, "exponent": exponent(one["size"], one["value"])}
-        for (quantity, what), one in long.groupby(["quantity", "what"], sort=False)
-    ]
-    return growth.figure(long, pd.DataFrame(slopes), "value", "cells")
+    own = own.assign(calls=own["opened"] + own["asked"])
+    with applied("scale"):
+        drawn = Figure(figsize=(6.9, 2.2), layout="constrained")
+        panels = drawn.subplots(1, len(SHOWN))
+        for panel, (label, name) in zip(panels, SHOWN.items(), strict=True):
+            last = panel is panels[-1]
+            seaborn.lineplot(own, x="cells", y=name, hue="verb", marker="o", palette="colorblind", ax=panel, legend=last)
+            growth.logarithmic(panel, "cells", label)
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.05, 0.5))
+        pdf, png, _ = rendered(drawn, "Scale")
+    return pdf, png
 
 
 def _in_a_process(given: Mapping[str, str]) -> list[dict[str, Any]]:
