@@ -32,7 +32,7 @@ FRAMES = {
 class Predictions:
     """The predictions of one run, as far as they are needed.
 
-    digest: of the targets; correct: [images], bool; predicted: [images], in as few bytes as its classes need; by_class: [classes], accuracies; images: [classes], how
+    digest: of the targets; correct: [images], bool; predicted: [images], unsigned; by_class: [classes], accuracies; images: [classes], how
     many there are; nll (nats), ece and confidence: over all images; over_classes: metrics that are means over classes, by name; kl: the
     mean of KL(teacher || this run) at temperature 1, in nats, by the id of the teacher; kl_why: why it could not be computed.
     """
