@@ -32,7 +32,6 @@ from kdbench.run import local
 from kdbench.run.estimate import Costs, students_side_by_side
 from kdbench.run.local import Machine
 from kdbench.run.progress import ProgressBar
-from kdbench.run.workers import Nursery
 from kdbench.store import Store, cell_state
 
 
@@ -62,46 +61,30 @@ def run(
     with closing(local.nursery()) as workers:
         if missing:
             workers.prepare()  # it imports what workers need while the plan is made
-        return _run(plan, store, data, device, jobs, checkpoint_every_s, provider, costs, ranks, console, workers)
-
-
-def _run(
-    plan: Plan,
-    store: Store,
-    data: Path,
-    device: str,
-    jobs: int | None,
-    checkpoint_every_s: float | None,
-    provider: str,
-    costs: bool,
-    ranks: int,
-    console: Console,
-    workers: Nursery,
-) -> int:
-    probes = probe.probe(plan)
-    titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
-    machine = Machine.here(store.root, data, device, jobs, ranks, checkpoint_every_s=checkpoint_every_s)
-    machine = replace(machine, tables=tables_of(provider, plan, probes, store, on_gpu=machine.gpus > 0))
-    fresh = local.wanted(store, list(plan.cells.values()))
-    count = len(fresh)
-    if count:
-        for note in _check_data_and_device(plan, data, device):
-            console.print(f"{plan.suite.dataset['name']}: {note}", markup=False)
-    todo = f"{count} of {len(plan.cells)} cells to train, {machine.jobs} at a time"
-    machine = replace(machine, side_by_side=students_side_by_side(Costs.here(plan, store, device), machine.jobs))
-    console.print(f"{plan.suite.name}: {todo if count else f'nothing to train: all {len(plan.cells)} cells are done or being trained'}")
-    began = time.monotonic()
-    try:
-        with ProgressBar(console, titles, count) as progress:
-            local.train(plan, store, machine, progress, fresh, workers)
-    except KeyboardInterrupt:
-        console.print("interrupted: progress is saved; run the same command to continue")
-        return 130
-    if count:
-        console.print(f"trained in {time.monotonic() - began:.0f} s")
-    if costs:
-        _measure(plan, store, machine, console)
-    return conclude(store, plan.suite.name, console)
+        probes = probe.probe(plan)
+        titles = {cell.id: cell.title for cell in local.prepare(plan, store).cells}
+        machine = Machine.here(results, data, device, jobs, ranks, checkpoint_every_s=checkpoint_every_s)
+        machine = replace(machine, tables=tables_of(provider, plan, probes, store, on_gpu=machine.gpus > 0))
+        fresh = local.wanted(store, list(plan.cells.values()))
+        count = len(fresh)
+        if count:
+            for note in _check_data_and_device(plan, data, device):
+                console.print(f"{plan.suite.dataset['name']}: {note}", markup=False)
+        todo = f"{count} of {len(plan.cells)} cells to train, {machine.jobs} at a time"
+        machine = replace(machine, side_by_side=students_side_by_side(Costs.here(plan, store, device), machine.jobs))
+        console.print(f"{plan.suite.name}: {todo if count else f'nothing to train: all {len(plan.cells)} cells are done or being trained'}")
+        began = time.monotonic()
+        try:
+            with ProgressBar(console, titles, count) as progress:
+                local.train(plan, store, machine, progress, fresh, workers)
+        except KeyboardInterrupt:
+            console.print("interrupted: progress is saved; run the same command to continue")
+            return 130
+        if count:
+            console.print(f"trained in {time.monotonic() - began:.0f} s")
+        if costs:
+            _measure(plan, store, machine, console)
+        return conclude(store, plan.suite.name, console)
 
 
 def _check_data_and_device(plan: Plan, data: Path, device: str) -> tuple[str, ...]:
