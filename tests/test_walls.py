@@ -31,7 +31,7 @@ FLOORS: list[tuple[str, str]] = [
     # A new part is a new file: parts have a row for each folder.
     (
         "contracts and parts",
-        "losses.* recipes.* datasets.* models.* tasks.* published.* timm_adapter timm_arguments timm_stems submitit_adapter",
+        "losses.* recipes.* datasets.* models.* tasks.* published.* scenes timm_adapter timm_arguments timm_stems submitit_adapter",
     ),
     (
         "disk",
@@ -68,7 +68,7 @@ FLOORS: list[tuple[str, str]] = [
 ]
 """Every module of the package (an `__init__` has the floor of its folder), from low to high."""
 
-WITH_TORCH = "losses.* datasets.* models.* tasks.* train.* timm_adapter timm_arguments timm_stems"
+WITH_TORCH = "losses.* datasets.* models.* tasks.* scenes train.* timm_adapter timm_arguments timm_stems"
 """The modules that may load torch when they are imported."""
 HEAVY = ("torch", "timm", "torchvision")
 
@@ -77,19 +77,19 @@ DOORS = {
     "submitit": "submitit_adapter",
     "tensorboard": "tensorboard_adapter",
     "datasets": "datasets._huggingface",
-    "torchvision": "datasets._archive datasets._decode",
+    "torchvision": "datasets._archive datasets._decode models._torchvision",
     "torchcodec": "datasets._decode",
     "torch.distributed": "train.ranks",
 }
 """Each library, and the only modules that may import it."""
 
 ONLY = {
-    "losses.*": "errors losses.*",
+    "losses.*": "errors losses.* scenes",
     "stats.*": "errors stats.*",
     "recipes.*": "errors recipes.*",
-    "models.*": "errors losses._base models.* timm_adapter timm_arguments",
-    "datasets.*": "errors datasets.* timm_adapter",
-    "tasks.*": "errors manifest tasks.* losses._base datasets._base",
+    "models.*": "errors losses._base models.* scenes timm_adapter timm_arguments",
+    "datasets.*": "errors datasets.* scenes timm_adapter",
+    "tasks.*": "errors manifest tasks.* losses._base datasets._base scenes",
     "report.figures.*": "errors manifest report.* stats.* store.frame",
 }
 """Modules that may import even less than their floor allows."""

@@ -37,7 +37,9 @@ class Data:
         """The number of images in a split; 0 if the split does not exist."""
         raise NotImplementedError
 
-    def targets(self, split: str) -> Tensor:
+    def targets(self, split: str) -> Any:
+        """The true labels of a split in canonical order: of a dataset for classification a tensor of classes, for detection `Objects`
+        (kdbench/scenes.py) in pixels of the images as they are in their files."""
         raise NotImplementedError
 
     def draw_views(self, rng: np.random.Generator) -> np.ndarray:
@@ -105,6 +107,11 @@ class Dataset:
     def download(self, folder: Path) -> Path:
         """Put the dataset into the data folder. Returns its own folder there. Raises DataError if it cannot be downloaded."""
         raise DataError(f"{type(self).__name__} cannot be downloaded by kdbench. {self.how_to_get_it()}")
+
+    def example(self, n: int) -> tuple[Any, Any]:
+        """(inputs, targets) of n images without content, on torch's default device (it may be the meta device), by which models and losses
+        are tried before training. A dataset whose inputs are not one tensor defines it."""
+        return torch.empty(n, *self.input_shape), torch.arange(n) % self.n_classes
 
     def how_to_get_it(self) -> str:
         """What a user does to put it into the data folder; a part of messages."""

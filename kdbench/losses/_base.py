@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from kdbench.errors import LossError, RefusedError, nearest
 
-TAPS = ("logits", "pooled", "last", "stages", "preact", "tokens", "class_token", "distillation_token", "registers")
+OF_SCENES = ("levels", "dense_logits")
+"""The taps that detectors have; the others are of nets that give one answer for an image."""
+
+TAPS = ("logits", "pooled", "last", "stages", "preact", "tokens", "class_token", "distillation_token", "registers", *OF_SCENES)
 """What a loss may need of both models; not every model has all of them."""
 
 CONTEXT = ("second_view", "target", "index", "classifier", "labels", "teacher_head", "teacher_model", "teacher_features")
@@ -74,6 +77,13 @@ class Taps(Restricted):
     class_token: Float[Tensor, "n embedding"] | None = field(default_factory=_none)
     distillation_token: Float[Tensor, "n embedding"] | None = field(default_factory=_none)
     registers: Float[Tensor, "n registers embedding"] | None = field(default_factory=_none)
+    levels: Sequence[Float[Tensor, "n _ _ _"]] = field(default_factory=tuple)
+    """The maps of a feature pyramid, finest first, as a detector's heads see them."""
+    dense_logits: Sequence[Float[Tensor, "n _ _ _"]] = field(default_factory=tuple)
+    """Of each level, the class logits of a detector at each position: n x (anchors * classes) x height x breadth, class by class within
+    an anchor; empty for a detector without a dense head for classes."""
+    strides: tuple[int, ...] = field(default_factory=tuple)
+    """How many pixels of the input a position of each level is high and broad. A loss that needs `levels` or `dense_logits` may read it."""
     classifier: Sequence[Tensor] = field(default_factory=tuple)
     """Weight (classes x width) and bias of the linear layer that makes the logits from `pooled`; empty where there is no such layer."""
     second_view: Taps | None = field(default_factory=_none)
@@ -84,12 +94,15 @@ class Taps(Restricted):
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "preact", tuple(self.preact))
+        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "dense_logits", tuple(self.dense_logits))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
         """The same taps, those of a second view among them, with `change` applied to every tensor that has a row for each image."""
         second = self.second_view.map(change) if self.has("second_view") else None
         changed = {name: _mapped(vars(self)[name], change) for name in TAPS if self.has(name)}
-        return Taps(**changed, classifier=vars(self).get("classifier", ()), second_view=second)
+        kept = {name: vars(self).get(name, ()) for name in ("classifier", "strides")}
+        return Taps(**changed, **kept, second_view=second)
 
     def with_classifier(self, model: nn.Module) -> Taps:
         """The same taps with the weights of the model's classifier, if that is one linear layer with a bias."""
@@ -117,6 +130,8 @@ class Taps(Restricted):
     def needed(self, needs: frozenset[str], loss: str, side: str, change: Callable[[Tensor], Tensor]) -> Taps:
         """The taps that a loss needs, with `change` applied."""
         given = {name: _mapped(vars(self)[name], change) for name in WITH_CLASSIFIER if name in needs}
+        if needs & {"levels", "dense_logits"}:
+            given["strides"] = self.strides
         if "second_view" in needs:
             given["second_view"] = self.second_view and self.second_view.needed(needs - {"second_view"}, loss, side, change)
         return self._with(given, loss, side)
@@ -127,7 +142,8 @@ class Batch(Restricted):
     """A batch of n images without the taps. `index`: positions in the training set in its canonical order; `step` counts from 0 over the
     whole training, `epoch` from 0.
 
-    `target` is the task's: in classification the class of each image (n). Where the recipe mixes images (mixup, CutMix) it is the share of
+    `target` is the task's: in classification the class of each image (n), in detection its `Objects` (kdbench/scenes.py), in pixels of the
+    input. Where the recipe mixes images (mixup, CutMix) it is the share of
     each class in each image (n x classes), and `index` is that of the image whose share is mixed into its own place, which may be the
     smaller one: a loss that needs either is refused there unless it declares `takes_mixed`.
     """
@@ -175,7 +191,12 @@ class Pair(Restricted):
     @property
     def n_classes(self) -> int:
         """The number of classes, which every loss may know."""
-        return int(vars(self).get("_classes") or vars(self.student)["logits"].shape[1])
+        if (classes := vars(self).get("_classes")) is None:
+            logits = vars(self.student).get("logits")
+            if logits is None:
+                raise RefusedError("it needs the number of classes of a classifier, and these models have no logits of an image")
+            classes = logits.shape[1]
+        return int(classes)
 
     def needed(self, needs: frozenset[str], loss: str) -> Pair:
         """Copies of what a loss needs of this pair. The taps keep their dtype."""
@@ -324,7 +345,13 @@ class Loss(nn.Module):
         for name in sorted(needs & set(TAPS)):
             lacking = [side for side in ("student", "teacher") if not getattr(pair, side).has(name)]
             if lacking:
-                return f"it needs the tap '{name}', which the {' and the '.join(lacking)} {'do' if len(lacking) > 1 else 'does'} not have"
+                why = f"it needs the tap '{name}', which the {' and the '.join(lacking)} {'do' if len(lacking) > 1 else 'does'} not have"
+                of_scenes = name not in OF_SCENES and any(getattr(pair, side).has("levels") for side in lacking)
+                return (
+                    f"{why}: a detector has the maps of a pyramid (`levels`), and neither one vector nor one map of an image"
+                    if of_scenes
+                    else why
+                )
         if "second_view" in needs and not (pair.student.second_view and pair.teacher.second_view):
             return "it needs 'second_view', a second view of each image, and images of this dataset have none"
         if "teacher_head" in needs and pair.teacher_head is None:

@@ -51,15 +51,27 @@ class Task:
         """The predictions for a batch, in evaluation mode: columns with one row per image."""
         raise NotImplementedError
 
-    def measure(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, float]:
+    def truth(self, targets: Any) -> Any:
+        """`Data.targets` of a split as `measure`, `keep` and `per_image` get them."""
+        return targets.cpu().numpy()
+
+    def labels(self, targets: Any) -> Tensor | None:
+        """`Data.targets` as the labels that losses may need when they are bound, one class an image; None without such labels."""
+        return targets.cpu()
+
+    def measure(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, float]:
         """The metrics of a whole split, by name."""
         raise NotImplementedError
 
-    def keep(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
+    def keep(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
         """The table of predictions that is saved beside the record."""
         return predictions
 
-    def per_image(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
+    def true_columns(self, targets: Any) -> dict[str, np.ndarray]:
+        """What is saved of the true labels beside the predictions."""
+        return {"target": targets}
+
+    def per_image(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
         """Columns with one number per image, saved beside the predictions, from which a report estimates test-set sampling error. Empty if
         no metric is a mean over images."""
         return {}

@@ -82,13 +82,13 @@ class Classification(Task):
         found = {"top1": float((rank <= 1).mean()), "top5": float((rank <= 5).mean()), "nll": float(_nll(logits, targets).mean())}
         return {**found, **_by_class(rank <= 1, logits.argmax(1), targets)}
 
-    def keep(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
+    def keep(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
         logits = predictions["logits"]
         if logits.shape[1] <= FEW_CLASSES:
             return {"logits": np.clip(logits, -LARGEST, LARGEST).astype(np.float16)}
         return {"top5": np.argsort(-logits, 1)[:, :5].astype(np.int32), "nll": _nll(logits, targets).astype(np.float32)}
 
-    def per_image(self, predictions: dict[str, np.ndarray], targets: np.ndarray) -> dict[str, np.ndarray]:
+    def per_image(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
         """`correct` (its mean is top-1), `nll` (nats), `predicted` (a class), `confidence` (the probability of that class)."""
         logits = predictions["logits"].astype(np.float64)
         highest = logits.max(1)
