@@ -88,7 +88,7 @@ def learning_rate(optimizer: Optimizer) -> float:
 def make_scheduler(optimizer: Optimizer, recipe: Mapping[str, Any], steps_per_epoch: int) -> Any:
     """A schedule of the learning rate by update: call `step_update(number of updates done)` after each."""
     recipe = Recipe.complete(recipe)
-    before, whole = recipe["warmup_epochs"] * steps_per_epoch, recipe["epochs"] * steps_per_epoch
+    before, whole = recipe["warmup_steps"] or recipe["warmup_epochs"] * steps_per_epoch, recipe["epochs"] * steps_per_epoch
     warmup = {"warmup_t": before, "warmup_lr_init": recipe["warmup_lr"], "t_in_epochs": False}
     if recipe["schedule"] == "cosine":
         after = recipe["cosine_after_warmup"]

@@ -30,6 +30,8 @@ class Data:
     """Whether images are read during training."""
     n_views: int | None = None
     """How many views an image has, numbered from 0; None where there is no such number, or it is large."""
+    evaluation_batch: int = 256
+    """How many images are evaluated at once."""
     notes: tuple[str, ...] = ()
     """What a user must know of the files, as that some were passed over. `run` and `check` print it once."""
 
@@ -54,6 +56,11 @@ class Data:
         """`batch` of each (index, views), in order. A dataset that reads files may read ahead."""
         for index, views in wanted:
             yield self.batch(split, index, views)
+
+    def in_order(self, size: int) -> list[tuple[np.ndarray, None]]:
+        """The first `size` images of a split as `batches` takes them, in batches as large as they are evaluated."""
+        starts = range(0, size, self.evaluation_batch)
+        return [(np.arange(start, min(start + self.evaluation_batch, size)), None) for start in starts]
 
     def augmented(self, rand_augment: str | None, random_erasing: float) -> Data:
         """The same data with these options of a recipe in place of any before: the training images, and no others, also change by them,
@@ -89,7 +96,9 @@ class Dataset:
 
     n_classes: int
     input_shape: tuple[int, ...]
-    """Channels, height, breadth."""
+    """Channels, height, breadth; of images of many sizes those of the largest batch."""
+    one_size: bool = True
+    """Whether all batches have images of one size, so that the teacher's maps of other images fit the student's."""
     n_train: int | None
     """The number of training images; None if the options do not determine it."""
     test_images: int | None = None

@@ -78,6 +78,14 @@ class Model(nn.Module):
         """The module that maps `pooled` to `logits` (its name is `head_name`); None for a model without one."""
         return self.get_submodule(self.head_name) if self.head_name else None
 
+    def parts_by_name(self) -> Mapping[str, nn.Module]:
+        """The parts that a student can have from its teacher before training (`inherits` of an objective)."""
+        return {} if self.head is None else {"head": self.head}
+
+    def stages_in_order(self) -> list[nn.Module]:
+        """The modules that a recipe can freeze, from the images on: the stem is the first. Empty for a model that does not say."""
+        return []
+
     @property
     def head_modules(self) -> list[nn.Module]:
         """The modules that depend on the number of classes: `head: new` leaves their weights as they are drawn."""

@@ -75,10 +75,11 @@ class ObjectiveReader:
                     self.reader.error(where, f"`+kd` adds an objective '{both.name}', and the suite has one of that name: {instead}")
                 elif both:
                     found[both.name] = self._tuned(both, tuned, terms, weighted)
+        self._add_inheriting(found, alone)
         for objective in [one for one in found.values() if one.control and one.control[1] == "zero"]:
             if any(self._has_second_view(term) for term in objective.config["terms"]):
                 continue  # at weight 0 it still trains on both views
-            config = {"task": objective.config["task"], "terms": []}
+            config = {**_begun(objective.config), "terms": []}
             alike = next((one.name for one in found.values() if one.config == config and one.first is None), f"task-{config['task']:g}")
             label = f"task's loss alone, weight {config['task']:g}"
             found.setdefault(alike, ObjectiveSpec(alike, label, config, "published", objective.where, control=("", "task")))
@@ -89,6 +90,19 @@ class ObjectiveReader:
             if other != name:
                 self.reader.error(objective.where, f"'{name}' and '{other}' have the same label in tables, '{objective.label}': rename one")
         return found
+
+    def _add_inheriting(self, found: dict[str, ObjectiveSpec], alone: str) -> None:
+        """Beside each objective that inherits parts of the teacher the task's loss alone with the same parts: what they give is no merit of
+        a loss."""
+        for objective in [one for one in found.values() if "inherits" in one.config]:
+            parted = {**_begun(objective.config), "terms": []}
+            if objective.first:
+                problem = "the first of `two_stages` already decides where the student begins: leave out one of the two"
+                self.reader.error((*objective.where, "inherits"), problem)
+            elif not any(one.config == parted for one in found.values()):
+                name = "-".join([alone, "inherits", *parted["inherits"]])
+                label = f"{alone}, inherits {' and '.join(parted['inherits'])}"
+                found[name] = ObjectiveSpec(name, label, parted, "published", objective.where, control=("", "task"))
 
     def _has_second_view(self, term: Mapping[str, Any]) -> bool:
         try:
@@ -116,7 +130,7 @@ class ObjectiveReader:
             if control == "zero":  # without schedules and DOT, which would change the training of the task's loss
                 kept = ("loss", "version", "options", "pairing")
                 terms = [{**{name: term[name] for name in kept}, "weight": 0.0} for term in config["terms"]]
-                config = {"task": config["task"], "terms": terms}
+                config = {**_begun(config), "terms": terms}
             first = objective.first
             if control not in ("zero", "untrained"):
                 config["terms"] = [{**term, "pairing": control} for term in config["terms"]]
@@ -161,9 +175,9 @@ class ObjectiveReader:
             return None, None
         used, is_alone = set(WORDS), (fields.loss or name) == alone and fields.terms is None
         if is_alone:
-            used = {"task", "+kd", "loss", "label_smoothing"}
+            used = {"task", "+kd", "loss", "label_smoothing", "inherits"}
         elif fields.terms is not None:
-            used = {"task", "+kd", "terms", "dot", "weight_from", "tune", "controls", "two_stages"}
+            used = {"task", "+kd", "terms", "dot", "weight_from", "tune", "controls", "two_stages", "inherits"}
         for key in [key for key in given if key in RESERVED and key not in used]:
             what = "has no distillation term" if is_alone else "is made of `terms`: write it in one of them"
             what = "has distillation terms: the recipe has `label_smoothing` for all" if key == "label_smoothing" else what
@@ -174,10 +188,10 @@ class ObjectiveReader:
             config: Json = {"task": 1.0 if fields.task is None else fields.task, "terms": []}
             if fields.label_smoothing is not None:
                 config["task_options"] = {"label_smoothing": fields.label_smoothing}
-            return ObjectiveSpec(name, name, config, "published", where), False
+            return _inheriting(ObjectiveSpec(name, name, config, "published", where), fields), False
         if fields.terms is not None:
-            return self._combined(where, name, fields, options), fields.beside_kd
-        return self._single(where, name, fields, options, searched), fields.beside_kd
+            return _inheriting(self._combined(where, name, fields, options), fields), fields.beside_kd
+        return _inheriting(self._single(where, name, fields, options, searched), fields), fields.beside_kd
 
     def _single(self, where: Where, name: str, fields: ObjectiveFields, options: Json, searched: bool) -> ObjectiveSpec | None:
         """One loss, by its preset: `rkd`, `rkd:official_cls`, or a name of one's own with `loss:`."""
@@ -304,6 +318,20 @@ class ObjectiveReader:
         config = {**objective.config, "terms": terms}
         label = f"{objective.label}+kd"
         return ObjectiveSpec(f"{objective.name}+kd", label, config, objective.weight_from, where, first=objective.first)
+
+
+def _inheriting(objective: ObjectiveSpec | None, fields: ObjectiveFields) -> ObjectiveSpec | None:
+    """The objective, of which the student begins with parts of its teacher if the suite says so."""
+    if objective is None or fields.inherits is None:
+        return objective
+    names = sorted(set(fields.inherits))
+    label = f"{objective.label}, inherits {' and '.join(names)}"
+    return replace(objective, label=label, config={**objective.config, "inherits": names})
+
+
+def _begun(config: Json) -> Json:
+    """What of an objective is left without its terms: the weight of the task's loss, and how the student begins."""
+    return {name: config[name] for name in ("task", "inherits") if name in config}
 
 
 def _schedule(fields: ObjectiveFields, preset: Any) -> Json:

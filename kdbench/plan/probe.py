@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench import parts
 from kdbench.cell import Cell
 from kdbench.choice import applied
-from kdbench.errors import KdbenchError, LossError, OptionsError, RefusedError, SuiteError
+from kdbench.errors import KdbenchError, LossError, OptionsError, RefusedError, SuiteError, nearest
 from kdbench.isolation import explained, isolated
 from kdbench.plan.bundle import Bundle, model_key
 from kdbench.plan.matrix import Plan
@@ -90,7 +90,7 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
             model.requires_grad_(False)
             counter = FlopCounterMode(display=False)
             with torch.no_grad(), counter:
-                taps = model(torch.empty(PROBE_IMAGES, *dataset.input_shape))
+                taps = model(dataset.example(PROBE_IMAGES)[0])
             for weight in trained:
                 weight.requires_grad_(True)
         except KdbenchError:
@@ -182,8 +182,11 @@ def probe(plan: Plan) -> Probes:
 
 
 def _of_layers(net: Net, models: Mapping[str, Probed]) -> str:
-    """What is wrong with the `layer_decay` of a net; empty if nothing is."""
+    """What is wrong with the `layer_decay` or the `frozen_stages` of a net; empty if nothing is."""
     probed = models.get(model_key(net.model))
+    if probed and (frozen := net.recipe.get("frozen_stages", 0)) > (stages := len(probed.model.stages_in_order())):
+        has = f"the model has {stages} stages" if stages else "the model does not state its stages (`stages_in_order`)"
+        return f"`frozen_stages: {frozen}`, and {has}: write a smaller number"
     if "layer_decay" not in net.recipe or not probed or hasattr(probed.model.plain, "group_matcher"):
         return ""
     return "`layer_decay` needs a model that states its layers (`group_matcher`), as timm's do: leave it out here"
@@ -223,8 +226,9 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
 
     suite = plan.suite
     # How many images a folder holds is not known before it is read: many, so that no loss refuses for want of them.
-    labels = torch.empty(min(dataset.n_train or MANY, MAX_LABELS), dtype=torch.int64, device="meta")
-    plain = torch.arange(PROBE_IMAGES) % outputs
+    n_train = min(dataset.n_train or MANY, MAX_LABELS)
+    labels = torch.empty(n_train, dtype=torch.int64, device="meta") if plan.task.has_classes else None
+    _, plain = dataset.example(PROBE_IMAGES)
     trials: dict[str, tuple[str, str]] = {}
     mistakes, untried = [], []
     for student, teacher, name in plan.compared:
@@ -234,13 +238,15 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
         shapes = [[list(tensor.shape) for tensor in side.taps.tensors()] for side in (one, other)]
         stages = [(objective.first.config, objective.first.recipes[student])] if objective.first else []
         stages += [(objective.config, suite.students[student].recipe)]
+        if why := inherited_why_not(one.model, other.model, objective.config.get("inherits", ())):
+            mistakes.append(f"{suite.file.at((*objective.where, 'inherits'))}: objectives.{name}: {student} <- {teacher}: {why}")
         for term, recipe in [(term, recipe) for config, recipe in stages for term in config["terms"]]:
             mixing = any(Recipe.complete(recipe)[option] for option in MIXING)
             targets = plan.task().mix(plain, plain.new_tensor(range(PROBE_IMAGES)).flip(0), 0.75, dataset) if mixing else plain
             key = json.dumps([term["loss"], term["options"], shapes, mixing], sort_keys=True)
             if key not in trials:
                 pooled = other.taps.pooled
-                features = None if pooled is None else torch.empty(len(labels), pooled.shape[1], device="meta")
+                features = None if pooled is None else torch.empty(n_train, pooled.shape[1], device="meta")
                 pair = Pair(own, theirs, labels, other.model.head, other.model, features)
                 trials[key] = _try(term, pair, targets, outputs, suite.sources)
             refusal, why_untried = trials[key]
@@ -251,6 +257,21 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
     if mistakes:
         raise SuiteError(mistakes)
     return tuple(untried)
+
+
+def inherited_why_not(student: Any, teacher: Any, names: Iterable[str]) -> str:
+    """Why a student cannot have these parts of its teacher; empty if it can."""
+    for name in names:
+        own, theirs = (model.parts_by_name() for model in (student, teacher))
+        for whose, there in (("student", own), ("teacher", theirs)):
+            if name not in there:
+                return f"the {whose} has no part '{name}' that can be inherited{nearest(name, there)}"
+        shapes = [{key: tuple(value.shape) for key, value in side[name].state_dict().items()} for side in (own, theirs)]
+        if shapes[0] != shapes[1]:
+            differ = sorted(key for key in {*shapes[0], *shapes[1]} if shapes[0].get(key) != shapes[1].get(key))
+            sizes = " and ".join(str(shape.get(differ[0], "nothing")) for shape in shapes)
+            return f"the student's part '{name}' differs from the teacher's in {len(differ)} tensors (of {differ[0]} {sizes})"
+    return ""
 
 
 def _try(term: Mapping[str, Any], pair: Pair, targets: Any, outputs: int, sources: Mapping[str, str]) -> tuple[str, str]:

@@ -47,6 +47,7 @@ def unmet(plan: Plan, dataset: Any) -> list[str]:
             losses = [(term, loss) for term in config["terms"] if (loss := _said(term, suite.sources))]
             asked = [(term["loss"], loss.augmentation) for term, loss in losses if "second_view" in loss.needs]
             found_in = [problem for term, loss in losses for problem in _of_loss(term, loss, its)]
+            found_in += [problem for term in config["terms"] for problem in _of_pairing(term, plan.task, dataset)]
             for problem in (*found_in, *_of_second_views(asked, dataset, suite.dataset["name"])):
                 if (name, problem) not in seen:
                     seen.add((name, problem))
@@ -98,6 +99,8 @@ def _of_task(task: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
     if task.mix is parts.contract("task").mix:  # type: ignore[attr-defined]
         for option in _changed(net, MIXING):
             yield option, f"the task '{name}' has no mixed images: leave {option} out of the recipe"
+    if net.recipe["class_uniform"] and not task.has_classes:
+        yield "class_uniform", f"images of the task '{name}' have no class of their own: leave class_uniform out of the recipe"
     for option in _changed(net, ("accumulate", "bn_groups")) if task.couples == "batch" else ():
         yield option, f"the loss of the task '{name}' needs whole batches: leave {option} out of the recipe"
 
@@ -108,6 +111,11 @@ def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
     if net.recipe["drop_last"] and dataset.n_train is not None and dataset.n_train < net.recipe["batch_size"]:
         few = f"{dataset.n_train} training images are less than a batch of {net.recipe['batch_size']}, and `drop_last` drops it"
         yield "drop_last", few
+    recipe = Recipe.complete(net.recipe)
+    if dataset.n_train is not None and recipe["warmup_steps"] and recipe["epochs"]:
+        steps = recipe["epochs"] * steps_per_epoch(dataset.n_train, recipe["batch_size"], recipe["drop_last"])
+        if recipe["warmup_steps"] >= steps:
+            yield "warmup_steps", f"the training has {steps:,} updates, and the warm-up of {recipe['warmup_steps']:,} must be shorter"
 
 
 class Said(NamedTuple):
@@ -168,6 +176,14 @@ def _of_second_views(asked: list[tuple[str, str]], dataset: Any, name: str) -> I
     if len({augmentation for _, augmentation in asked}) > 1:
         each = "; ".join(f"{called}: {augmentation}" for called, augmentation in asked)
         yield f"its losses need second views that are augmented differently ({each}): give all the same `augmentation`"
+
+
+def _of_pairing(term: Mapping[str, Any], task: Any, dataset: Any) -> Iterator[str]:
+    pairing = term["pairing"]
+    if pairing == "shuffled_in_class" and not task.has_classes:
+        yield f"the pairing '{pairing}' of '{term['loss']}' needs images with one class each: write `shuffled`"
+    elif pairing in ("shuffled_globally", "shuffled_in_class") and not dataset.one_size:
+        yield f"the pairing '{pairing}' of '{term['loss']}' needs batches of one size, and these images differ: write `shuffled`"
 
 
 def _of_loss(term: Mapping[str, Any], loss: Said, recipe: Json) -> Iterator[str]:

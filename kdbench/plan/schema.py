@@ -79,7 +79,7 @@ class ObjectiveSpec:
 
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.config["terms"]) or self.first is not None
+        return bool(self.config["terms"]) or self.first is not None or "inherits" in self.config
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ WeightFrom = Literal["published", "released", "tuned", "assumed"]
 Names = str | list[str]
 Nets = list[str] | dict[str, Json | None]
 PLACES = ("student", "teacher", "objective")
-NOT_OF_A_TERM = {"task", "+kd", "terms", "dot", "tune", "controls", "label_smoothing", "two_stages"}
+NOT_OF_A_TERM = {"task", "+kd", "terms", "dot", "tune", "controls", "label_smoothing", "two_stages", "inherits"}
 """Keys of an objective that a single term of it cannot have."""
 MAX_NAMES = 1_000
 MAX_EXCLUDES = 200
@@ -186,6 +186,7 @@ class ObjectiveFields(BaseModel, strict=True, extra="forbid"):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     tune: Literal[False] | Json | None = None
     two_stages: Literal[False] | Json | None = None
+    inherits: Annotated[list[str], Field(min_length=1)] | None = None
     beside_kd: bool | Json | None = Field(default=None, alias="+kd")
 
 

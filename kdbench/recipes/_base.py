@@ -24,6 +24,7 @@ OF_DATA = ("rand_augment", "random_erasing")
 """The options that change the training images one by one."""
 MIXING = ("mixup", "cutmix")
 """The options that mix the images of a batch."""
+NO_WARMUP = "the training has no warm-up: give `warmup_epochs` or `warmup_steps` as well"
 MOMENTUM = ("sgd", "nesterov")
 """The optimisers with momentum; the others have betas."""
 
@@ -49,7 +50,11 @@ class Recipe:
     batch norm: statistics of batch norm, draws of dropout and mixing are each group's own, the running statistics are the mean over the
     groups, and losses that compare images still see the whole batch. The results do not depend on how many processes share the groups.
 
-    Learning rate: it rises linearly from `warmup_lr` to `lr` in `warmup_epochs`. A cosine then falls to `lr_min` at the end of training:
+    `batch_norm: frozen` keeps the statistics, weights and biases of a net's batch norms as they are before training, and `frozen_stages`
+    all of its first stages (the stem is the first), as detectors that start from pretrained weights are trained.
+
+    Learning rate: it rises linearly from `warmup_lr` to `lr` in `warmup_epochs`, or in `warmup_steps` updates. A cosine then falls to
+    `lr_min` at the end of training:
     from `lr` if `cosine_after_warmup` (a suite with a warm-up gets it), else it counts from the first epoch, as timm's does by default, and
     the rate drops where the warm-up ends. `betas` and `eps` are those of the optimiser (null: its defaults). `layer_decay` multiplies the
     rate once for each layer below the head, as timm divides the net; `loss_lr_scale` multiplies that of a loss's own parameters.
@@ -81,6 +86,9 @@ class Recipe:
         "layer_decay": None,
         "loss_lr_scale": 1.0,
         "bn_groups": 1,
+        "warmup_steps": 0,
+        "batch_norm": "trained",
+        "frozen_stages": 0,
     }
     """Options added after the first release (`Loss.added`)."""
 
@@ -118,6 +126,9 @@ class Recipe:
     layer_decay: float | None = None
     loss_lr_scale: float = 1.0
     bn_groups: int = 1
+    warmup_steps: int = 0
+    batch_norm: Literal["trained", "frozen"] = "trained"
+    frozen_stages: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "evaluate_every", "accumulate", "bn_groups"):
@@ -126,7 +137,7 @@ class Recipe:
         for name in ("lr", "decay_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "warmup_epochs", "mixup", "cutmix"):
+        for name in ("momentum", "weight_decay", "warmup_epochs", "warmup_steps", "frozen_stages", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, and is {getattr(self, name)}")
         if self.momentum >= 1:
@@ -167,6 +178,8 @@ class Recipe:
             raise ValueError(f"milestones must increase, and are {list(self.milestones)}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs must be less than the {self.epochs} epochs of the training, and is {self.warmup_epochs}")
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} and warmup_steps {self.warmup_steps} both say how long the warm-up is")
         late = [f"{at:g}" for at in self.milestones if at >= self.epochs]
         early = [f"{at:g}" for at in self.milestones if at <= self.warmup_epochs]
         if self.schedule == "step" and late:
@@ -175,7 +188,7 @@ class Recipe:
         if self.schedule == "step" and early:
             problem = f"milestones must come after the start and the warm-up of {self.warmup_epochs} epochs, unlike {', '.join(early)}"
             raise ValueError(f"{problem}: write higher `milestones`, or fewer `warmup_epochs`")
-        for name, used in (("warmup_lr", self.warmup_epochs > 0), ("lr_min", self.schedule == "cosine")):
+        for name, used in (("warmup_lr", bool(self.warmup_epochs or self.warmup_steps)), ("lr_min", self.schedule == "cosine")):
             if getattr(self, name) < 0 or (used and getattr(self, name) >= self.lr):
                 raise ValueError(f"{name} must be at least 0 and below the learning rate {self.lr:g}, and is {getattr(self, name):g}")
 
@@ -205,7 +218,8 @@ class Recipe:
         if options["schedule"] == "step" and own not in (None, epochs):
             settled["milestones"] = [at * epochs / own for at in options["milestones"]]
         stated = [*given, *(vars(one).get("__annotations__", {}) for one in cls.__mro__[: cls.__mro__.index(Recipe)])]
-        if options["schedule"] == "cosine" and options["warmup_epochs"] and not any("cosine_after_warmup" in level for level in stated):
+        warms_up = options["warmup_epochs"] or options.get("warmup_steps")
+        if options["schedule"] == "cosine" and warms_up and not any("cosine_after_warmup" in level for level in stated):
             settled["cosine_after_warmup"] = True
         return settled
 
@@ -218,7 +232,7 @@ class Recipe:
             **({"eps": optimizer} if options["optimizer"] == "lion" else {}),
             **(dict.fromkeys(("milestones", "decay_rate"), schedule) if options["schedule"] != "step" else {}),
             **(dict.fromkeys(("lr_min", "cosine_after_warmup"), schedule) if options["schedule"] != "cosine" else {}),
-            **({} if options["warmup_epochs"] else {"warmup_lr": "the training has no warm-up: give `warmup_epochs` as well"}),
+            **({} if options["warmup_epochs"] or options.get("warmup_steps") else {"warmup_lr": NO_WARMUP}),
         }
         return [
             ((name,), f"{text}, or leave it out" if "give" in text else f"{text}: leave it out")

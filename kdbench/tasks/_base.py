@@ -26,6 +26,10 @@ class Task:
     couples: ClassVar[Literal["sample", "batch"]] = "batch"
     """`sample`: the task's loss of a batch is the mean of its losses of the images alone, so that a batch can be divided."""
 
+    has_classes: ClassVar[bool] = True
+    """Whether each image has one class: batches can be uniform in classes (`class_uniform`), images shuffled within a class, and losses can
+    have the `labels` of the training set."""
+
     @classmethod
     def primary(cls) -> Metric:
         return cls.metrics[0]
@@ -54,10 +58,6 @@ class Task:
     def truth(self, targets: Any) -> Any:
         """`Data.targets` of a split as `measure`, `keep` and `per_image` get them."""
         return targets.cpu().numpy()
-
-    def labels(self, targets: Any) -> Tensor | None:
-        """`Data.targets` as the labels that losses may need when they are bound, one class an image; None without such labels."""
-        return targets.cpu()
 
     def measure(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, float]:
         """The metrics of a whole split, by name."""

@@ -30,7 +30,7 @@ from kdbench.train.member import Member
 from kdbench.train.numerics import laid_out
 from kdbench.train.objective import Objective
 from kdbench.train.seeds import Streams
-from kdbench.train.start import continue_from, start_from
+from kdbench.train.start import continue_from, inherit, start_from
 from kdbench.train.stream import BatchPlan
 from kdbench.train.teacher import LiveTeacher, load_teacher, load_weights
 
@@ -79,7 +79,7 @@ class Setup:
             outputs = self.task.outputs(self.dataset)
             student_taps = probe_model(cell.config["student"], self.dataset, outputs, cell.sources).taps
             teacher_taps = probe_model(self.teacher.cell.config["student"], self.dataset, outputs, self.teacher.cell.sources).taps
-            teacher, labels = self.teacher.model, self.data.targets("train").cpu()
+            teacher, labels = self.teacher.model, self.data.targets("train").cpu() if self.task.has_classes else None
             if self.dataset.augments:
                 student_taps, teacher_taps = student_taps.with_second_view(), teacher_taps.with_second_view()
             features = partial(self.teacher.features, self.data) if teacher_taps.pooled is not None else None
@@ -96,6 +96,8 @@ class Setup:
             with isolated(0):
                 second.data.batch("train", index[:1], views[:1])
         student = self.student(cell)
+        if (names := cell.config["objective"].get("inherits")) and self.teacher:
+            inherit(student, self.teacher.model, names)
         if first and first.outcome == "finished" and store:
             if not same_images(first.result["data_fingerprint"], self.data.fingerprint):
                 raise DataError(f"its first stage {first.id} was trained on other images than these ({self.data.fingerprint})")

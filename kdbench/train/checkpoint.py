@@ -74,7 +74,7 @@ class Saver:
         torch.save(weights, buffer)
         self.store.write_sealed(self.store.file(cell.id, "weights.bin"), buffer.getvalue())
         table = io.BytesIO()
-        np.savez_compressed(table, **{**predictions, "target": targets, **member.task.per_image(raw, targets)})
+        np.savez_compressed(table, **{**predictions, **member.task.true_columns(targets), **member.task.per_image(raw, targets)})
         self.store.write_bytes(self.store.file(cell.id, "predictions.npz"), table.getvalue())
         result = {
             "metrics": metrics(member.task, member.history),

@@ -16,11 +16,8 @@ from kdbench.tasks._base import Task
 from kdbench.train.numerics import autocast
 from kdbench.train.ranks import ALONE, Ranks
 
-EVALUATION_BATCH = 256
-
-
-Predictions = tuple[dict[str, np.ndarray], np.ndarray]
-"""(columns of predictions, targets), one row per image, in canonical order."""
+Predictions = tuple[dict[str, np.ndarray], Any]
+"""(columns of predictions, true labels as the task has them), one row per image, in canonical order."""
 
 
 def predict_all(
@@ -37,7 +34,7 @@ def predict_all(
     columns: list[dict[str, list[np.ndarray]]] = [{} for _ in models]
     errors: dict[int, Exception] = {}
     size = data.size(split) if first is None else min(first, data.size(split))
-    wanted = [(np.arange(start, min(start + EVALUATION_BATCH, size)), None) for start in range(0, size, EVALUATION_BATCH)]
+    wanted = data.in_order(size)
     share = ranks.share(len(wanted))
 
     def predict() -> None:
@@ -54,7 +51,7 @@ def predict_all(
 
     ranks.tried(predict)
     agreed = [ranks.agreed(errors.get(number)) for number in range(len(models))]
-    targets = data.targets(split)[:size].cpu().numpy()
+    targets = task.truth(data.targets(split)[:size])
     gathered = [{} if error else ranks.gathered(mine) for error, mine in zip(agreed, columns, strict=True)]
     for mine in gathered:
         if ranks.rank == 0 and any(len(values) != size for values in mine.values()):

@@ -31,7 +31,6 @@ from kdbench.store import Store
 from kdbench.store.features import asked, path_of, stored, weights_of
 from kdbench.train.build import Setup, make_model, point_of
 from kdbench.train.circumstance import choose_device, circumstance, installed
-from kdbench.train.evaluate import EVALUATION_BATCH
 from kdbench.train.linear_probe import linear_probe
 from kdbench.train.numerics import autocast, laid_out, settle
 from kdbench.train.seeds import seed_of
@@ -131,8 +130,7 @@ class Work:
         (cell_id,) = setting["cells"]
         features, labels = {}, {}
         for split in ("train", "test"):
-            size = data.size(split)
-            batches = [np.arange(start, min(start + EVALUATION_BATCH, size)) for start in range(0, size, EVALUATION_BATCH)]
+            batches = [index for index, _ in data.in_order(data.size(split))]
             pooled = [taps.pooled.double().cpu() for taps in self._taps(cell_id, data, split, batches) if taps.pooled is not None]
             if not pooled:
                 raise KdbenchError("the network has no pooled features")

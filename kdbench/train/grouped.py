@@ -84,7 +84,7 @@ class GroupedMember(Member):
         if self.point and "gradient" in self.point:
             self._weigh(self.point, given)
         with isolated(seed_of(self.streams.dropout, given.batch.step)):
-            self._set_modes()
+            self.set_modes()
             forward = self._forward(given)
             sizes = self._sizes(forward) if first and len(self._all_values(forward)) > 1 else {}
             weights = [weight for weight in self.trained.parameters() if weight.requires_grad]
@@ -102,12 +102,6 @@ class GroupedMember(Member):
             self.optimizer.add({weight: one for weight, one in zip(weights, terms[0], strict=True) if one is not None})
         self._note(summed.values, self.objective.total(summed.values), sum(given.counts), given.batch.step)
         self._update(given.batch.step)
-
-    def _set_modes(self) -> None:
-        if not all(module.training for module in self.modules):  # as after an evaluation
-            self.trained.train()
-        if not self.objective.trains_student:
-            self.student.eval()
 
     def _forward(self, given: Given) -> Forward:
         groups = self.ranks.tried(lambda: self._groups(given))
@@ -281,7 +275,7 @@ class GroupedMember(Member):
         """`_find_weight` of a batch in groups."""
         count = self.cell.config["objective"]["tuned"]["terms"]
         with self._copied(), isolated(seed_of(self.streams.dropout, given.batch.step)):
-            self.trained.train()
+            self.set_modes()
             forward = self._forward(given)
             weights = [weight for weight in self.student.parameters() if weight.requires_grad]
             pulls = self.ranks.tried(lambda: self._task_and_terms(forward, weights, count))

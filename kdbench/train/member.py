@@ -47,6 +47,7 @@ class Member:
         self.cell, self.student, self.objective, self.task = cell, student, objective, task
         self.recipe, self.numerics = Recipe.complete(cell.config["recipe"]), cell.config["numerics"]
         self.streams = Streams.of(cell.config)
+        self.frozen = _frozen(student, self.recipe)
         if not objective.trains_student:
             student.requires_grad_(False)
             if not any(weight.requires_grad for weight in objective.parameters()):
@@ -67,7 +68,7 @@ class Member:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        self.modules = list(self.trained.modules())
+        self.modules = [module for module in self.trained.modules() if module not in self.frozen]
         self.sums: dict[str, Tensor] = {}
         self.seen = 0
         self.gradients: dict[str, float] = {}
@@ -79,10 +80,7 @@ class Member:
         if self.point and "gradient" in self.point:
             self._find_weight(self.point, inputs, targets, batch, teacher)
         with isolated(seed_of(self.streams.dropout, batch.step)):
-            if not all(module.training for module in self.modules):  # as after an evaluation
-                self.trained.train()
-            if not self.objective.trains_student:
-                self.student.eval()
+            self.set_modes()
             for place, (share, seed, *part) in enumerate(self.parts(inputs, targets, batch, teacher)):
                 values = self._values(seed, *part)
                 total = self.objective.total(values)
@@ -96,6 +94,15 @@ class Member:
             self._update(batch.step)
             if gradients:
                 self.gradients = relative_sizes(gradients)
+
+    def set_modes(self) -> None:
+        """Into training mode, but what is frozen."""
+        if not all(module.training for module in self.modules):  # as after an evaluation
+            self.trained.train()
+            for module in self.frozen:
+                module.training = False
+        if not self.objective.trains_student:
+            self.student.eval()
 
     def take(self, given: Given, first: bool = False) -> None:
         """`step`, as the loop gives it."""
@@ -134,7 +141,7 @@ class Member:
         count = self.cell.config["objective"]["tuned"]["terms"]
         found = dict[str, dict[int, Tensor]]()
         with self._copied(), isolated(seed_of(self.streams.dropout, batch.step)):
-            self.trained.train()
+            self.set_modes()
             for share, seed, *part in self.parts(inputs, targets, batch, teacher):
                 values = self._values(seed, *part)
                 terms = self.objective.unscheduled(values, count)
@@ -270,6 +277,18 @@ class Member:
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.gradients, self.lr = state["gradients"], state["lr"]
         self.bad_step = state["bad_step"].to(self.device)
+
+
+def _frozen(student: nn.Module, recipe: Mapping[str, Any]) -> set[nn.Module]:
+    """The modules of a student that a recipe freezes. Their parameters become constant; they stay in evaluation mode."""
+    stages = student.stages_in_order()[: recipe["frozen_stages"]] if recipe["frozen_stages"] else []  # type: ignore[operator]
+    found = {module for stage in stages for module in stage.modules()}
+    if recipe["batch_norm"] == "frozen":
+        found |= {module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    for module in found:
+        module.requires_grad_(False)
+        module.training = False
+    return found
 
 
 def relative_sizes(gradients: dict[str, dict[int, Tensor]]) -> dict[str, float]:

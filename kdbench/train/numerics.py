@@ -41,7 +41,7 @@ def _keep_memory() -> None:
 
 
 def autocast(numerics: Mapping[str, Any], inputs: Any) -> AbstractContextManager[Any]:
-    device = inputs.device.type if isinstance(inputs, torch.Tensor) else "cpu"
+    device = getattr(inputs, "device", torch.device("cpu")).type
     low = numerics["autocast"]
     return torch.autocast(device, dtype=getattr(torch, low) if low else None, enabled=low is not None)
 

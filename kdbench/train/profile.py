@@ -125,7 +125,7 @@ class _Step:
         self.inputs, self.targets, self.seen = self._data()
         self.batch = Batch(self.targets, torch.as_tensor(self.index, device=member.device), 0, 0)
         self.divided = list(member.parts(self.inputs, self.targets, *self._teacher()))
-        member.trained.train()
+        member.set_modes()
         self.outputs: list[tuple[Any, Taps]] = []
         for _, _, inputs, targets, batch, _ in self.divided:
             with isolated(0), torch.no_grad():

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.cell import Cell
-from kdbench.errors import DataError, closest, nearest
+from kdbench.errors import DataError, RefusedError, closest, nearest
 from kdbench.models._base import Model
 from kdbench.plan.nets import digest_of_file
+from kdbench.plan.probe import inherited_why_not
 from kdbench.timm_adapter import pretrained_weights
 from kdbench.train.checkpoint_files import described, read_weights, weights_in
 from kdbench.train.objective import Objective
@@ -85,6 +86,16 @@ def continue_from(student: nn.Module, objective: Objective, left: Mapping[str, T
         if wrong := [f"{name} {_shape(value)} for {_shape(own[name])}" for name, value in shared.items() if not _alike(own[name], value)]:
             raise DataError(f"the loss '{term[0]}' has other shapes in its first stage: {_listed(wrong)}")
         loss.load_state_dict(shared, strict=False)
+
+
+def inherit(student: Model, teacher: Model, names: Sequence[str]) -> None:
+    """Give the student these parts of its teacher (`Model.parts_by_name`), with the teacher's weights. Raises RefusedError: one of them has
+    no such part, or of other shapes."""
+    if why := inherited_why_not(student, teacher, names):
+        raise RefusedError(why)
+    own, theirs = student.parts_by_name(), teacher.parts_by_name()
+    for name in names:
+        own[name].load_state_dict(theirs[name].state_dict())
 
 
 def _numbered(terms: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from kdbench.record import Record, same_images
 from kdbench.store import Store
 from kdbench.tasks._base import Task
 from kdbench.train.circumstance import device_name, installed
-from kdbench.train.evaluate import EVALUATION_BATCH, evaluate
+from kdbench.train.evaluate import evaluate
 from kdbench.train.numerics import autocast, laid_out
 from kdbench.train.result import digest_of
 from kdbench.train.stream import Place
@@ -52,9 +51,7 @@ class LiveTeacher:
     def features(self, data: Data) -> Tensor:
         """`pooled` of the training images without augmentation, in canonical order, on the CPU (n_train x width)."""
         if self._features is None:
-            starts = range(0, data.size("train"), EVALUATION_BATCH)
-            wanted = [(np.arange(start, min(start + EVALUATION_BATCH, data.size("train"))), None) for start in starts]
-            found = [self.taps(inputs).pooled for inputs, _ in data.batches("train", wanted)]
+            found = [self.taps(inputs).pooled for inputs, _ in data.batches("train", data.in_order(data.size("train")))]
             self._features = torch.cat([one.float().cpu() for one in found if one is not None])
         return self._features
 

@@ -22,7 +22,7 @@ from kdbench.store import Store
 from kdbench.store.step_times import StepTimes, stream_of, student_of
 from kdbench.train.build import Setup
 from kdbench.train.circumstance import device_name, installed
-from kdbench.train.evaluate import EVALUATION_BATCH, predict_all
+from kdbench.train.evaluate import predict_all
 from kdbench.train.numerics import timed_s
 from kdbench.train.stream import BatchPlan
 
@@ -103,7 +103,7 @@ def time_student(times: StepTimes, cell: Cell, setup: Setup, steps: Sequence[Any
     member = setup.member(cell)
     member.step(*whole)
     step_s = usual_s(device, lambda: member.step(*whole))
-    images = min(EVALUATION_BATCH, data.size("test"))
+    images = min(data.evaluation_batch, data.size("test"))
     predict = partial(predict_all, setup.task, [member.deployed], data, "test", member.numerics, images)
     numbers = {
         "step_s": step_s,
