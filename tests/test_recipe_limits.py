@@ -279,7 +279,7 @@ def test_an_option_without_effect_is_refused_where_it_is_written(write_suite: Ca
         "{name: short, schedule: cosine, milestones: [2]}": ("recipe.milestones", "the schedule 'cosine' does not use it"),
         "{name: short, schedule: constant, decay_rate: 0.3}": ("recipe.decay_rate", "the schedule 'constant' does not use it"),
         "{name: short, lr_min: 0.001}": ("recipe.lr_min", "the schedule 'step' does not use it"),
-        "{name: short, warmup_lr: 0.001}": ("recipe.warmup_lr", "give `warmup_epochs` as well"),
+        "{name: short, warmup_lr: 0.001}": ("recipe.warmup_lr", "give `warmup_epochs` or `warmup_steps` as well"),
         "{name: short, momentum: 1.5}": ("recipe", "momentum must be below 1"),
         "{name: short, rand_augment: rand-m15}": ("recipe", "rand-m15"),
         "{name: short, rand_augment: rand-m9-t3a-tweights}": ("recipe", "one of tweights and t3a"),

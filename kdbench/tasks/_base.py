@@ -55,7 +55,7 @@ class Task:
         """The predictions for a batch, in evaluation mode: columns with one row per image."""
         raise NotImplementedError
 
-    def truth(self, targets: Any) -> Any:
+    def true_labels(self, targets: Any) -> Any:
         """`Data.targets` of a split as `measure`, `keep` and `per_image` get them."""
         return targets.cpu().numpy()
 

@@ -51,7 +51,7 @@ def predict_all(
 
     ranks.tried(predict)
     agreed = [ranks.agreed(errors.get(number)) for number in range(len(models))]
-    targets = task.truth(data.targets(split)[:size])
+    targets = task.true_labels(data.targets(split)[:size])
     gathered = [{} if error else ranks.gathered(mine) for error, mine in zip(agreed, columns, strict=True)]
     for mine in gathered:
         if ranks.rank == 0 and any(len(values) != size for values in mine.values()):
