@@ -17,7 +17,8 @@ NUMERICS: dict[str, Json] = {
     "exact": {"name": "exact", "autocast": None, "tf32": False, "memory_format": "contiguous", "threads": 1},
     "fast": {"name": "fast", "autocast": "bfloat16", "tf32": True, "memory_format": "channels_last", "threads": 1},
 }
-DEFAULT_BASELINES = ("ce", "kd")
+DEFAULT_BASELINES = ("kd",)
+"""Those of every suite that has them, after the loss of the task alone."""
 MARGIN_POINTS = 0.2
 """The least difference that matters where a suite gives none, in points of a metric that is printed in per cent."""
 KD_BESIDE = {"weight": 1.0, "temperature": 4.0}

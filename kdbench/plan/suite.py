@@ -44,7 +44,7 @@ class _SuiteReader(FileReader):
         if tune and tune.how.pair and pairs and tune.how.pair not in pairs and not self.errors:
             self.error(("tune", "share", "pair"), f"{tune.how.pair[0]} <- {tune.how.pair[1]} is not among the suite's pairs")
         exclude = self._excludes(given["exclude"], students, teachers, objectives)
-        baselines = self._baselines(given["baselines"], objectives)
+        baselines = self._baselines(given["baselines"], objectives, task)
         metric = self._metric(given["metric"], task)
         margin = given["margin"]
         if metric and metric.percent:  # given in points, and stored as a fraction
@@ -179,9 +179,9 @@ class _SuiteReader(FileReader):
             found.append({key: list(dict.fromkeys(names)) for key, names in rule.items()})
         return found
 
-    def _baselines(self, given: list[str] | None, objectives: dict[str, ObjectiveSpec]) -> list[str]:
+    def _baselines(self, given: list[str] | None, objectives: dict[str, ObjectiveSpec], task: parts.Part | None) -> list[str]:
         if given is None:
-            return [name for name in DEFAULT_BASELINES if name in objectives]
+            return [name for name in (task.make.alone if task else "", *DEFAULT_BASELINES) if name in objectives]
         for place, name in enumerate(given):
             self.known(("baselines", place), name, objectives, "objectives")
             if name in given[:place]:

@@ -166,8 +166,9 @@ def _check_probe(plan: Plan, dataset: Mapping[str, Any], sources: Mapping[str, s
     own = parts.from_config("dataset", plan.suite.dataset, plan.suite.sources)
     other = parts.from_config("dataset", dataset, sources)
     shapes = [" x ".join(map(str, one.input_shape)) for one in (other, own)]
-    if other.task != own.task or other.task != "classification":
-        raise UsageError(f"--probe {title}: a linear probe is for classification, and this is {other.task} beside {own.task}")
+    if other.task != own.task or not plan.task.has_classes:
+        what = f"this is {other.task} beside {own.task}"
+        raise UsageError(f"--probe {title}: a linear probe is for classification, where images have one class, and {what}")
     if shapes[0] != shapes[1]:
         what = f"its images have the shape {shapes[0]}, and the networks of {plan.suite.name} are for {shapes[1]}"
         raise UsageError(

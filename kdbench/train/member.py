@@ -65,6 +65,8 @@ class Member:
         self.history: list[dict[str, Any]] = []
         self.device = next(student.parameters()).device
         self.bad_step = torch.tensor(NEVER, device=self.device)
+        self.of_task: dict[str, Tensor] = {}
+        """The parts of the task's loss in the last forward pass, where it has several."""
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -200,6 +202,7 @@ class Member:
         # Copies, since the model may change its inputs, which all students share.
         with autocast(self.numerics, inputs):
             losses, taps = self.task.step(self.student, private(inputs), private(targets))
+        self.of_task = {f"task.{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
         taps = taps.with_classifier(self.student)
         if self.objective.augmentation is None:
             return losses, taps
@@ -213,7 +216,8 @@ class Member:
     def _note(self, values: Mapping[str, tuple[Tensor, Tensor]], total: Tensor, n: int, step: int) -> None:
         """The values for n images. Sums stay on the device, so that nothing here waits for it."""
         self.seen += n
-        pairs = {**values, "": (total, total)}
+        of_task = {name: (value, self.objective.task_weight * value) for name, value in self.of_task.items()}
+        pairs = {**values, **of_task, "": (total, total)}
         now = torch.stack([value.detach() for pair in pairs.values() for value in pair]).double().mul_(n).view(-1, 2)
         self.sums |= {name: self.sums[name] + one if name in self.sums else one for name, one in zip(pairs, now, strict=True)}
         self.bad_step = torch.where(torch.isfinite(total) | (self.bad_step != NEVER), self.bad_step, step)

@@ -112,7 +112,7 @@ def check_teacher(record: Record, task: Task, now: float | None, student: Cell, 
         raise TeacherError(f"teacher {record.id} does not match its record: {primary.label} is {now} now, and {then} in the record")
     least = default if asked is None else asked
     if least is not None and (now < least if primary.higher_is_better else now > least):
-        whose = "the suite requires" if asked is not None else "without min_top1 the suite requires"
+        whose = "the suite requires" if asked is not None else f"without min_{primary.name} the suite requires"
         raise TeacherError(f"teacher {record.id} is not good enough: {primary.label} is {now:.4g}, and {whose} {least:.4g}")
     declared, tolerance = student.declared_teacher_metric or (now, 0.0)
     if abs(now - declared) > tolerance:
