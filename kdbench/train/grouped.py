@@ -100,6 +100,7 @@ class GroupedMember(Member):
             weight.grad = None if gradient is None else _laid_out_as(weight, gradient)
         if isinstance(self.optimizer, Dot):
             self.optimizer.add({weight: one for weight, one in zip(weights, terms[0], strict=True) if one is not None})
+        self.of_task = {}  # that of the last group of this rank, and of no batch
         self._note(summed.values, self.objective.total(summed.values), sum(given.counts), given.batch.step)
         self._update(given.batch.step)
 
