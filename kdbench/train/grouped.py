@@ -214,7 +214,7 @@ class GroupedMember(Member):
         kind = max((one.dtype for one in [*weights, *running]), key=lambda dtype: dtype.itemsize, default=torch.float32)
         kind = torch.promote_types(kind, torch.float32)
 
-        def of(number: int) -> Tensor:
+        def of(number: int) -> list[Tensor]:
             group = forward.groups.get(number)
             found: list[Tensor | None] = []
             for place, pull in enumerate(pulls):
@@ -225,10 +225,12 @@ class GroupedMember(Member):
             moved = group.moved[: len(running)] if group else [False] * len(running)
             flags = [group is not None, *moved, *(one is not None for one in found)]
             pieces.append(torch.tensor(flags, dtype=kind, device=self.device))
-            return torch.cat([piece.detach().reshape(-1).to(kind) for piece in pieces])
+            return [piece.detach().to(kind) for piece in pieces]
 
         share, exact = self.ranks.share(self.recipe["bn_groups"]), self.numerics["name"] == "exact"
-        mine = self.ranks.tried(lambda: in_pairs(of, share.start, share.stop))
+        # As one vector only at the end: for large nets each is more memory than the process keeps, and comes page by page.
+        parted = self.ranks.tried(lambda: in_pairs(of, share.start, share.stop, torch._foreach_add))
+        mine = torch.cat([piece.reshape(-1) for piece in parted])
         # What all ranks have computed alike of the whole batch has the same bits with `exact`; else they take the mean.
         direct = [one for pull in pulls for one in pull.weights]
         sure = exact and self.device.type == "cpu"

@@ -5,6 +5,7 @@ said: each call here is made by all ranks, in the same order."""
 
 from __future__ import annotations
 
+import operator
 import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -219,13 +220,13 @@ class Together(Ranks):
             self.end()
 
 
-def in_pairs(part: Callable[[int], Tensor], first: int, end: int) -> Tensor:
+def in_pairs(part: Callable[[int], T], first: int, end: int, add: Callable[[T, T], T] = operator.add) -> T:
     """The sum of parts `first` to `end` - 1, each of which is made when its turn comes: that of the first half plus that of the second.
     So a number of ranks that is a power of two, and divides the number of parts, does not change the sum."""
     if end - first == 1:
         return part(first)
     middle = (first + end) // 2
-    return in_pairs(part, first, middle) + in_pairs(part, middle, end)
+    return add(in_pairs(part, first, middle, add), in_pairs(part, middle, end, add))
 
 
 @contextmanager
