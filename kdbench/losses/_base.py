@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 from jaxtyping import Float, Int
@@ -291,6 +291,11 @@ class Loss(nn.Module):
         """Why this loss cannot be used with this pair; None if it can. Missing taps are checked elsewhere."""
         return None
 
+    def notes(self, pair: Pair) -> list[str]:
+        """What a user should know before training of this loss with this pair, which it does not refuse: what it leaves out, in sentences
+        without a subject."""
+        return []
+
     def bind(self, pair: Pair) -> None:
         """Build learnable parts and buffers for this pair. Called once (by `prepare`), before the optimiser is made.
 
@@ -346,12 +351,13 @@ class Loss(nn.Module):
             lacking = [side for side in ("student", "teacher") if not getattr(pair, side).has(name)]
             if lacking:
                 why = f"it needs the tap '{name}', which the {' and the '.join(lacking)} {'do' if len(lacking) > 1 else 'does'} not have"
-                of_scenes = name not in OF_SCENES and any(getattr(pair, side).has("levels") for side in lacking)
-                return (
-                    f"{why}: a detector has the maps of a pyramid (`levels`), and neither one vector nor one map of an image"
-                    if of_scenes
-                    else why
-                )
+                if not any(getattr(pair, side).has("levels") for side in lacking):
+                    return why
+                if name in OF_SCENES:
+                    return f"{why}: a detector has it if its head gives class logits at each position of its levels, as fcos and retinanet"
+                taps = [one for one in OF_SCENES if one in get_args(get_type_hints(type(self).__init__).get("tap"))]
+                advice = f"; set `tap: {taps[0]}`" if taps else ""
+                return f"{why}: a detector has the maps of a pyramid (`levels`), and neither one vector nor one map of an image{advice}"
         if "second_view" in needs and not (pair.student.second_view and pair.teacher.second_view):
             return "it needs 'second_view', a second view of each image, and images of this dataset have none"
         if "teacher_head" in needs and pair.teacher_head is None:

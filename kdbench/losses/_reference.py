@@ -4,28 +4,34 @@
 pooled sin(k) of the student (5 x 3), cos(k) of the teacher (5 x 4); logits 2 sin(0.7 k) and 3 cos(0.9 k); targets and indices 0, 1, 2, 3,
 4 in a training set of 30 with targets i mod 6. Two stages of maps: the earlier 5 x 2 x 4 x 4 and 5 x 3 x 4 x 4, sin(0.37 k) and
 cos(0.53 k); the last 5 x 3 x 2 x 2 and 5 x 4 x 2 x 2, the same waves, each map shifted so that its average is `pooled`. `preact` are the
-same maps. The second view has all of these again with k = 2, 3, 4 ... torch's generator is seeded with 0 before the loss and the teacher's
-head are built, and again before the loss is called. A loss that refuses different widths gets the teacher's first 3 channels.
+same maps. Four levels with strides of 8, 16, 32 and 64: 32, 16, 8 and 4 positions high and broad, of 3 and of 4 channels, the waves of the
+maps; at each position 12 dense logits (2 anchors, 6 classes), the waves of the logits. For losses on these the target is one object in each
+image of 256 x 256: of image i = 0, 1, 2, 3, 4 the box from (16 i, 8 i) to (16 i + 64, 8 i + 96), of class i. The second view has all of
+these again with k = 2, 3, 4 ... torch's generator is seeded with 0 before the loss and the teacher's head are built, and again before the
+loss is called. A loss that refuses different widths gets the teacher's first 3 channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.losses._base import Batch, Loss, Pair, Taps
+from kdbench.losses._base import OF_SCENES, Batch, Loss, Pair, Taps
+from kdbench.scenes import Objects
 
 
 def pair(width: int = 4) -> Pair:
-    """The taps of both models on the reference batch, the teacher's pooled features and last map cut to `width`."""
+    """The taps of both models on the reference batch, the teacher's pooled features, last map and levels cut to `width`."""
     students, teachers = [], []
     for first in (1, 2):
         teacher = _taps(torch.cos, 0.53, 4, 3, 3, 0.9, first)
         cut = teacher.last[:, :width]
-        teachers.append(Taps(teacher.logits, teacher.pooled[:, :width], cut, (teacher.stages[0], cut), (teacher.preact[0], cut)))
+        maps = {"stages": (teacher.stages[0], cut), "preact": (teacher.preact[0], cut), "levels": [one[:, :width] for one in teacher.levels]}
+        teachers.append(replace(teacher, pooled=teacher.pooled[:, :width], last=cut, **maps))
         students.append(_taps(torch.sin, 0.37, 3, 2, 2, 0.7, first))
     student, teacher = (replace(one, second_view=second) for one, second in (students, teachers))
     return Pair(student, teacher, labels=torch.arange(30) % 6, teacher_head=nn.Linear(width, 6, dtype=torch.float64))
@@ -49,7 +55,10 @@ def value(make: Callable[[], Loss]) -> float:
     with torch.random.fork_rng(devices=[]):
         loss, given = bound(make)
         torch.manual_seed(0)
-        return loss(given.student, given.teacher, Batch(torch.arange(5), torch.arange(5))).item()
+        boxes = tuple(torch.tensor([[16.0 * i, 8.0 * i, 16.0 * i + 64, 8.0 * i + 96]]) for i in range(5))
+        objects = Objects(boxes, tuple(torch.tensor([i]) for i in range(5)), ((256, 256),) * 5)
+        target = objects if loss.needs & set(OF_SCENES) else torch.arange(5)
+        return loss(given.student, given.teacher, Batch(target, torch.arange(5))).item()
 
 
 def _taps(function: Callable[[Tensor], Tensor], step: float, width: int, earlier: int, size: int, slow: float, first: int) -> Taps:
@@ -63,4 +72,7 @@ def _taps(function: Callable[[Tensor], Tensor], step: float, width: int, earlier
     waves = wave(step, 5, width, 2, 2)
     last = waves - waves.mean((2, 3), keepdim=True) + pooled[:, :, None, None]
     stages = (wave(step, 5, earlier, 4, 4), last)
-    return Taps(size * wave(slow, 5, 6), pooled, last, stages, stages)
+    levels = [wave(step, 5, width, side, side) for side in (32, 16, 8, 4)]
+    dense = [size * wave(slow, 5, 12, *one.shape[2:]) for one in levels]
+    scenes: dict[str, Any] = {"levels": levels, "dense_logits": dense, "strides": (8, 16, 32, 64)}
+    return Taps(size * wave(slow, 5, 6), pooled, last, stages, stages, **scenes)

@@ -3,9 +3,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
-from kdbench.losses._base import Batch, Loss, Preset, Taps
+from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
+from kdbench.losses._pyramid import compared, unpaired
 from kdbench.losses._soft import cross_entropy, divergence, positive, transformed
 
 
@@ -17,18 +21,21 @@ class KD(Loss):
     standard deviation (with classes - 1) plus 1e-7.
     With `form="cross_entropy"`, -sum_c softmax(z_t,i / T)_c log softmax(z_s,i / T)_c stands for KL: it adds the teacher's entropy to the
     value, and has the same gradient.
+    With `tap: dense_logits`, for detectors, each logit is a prediction of its own: T^2 times the sum over the levels of the mean over the
+    images and positions of sum_k KL( sigmoid(z_t,k / T) || sigmoid(z_s,k / T) ) over the classes k of all anchors, KL that of yes and no.
 
-    Shapes: logits z_s and z_t, n x classes.
+    Shapes: logits z_s and z_t, n x classes; dense logits n x (anchors classes) x h x w, of the levels with equal strides.
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", NIPS workshop 2014 (arXiv 1503.02531); zscore:
         Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, github.com/sunshangquan/logit-standardization-KD.
     Defaults: temperature 4 with T^2, as in the CIFAR-100 protocol of CRD (github.com/HobbitLong/RepDistiller).
     Departs: the divergence instead of the soft cross-entropy (the same gradient; they differ by the teacher's entropy); sum over
         classes and mean over the batch, as in all public code. With zscore, a sample with equal logits gets a finite but very large
-        gradient, as in the released code. `form="cross_entropy"` is the value of github.com/yzd-v/cls_KD.
+        gradient, as in the released code. `form="cross_entropy"` is the value of github.com/yzd-v/cls_KD. For dense logits there is no
+        agreed form, and this one is defined by kdbench.
     """
 
-    added: ClassVar[Mapping[str, Any]] = {"form": "divergence"}
+    added: ClassVar[Mapping[str, Any]] = {"form": "divergence", "tap": "logits"}
 
     compares = "logits"
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -60,9 +67,13 @@ class KD(Loss):
             options={"temperature": 1.0},
             dot=0.09,
         ),
+        "dense": Preset(
+            "defined by kdbench: the binary divergence of a detector's class logits at each position, for which no weight was published",
+            weight=None,
+            options={"temperature": 1.0, "tap": "dense_logits"},
+        ),
     }
 
-    needs = frozenset({"logits"})
     couples = "sample"
     # Not "scale": the 1e-7 of zscore matters for small logits.
     laws = frozenset({"permutation"})
@@ -74,20 +85,41 @@ class KD(Loss):
         squared_temperature: bool = True,
         transform: Literal["none", "zscore"] = "none",
         form: Literal["divergence", "cross_entropy"] = "divergence",
+        tap: Literal["logits", "dense_logits"] = "logits",
     ):
         super().__init__()
         positive(temperature=temperature)
+        if tap != "logits" and (transform, form) != ("none", "divergence"):
+            raise ValueError("`transform` and `form` are for the logits of an image, and not for dense_logits")
         self.temperature = temperature
         self.squared_temperature = squared_temperature
         self.transform = transform
         self.form = form
+        self.tap = tap
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.tap})
 
     @property
     def variant(self) -> str | None:
-        return None if self.transform == "none" else self.transform
+        return "dense" if self.tap != "logits" else None if self.transform == "none" else self.transform
+
+    def refuses(self, pair: Pair) -> str | None:
+        return None if self.tap == "logits" else unpaired(pair, self.tap)
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        if self.tap != "logits":
+            levels = compared(student, teacher, self.tap).values()
+            value = torch.stack([self._binary(x, y).sum(1).mean() for x, y in levels]).sum()
+            return value * self.temperature**2 if self.squared_temperature else value
         assert student.logits is not None and teacher.logits is not None
         x, y = (transformed(logits, self.transform) for logits in (student.logits, teacher.logits))
         value = divergence(x, y, self.temperature) if self.form == "divergence" else cross_entropy(x, y, self.temperature).mean()
         return value * self.temperature**2 if self.squared_temperature else value
+
+    def _binary(self, x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Of each logit KL( sigmoid(y / T) || sigmoid(x / T) ), of yes and no."""
+        x, y = x / self.temperature, y / self.temperature
+        yes, no = (torch.sigmoid(z) * (functional.logsigmoid(z) - functional.logsigmoid(s)) for z, s in ((y, x), (-y, -x)))
+        return yes + no

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._stagewise import unmatched
+from kdbench.losses._gram import nothing
+from kdbench.losses._pyramid import Pairs, check_levels, compared, unpaired
 
 
 class PCKA(Loss):
@@ -22,12 +23,15 @@ class PCKA(Loss):
     channel: each channel, with n * patch^2 columns;  image: each image, with c * patch^2;  offset: each place within a patch, with n * c.
     A group whose (centred) values are constant has C = 0 and gradient 0. A part of weight 0 is not computed.
 
-    Shapes: both models need the same channels and the same number of patches, at least 2, and 3 if centred (else C is 1 for all maps).
+    Shapes: both models need the same channels and the same number of patches, at least 2, and 3 if centred (else C is 1 for all maps). Of
+        `tap: levels` a level with fewer is skipped: its parts are 0 with gradient 0, and the buffer `skipped` counts it, once a batch. The
+        parts of each level are reported apart; `levels` are places among the levels of equal stride, counted from 0 at the finest.
 
     Source: Zhou et al., "Rethinking Centered Kernel Alignment in Knowledge Distillation", IJCAI 2024; github.com/Klayand/PCKA,
         mmrazor/models/losses/cka_loss.py.
     Defaults: patches of 16, channels, not centred, intra 10 and no inter, as in the configurations of that code for RetinaNet, FCOS and
-        RepPoints, on maps of a feature pyramid. For classifiers no weight is published. The preset `centred` is defined by kdbench.
+        RepPoints, which have it on the four finest levels of a feature pyramid (`fpn`). For classifiers no weight is published. The presets
+        `centred` and `fpn_centred` are defined by kdbench.
     Departs: the code gives -C, with the same gradient. It multiplies inter by the weight of intra, which changes nothing in its
         configurations, where both are 10. It fails where a map has a single patch. Its division of rows by their norms is left out, as in
         its configurations for detection. inter is computed from X_s X_t^T, with the same value.
@@ -45,7 +49,25 @@ class PCKA(Loss):
             weight=None,
             options={"patch": 4, "intra": 1.0, "centred": True},
         ),
+        "fpn": Preset(
+            "github.com/Klayand/PCKA, configurations of RetinaNet, FCOS and RepPoints: intra 10 on levels 0 to 3",
+            weight=1.0,
+            options={"tap": "levels", "levels": [0, 1, 2, 3]},
+        ),
+        "fpn_faster_rcnn": Preset(
+            "github.com/Klayand/PCKA, configurations of Faster R-CNN, Mask R-CNN and GFL: intra 10, inter 10 on levels 0 to 3",
+            weight=1.0,
+            options={"tap": "levels", "levels": [0, 1, 2, 3], "inter": 10.0},
+        ),
+        "fpn_centred": Preset(
+            "defined by kdbench: CKA with centring on all levels, patches of 4, for which no weight was published",
+            weight=None,
+            options={"tap": "levels", "patch": 4, "intra": 1.0, "centred": True},
+        ),
     }
+    added: ClassVar[Mapping[str, Any]] = {"levels": None}
+
+    skipped: Tensor
 
     def __init__(
         self,
@@ -55,9 +77,11 @@ class PCKA(Loss):
         inter: float = 0.0,
         centred: bool = False,
         grouping: Literal["channel", "image", "offset"] = "channel",
-        tap: Literal["last", "stages"] = "last",
+        tap: Literal["last", "stages", "levels"] = "last",
+        levels: list[int] | None = None,
     ):
         super().__init__()
+        check_levels(levels)
         if patch < 1:
             raise ValueError(f"patch must be at least 1 position high and broad, not {patch}")
         if not (intra or inter):
@@ -68,6 +92,9 @@ class PCKA(Loss):
         self.centred = centred
         self.grouping = grouping
         self.tap = tap
+        self.levels = levels
+        if tap == "levels":
+            self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
 
     @property
     def variant(self) -> str:
@@ -90,30 +117,47 @@ class PCKA(Loss):
         return frozenset({"permutation", "scale", *own, *moved, *turned})
 
     def refuses(self, pair: Pair) -> str | None:
-        if (why := unmatched(pair, self.tap)) is not None:
+        if (why := unpaired(pair, self.tap, self.levels, any_size=True)) is not None:
             return why
-        for place, (x, y) in enumerate(zip(self._maps(pair.student), self._maps(pair.teacher), strict=True)):
-            where = "last map" if self.tap == "last" else f"stage {place}"
-            if x.shape[1] != y.shape[1]:
-                return f"it compares channel by channel: the {where} of the student has {x.shape[1]}, that of the teacher {y.shape[1]}"
+        pairs, few = self._pairs(pair.student, pair.teacher), []
+        for name, (x, y) in pairs.items():
             counts = [self._patches(z) for z in (x, y)]
             if counts[0] != counts[1]:
-                return f"the {where} of the student has {counts[0]} patches of {self.patch}, that of the teacher {counts[1]}"
-            if counts[0] < (fewest := 3 if self.centred else 2):
-                size = "x".join(map(str, x.shape[2:]))
-                return f"the {where}, {size}, has {counts[0]} patches of {self.patch}, and it needs {fewest}: set a smaller `patch`"
-        return None
+                return f"the {name} of the student has {counts[0]} patches of {self.patch}, that of the teacher {counts[1]}"
+            if counts[0] < self._fewest:
+                few.append(f"the {name}, {'x'.join(map(str, x.shape[2:]))}, has {counts[0]} patches of {self.patch}")
+        if len(few) < (len(pairs) if self.tap == "levels" else 1):
+            return None
+        return f"{'; '.join(few)}, and it needs {self._fewest}: set a smaller `patch`"
+
+    def notes(self, pair: Pair) -> list[str]:
+        found = []
+        for name, (x, _) in self._pairs(pair.student, pair.teacher).items():
+            if (count := self._patches(x)) < self._fewest:
+                patches = "1 patch" if count == 1 else f"{count} patches"
+                found.append(f"skips level {name} ({patches} of {self.patch}, and it needs {self._fewest}): a smaller `patch` has more")
+        return found
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> dict[str, Tensor]:
-        ours, theirs = self._maps(student), self._maps(teacher)
-        alike = torch.stack([self._alike(self._rows(x), self._rows(y)) for x, y in zip(ours, theirs, strict=True)])
-        unlike = (1 - alike).sum(0).to(ours[0].dtype)
+        pairs = self._pairs(student, teacher)
+        unlike = {name: self._unlike(x, y) for name, (x, y) in pairs.items()}
+        if self.tap != "levels":
+            unlike = {"": torch.stack([*unlike.values()]).sum(0)}
+        kind = next(iter(pairs.values()))[0].dtype
         weights = {"intra": self.intra, "inter": self.inter}
-        return {part: weight * value for (part, weight), value in zip(weights.items(), unlike, strict=True) if weight}
+        return {
+            f"{part}_{name}".strip("_"): weight * one
+            for name, value in unlike.items()
+            for (part, weight), one in zip(weights.items(), value.to(kind), strict=True)
+            if weight
+        }
 
-    def _maps(self, side: Taps) -> tuple[Float[Tensor, "n _ _ _"], ...]:
-        value = getattr(side, self.tap)
-        return value if isinstance(value, tuple) else (value,)
+    def _pairs(self, student: Taps, teacher: Taps) -> Pairs:
+        return compared(student, teacher, self.tap, self.levels)
+
+    @property
+    def _fewest(self) -> int:
+        return 3 if self.centred else 2
 
     def _patches(self, x: Float[Tensor, "n c h w"]) -> int:
         return -(-x.shape[2] // self.patch) * -(-x.shape[3] // self.patch)
@@ -124,6 +168,13 @@ class PCKA(Loss):
         order = {"channel": (1, 2, 4, 0, 3, 5), "image": (0, 2, 4, 1, 3, 5), "offset": (3, 5, 2, 4, 0, 1)}[self.grouping]
         groups = 2 if self.grouping == "offset" else 1
         return cut.permute(order).flatten(groups + 2).flatten(groups, groups + 1).flatten(0, groups - 1)
+
+    def _unlike(self, x: Float[Tensor, "n c h w"], y: Float[Tensor, "n c h w"]) -> Float[Tensor, 2]:
+        """1 less the mean cosines of the Gram matrices of rows and of columns; 0 of a level with too few patches."""
+        if self.tap == "levels" and self._patches(x) < self._fewest:
+            self.skipped += 1
+            return nothing(x).expand(2)
+        return 1 - self._alike(self._rows(x), self._rows(y))
 
     def _alike(self, x: Float[Tensor, "groups patches _"], y: Float[Tensor, "groups patches _"]) -> Float[Tensor, 2]:
         """The mean cosines of the Gram matrices of rows and of columns; 0 of a part that is not asked for."""

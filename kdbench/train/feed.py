@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdbench.datasets._base import to_device
 from kdbench.isolation import isolated
-from kdbench.losses._base import TAPS, Batch, Taps
+from kdbench.losses._base import OF_SCENES, TAPS, Batch, Taps
 from kdbench.train.given import Given, Part
 from kdbench.train.member import Member
 from kdbench.train.ranks import Ranks
@@ -148,12 +148,15 @@ def counts_of(n: int, groups: int, world: int) -> tuple[int, ...]:
 
 
 def tensors_of(taps: Taps, names: set[str]) -> dict[Hashable, Tensor]:
-    """Those of a model's taps that have these names, and those of its second view where `second_view` is among them."""
+    """Those of a model's taps that have these names, and those of its second view where `second_view` is among them. The names of levels
+    have their strides."""
     found: dict[Hashable, Tensor] = {}
     for name in TAPS:
         if name in names and taps.has(name):
             value = getattr(taps, name)
-            found |= {(name, place): one for place, one in enumerate(value)} if isinstance(value, tuple) else {(name,): value}
+            strides = taps.strides if name in OF_SCENES else ()
+            each = {(name, place, *strides[place : place + 1]): one for place, one in enumerate(value)} if isinstance(value, tuple) else None
+            found |= {(name,): value} if each is None else each
     if "second_view" in names and taps.has("second_view"):
         assert taps.second_view is not None
         found |= {("second_view", *name): one for name, one in tensors_of(taps.second_view, names - {"second_view"}).items()}  # type: ignore[misc]
@@ -168,6 +171,8 @@ def taps_of(tensors: Mapping[Hashable, Tensor]) -> Taps:
             given.setdefault(name, {})[tuple(rest)] = tensor
         elif rest:
             given[name] = (*given.get(name, ()), tensor)
+            if len(rest) > 1 and rest[1] not in given.get("strides", ()):
+                given["strides"] = (*given.get("strides", ()), rest[1])
         else:
             given[name] = tensor
     if "second_view" in given:

@@ -19,11 +19,20 @@ def stages(some: Taps, tap: str) -> list[Tensor]:
 
 
 def kd(loss: Any, s: Taps, t: Taps) -> float:
+    if loss.tap == "dense_logits":
+        pairs = zip(s.dense_logits, t.dense_logits, strict=True)
+        return loss.temperature**2 * sum(dense_kd(x, y, loss.temperature) for x, y in pairs)
     x, y = slow.rows(s.logits), slow.rows(t.logits)
     if loss.transform == "zscore":
         x, y = slow.standardised(x), slow.standardised(y)
     value = (slow.kd if loss.form == "divergence" else slow.soft_cross_entropy)(x, y, loss.temperature)
     return value * (loss.temperature**2 if loss.squared_temperature else 1)
+
+
+def dense_kd(x: Tensor, y: Tensor, temperature: float) -> float:
+    """Of one level: of each logit, two classes whose logits are it and 0."""
+    pairs = zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)
+    return sum(slow.kd([[a, 0.0]], [[b, 0.0]], temperature) for a, b in pairs) / (x.numel() / x.shape[1])
 
 
 def sp(loss: Any, s: Taps, t: Taps) -> float:

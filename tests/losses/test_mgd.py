@@ -10,7 +10,7 @@ from . import toys
 def test_masks_are_of_whole_channels_and_drawn_anew() -> None:
     loss, pair = toys.bound("mgd", "{'mask': 0.5}")
     kept = []
-    loss.generation.register_forward_pre_hook(lambda module, given: kept.append((given[0] != 0).flatten(2)))
+    loss.generation[0].register_forward_pre_hook(lambda module, given: kept.append((given[0] != 0).flatten(2)))
     torch.manual_seed(0)
     for _ in range(2):
         loss(pair.student, pair.teacher, toys.batch(6))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from kdbench import parts
 from kdbench.errors import PartError
-from kdbench.losses._base import TAPS, Batch, Loss, Pair, Taps
+from kdbench.losses._base import OF_SCENES, TAPS, Batch, Loss, Pair, Taps
+from kdbench.scenes import Objects
 
 from .values import modules
 
@@ -25,6 +26,11 @@ CLASSES = 5
 LABELS = torch.arange(40) % CLASSES
 WIDTHS = ((4, 6), (4, 4), (5, 5), (3, 3))
 """Student's and teacher's channels: a loss is shown the first pair that it does not refuse."""
+LEVELS = ((17, 20), (9, 10), (5, 5), (3, 3))
+"""Height and breadth of the levels, the finest of more than one patch of 16."""
+STRIDES = (8, 16, 32, 64)
+SIZE = (130, 152)
+"""Of each image, in which the objects are."""
 SECOND = 1000
 """What a second view's seed is larger by."""
 SIDES = {5: 5, 3: 17}
@@ -43,14 +49,32 @@ def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64, seco
     stages = tuple(one.relu() for one in preact)
     logits = 2 * random(n, CLASSES, seed=seed + 2)
     classifier = tuple(random(*shape, seed=seed + 4 + place).to(dtype) for place, shape in enumerate(((CLASSES, width), (CLASSES,))))
-    made = Taps(logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
+    levels = [random(n, width, *size, seed=seed + 6 + place) for place, size in enumerate(LEVELS)]
+    dense = [2 * random(n, 2 * CLASSES, *size, seed=seed + 40 + place) for place, size in enumerate(LEVELS)]
+    of_scenes = Taps(levels=levels, dense_logits=dense, strides=STRIDES)
+    made = replace(of_scenes, logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
     second = taps(n, width, seed + SECOND, dtype, second=False) if second else None
     return replace(made.map(lambda tensor: tensor.to(dtype)), classifier=classifier, second_view=second)
 
 
-def batch(n: int) -> Batch:
+def batch(n: int, loss: Loss | None = None) -> Batch:
+    """With the target that the loss wants: objects, if it is for detectors; else classes."""
     index = torch.arange(n) * 3
-    return Batch(target=LABELS[index], index=index, epoch=1, step=n)
+    is_of_scenes = loss is not None and bool(loss.needs & set(OF_SCENES))
+    return Batch(target=objects(n) if is_of_scenes else LABELS[index], index=index, epoch=1, step=n)
+
+
+def objects(n: int) -> Objects:
+    """None in the first image, then one, two ..., which overlap."""
+    boxes = [[[5.0 + 7 * i + 20 * j, 3.0 + 11 * j, 60.0 + 9 * i + 20 * j, 40.0 + 17 * j] for j in range(i % 4)] for i in range(n)]
+    found = tuple(torch.tensor(one).view(-1, 4) for one in boxes)
+    return Objects(found, tuple(torch.arange(len(one)) % CLASSES for one in found), (SIZE,) * n)
+
+
+def for_classifiers(name: str, preset: str = "") -> bool:
+    """Whether a loss, with its default preset or this one, is for nets that give one answer for an image."""
+    presets = parts.load("loss", name).make.presets
+    return not made(name, preset or next(iter(presets))).needs & set(OF_SCENES)
 
 
 def pair(n: int = 6, widths: tuple[int, int] = WIDTHS[0], dtype: torch.dtype = torch.float64) -> Pair:
@@ -283,4 +307,9 @@ def near(got: float, wanted: float, relative: float) -> bool:
 
 
 def permuted(some: Batch, order: Tensor) -> Batch:
-    return replace(some, target=some.target[order], index=some.index[order])
+    target = some.target
+    if isinstance(target, Objects):
+        target = Objects(*(tuple(one[place] for place in order) for one in (target.boxes, target.labels, target.sizes)))
+    else:
+        target = target[order]
+    return replace(some, target=target, index=some.index[order])

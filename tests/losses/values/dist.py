@@ -49,5 +49,6 @@ FURTHER: list[dict[str, Any]] = [
     {"gamma": 0.0, "tau": 2.0},
     CORRECTED,
     {"plus": "corrected", "gamma": 0.0, "kappa": 0.0},
+    {"gamma": 0.0, "tap": "dense_logits"},
 ]
 SLOW = {str(CORRECTED): corrected}

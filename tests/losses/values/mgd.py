@@ -15,7 +15,7 @@ def stored(key: str, teacher: str, uniform: str) -> Stored:
         key,
         student={"last": "student_map"},
         teacher={"last": teacher},
-        state={"align.": "align.", "generation.": "generation."},
+        state={"align.": "align.0.", "generation.": "generation.0."},
         prepare=draw,
     )
 
@@ -24,4 +24,4 @@ GOLDEN = [
     stored("mgd", "teacher_map", "mgd_uniform"),
     stored("mgd_same_channels", "teacher_map_same_channels", "mgd_uniform_same_channels"),
 ]
-FURTHER: list[dict[str, Any]] = [{"mask": 0.5}]
+FURTHER: list[dict[str, Any]] = [{"mask": 0.5}, {"mask": 0.5, "tap": "levels", "levels": [0, 2]}]

@@ -17,13 +17,18 @@ FURTHER: list[dict[str, Any]] = [
     {"patch": 4, "centred": True, "inter": 3.0},
     {"patch": 1, "grouping": "image", "inter": 2.0, "intra": 0.0},
     {"patch": 1, "grouping": "image", "centred": True},
+    {"patch": 4, "tap": "levels", "inter": 2.0, "levels": [1, 3]},
 ]
 GROUPS = {"channel": "bcuhvw->cuvbhw", "image": "bcuhvw->buvchw", "offset": "bcuhvw->hwuvbc"}
 
 
 def slowly(loss: Any, s: Taps, t: Taps) -> float:
     """From whole Gram matrices, centred on both sides, of patches cut from maps that PyTorch resizes."""
-    sides = ([side.last] if loss.tap == "last" else list(side.stages) for side in (s, t))
+    sides = [[side.last] if loss.tap == "last" else list(getattr(side, loss.tap)) for side in (s, t)]
+    if loss.tap == "levels":  # of these, the ones with enough patches
+        few = 2 if loss.centred else 1
+        levels = [place for place in loss.levels or range(len(sides[0])) if loss._patches(sides[0][place]) > few]
+        sides = [[side[place] for place in levels] for side in sides]
     total = 0.0
     for x, y in zip(*sides, strict=True):
         groups = list(zip(grouped(loss, x), grouped(loss, y), strict=True))
@@ -52,4 +57,4 @@ def cosine(k: Tensor, m: Tensor) -> float:
     return ((k * m).sum() / (k.norm() * m.norm())).item()
 
 
-SLOW = {case: slowly for case in ("released", "faster_rcnn", "centred", *map(str, FURTHER))}
+SLOW = {case: slowly for case in ("released", "faster_rcnn", "centred", "fpn", "fpn_faster_rcnn", "fpn_centred", *map(str, FURTHER))}
