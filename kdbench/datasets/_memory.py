@@ -60,13 +60,20 @@ def kept(labels: Tensor, subset: Subset, names: list[str] | None = None) -> np.n
     return torch.cat(chosen).sort().values.numpy()
 
 
-def split_off(contents: Iterable[bytes], share: float, split_seed: int, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def split_off(
+    contents: Iterable[bytes], share: float, split_seed: int, labels: np.ndarray | None = None, strata: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions of (the rest, a held-out share), each in increasing order, selected by a hash of the seed and of an image's content; with
-    `labels`, the share of each class. Raises DataError if one of the two is empty."""
+    `labels`, the share of each class; with `strata`, the share of all, of which each stratum has its part. Raises DataError if one of the
+    two is empty."""
     hashes = [hashlib.sha256(split_seed.to_bytes(8, "little") + content).digest() for content in contents]
     order = np.array(sorted(range(len(hashes)), key=hashes.__getitem__))
-    if labels is None:
-        held = order[: round(len(order) * share)]
+    count = round(len(order) * share)
+    if strata is not None:
+        by_stratum = order[np.argsort(strata[order], kind="stable")]
+        held = by_stratum[(2 * np.arange(count) + 1) * len(order) // (2 * max(count, 1))]  # evenly spaced
+    elif labels is None:
+        held = order[:count]
     else:
         by_class = (order[labels[order] == label] for label in np.unique(labels))
         held = np.concatenate([mine[: held_of(len(mine), share)] for mine in by_class])

@@ -19,13 +19,43 @@ from kdbench.datasets._views import CentreCrop, RandomResizedCrop, Seen
 from kdbench.errors import DataError
 
 
+class ReadAhead(Data):
+    """Images that are read when needed, in this process or by others that read ahead. A batch depends only on (index, views)."""
+
+    readers: dict[str, Reader]
+    """Of each split."""
+    device: torch.device
+    workers: int = 0
+
+    def made(self, split: str, index: np.ndarray, views: np.ndarray | None, pixels: Tensor) -> tuple[Any, Any]:
+        """The batch of what a reader read."""
+        raise NotImplementedError
+
+    def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Any, Any]:
+        return self.made(split, index, views, self.readers[split].read(index, views))
+
+    def batches(self, split: str, wanted: Iterable[Wanted]) -> Generator[tuple[Any, Any], None, None]:
+        listed = list(wanted)
+        if not (self.workers and listed and self.from_files):
+            yield from super().batches(split, listed)
+            return
+        with closing(read_ahead(self.readers[split], listed, self.workers, self.device.type == "cuda")) as ahead:
+            for (index, views), pixels in zip(listed, ahead, strict=True):
+                yield self.made(split, index, views, pixels)
+
+    def read_with(self, processes: int) -> None:
+        self.workers = processes
+
+    def reading_rates(self, index: np.ndarray, views: np.ndarray) -> dict[str, float]:
+        return self.readers["train"].rates(index, views) if self.from_files else {}
+
+
 @dataclass(eq=False)
-class StreamedData(Data):
+class StreamedData(ReadAhead):
     """Images that are decoded when needed. A view is a 64-bit number, from which an image's random crop and flip follow, and the seeds of
     RandAugment and of random erasing.
 
     `files` are those of each split, in canonical order; `seen` is the transform for training, `plain` for evaluation.
-    A batch depends only on (index, views).
     """
 
     files: dict[str, StoredImages]
@@ -56,40 +86,21 @@ class StreamedData(Data):
     def draw_views(self, rng: np.random.Generator) -> np.ndarray:
         return rng.bit_generator.random_raw(self.size("train"))
 
-    def batch(self, split: str, index: np.ndarray, views: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        return self._erased(self._placed(split, index, self.readers[split].read(index, views)), views)
-
-    def batches(self, split: str, wanted: Iterable[Wanted]) -> Generator[tuple[Tensor, Tensor], None, None]:
-        listed = list(wanted)
-        if not (self.workers and listed):
-            yield from super().batches(split, listed)
-            return
-        with closing(read_ahead(self.readers[split], listed, self.workers, self.device.type == "cuda")) as ahead:
-            for (index, views), pixels in zip(listed, ahead, strict=True):
-                yield self._erased(self._placed(split, index, pixels), views)
-
     def augmented(self, rand_augment: str | None, random_erasing: float) -> StreamedData:
         seen = self.seen.first if isinstance(self.seen, AlsoRandAugment) else self.seen
         if rand_augment is not None:
             seen = AlsoRandAugment(seen, RandAugment(rand_augment, min(self.input_shape[1:]), self.mean))
         return replace(self, seen=seen, random_erasing=random_erasing)
 
-    def read_with(self, processes: int) -> None:
-        self.workers = processes
-
-    def reading_rates(self, index: np.ndarray, views: np.ndarray) -> dict[str, float]:
-        return self.readers["train"].rates(index, views)
-
     def to(self, device: torch.device) -> StreamedData:
         return replace(self, device=device)
 
-    def _erased(self, batch: tuple[Tensor, Tensor], views: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        return (erased(batch[0], views, self.random_erasing), batch[1]) if self.random_erasing and views is not None else batch
-
-    def _placed(self, split: str, index: np.ndarray, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def made(self, split: str, index: np.ndarray, views: np.ndarray | None, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels are copied to the device as bytes and normalised there, which needs a quarter of the bandwidth."""
-        there = pixels.to(self.device, non_blocking=True)
-        return normalised(there, self.mean, self.std), self.labels[split][to_device(index, self.device)]
+        inputs = normalised(pixels.to(self.device, non_blocking=True), self.mean, self.std)
+        if self.random_erasing and views is not None:
+            inputs = erased(inputs, views, self.random_erasing)
+        return inputs, self.labels[split][to_device(index, self.device)]
 
 
 class Streamed(Dataset):

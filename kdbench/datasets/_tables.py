@@ -50,13 +50,14 @@ def read_table(path: Path, wanted: Sequence[str]) -> TableRows:
     return found
 
 
-def refuse(path: Path, problems: Iterable[tuple[str, str]]) -> None:
-    """Raises DataError with the first of the problems, which are (line, what is wrong), and their number; nothing where there is none."""
+def refuse(path: Path, problems: Iterable[tuple[str, str]], what: str = "rows", todo: str = "") -> None:
+    """Raises DataError with the first of the problems, which are (line, what is wrong), and their number; nothing where there is none.
+    `todo` is what the reader may do about them."""
     found = [f"{line}: {text}" for line, text in problems]
     if found:
-        count = f": {len(found)} rows cannot be used" if len(found) > 1 else ""
+        count = f": {len(found)} {what} cannot be used" if len(found) > 1 else ""
         more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        raise DataError(f"{path.absolute()}{count}: {'; '.join(found[:MOST_NAMED])}{more}")
+        raise DataError(f"{path.absolute()}{count}: {'; '.join(found[:MOST_NAMED])}{more}{todo}")
 
 
 def some(names: Sequence[str]) -> str:
