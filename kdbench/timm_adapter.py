@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -137,6 +137,45 @@ def make_model(
         how = "".join(f", {name}={value!r}" for name, value in arguments.items())
         sides = "x".join(map(str, inputs[1:]))
         raise PartError(f"timm cannot build {architecture} for images of {sides} pixels{how}: {type(error).__name__}: {error}") from error
+
+
+def make_pyramid(architecture: str, inputs: tuple[int, ...], strides: Sequence[int], given: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
+    """A timm model with random weights that gives a list of maps, one for each of these strides, finest first, and the channels of each.
+    Raises PartError if timm has no such model; RefusedError if it has no such maps, or cannot take images of this shape."""
+    if not timm.is_model(architecture):
+        raise PartError(f"timm has no model '{architecture}'{nearest(architecture, timm.list_models())[:200]}")
+    listed = _strides_of(architecture)
+    if absent := [stride for stride in strides if stride not in listed]:
+        told = f"its maps have strides of {', '.join(map(str, sorted(set(listed))))} pixels" if listed else "it gives no maps of its stages"
+        why = f"timm's {architecture} has no pyramid for this detector: {told}, and {', '.join(map(str, absent))} is asked for"
+        raise RefusedError(f"{why}. Use a convolutional net, or other `strides`")
+    # Of several maps of a stride the last one: the places differ from net to net.
+    places = tuple(len(listed) - 1 - listed[::-1].index(stride) for stride in strides)
+    arguments = {**given, "features_only": True, "in_chans": inputs[0], "out_indices": places}
+    try:
+        with isolated(0), torch.device("meta"), torch.no_grad():
+            shapes = [tuple(one.shape) for one in _created(architecture, **arguments).eval()(torch.empty(2, *inputs))]
+        net = _created(architecture, **arguments)
+    except Exception as error:
+        sides = "x".join(map(str, inputs[1:]))
+        raise RefusedError(
+            f"timm's {architecture} cannot be the body of a detector for images of {sides} pixels: {type(error).__name__}: {error}"
+        ) from error
+    channels = net.feature_info.channels()
+    sizes = [tuple(side // stride for side in inputs[1:]) for stride in strides]
+    if any({(2, many, *size), (2, *size, many)}.isdisjoint({shape}) for many, size, shape in zip(channels, sizes, shapes, strict=True)):
+        raise RefusedError(f"timm's {architecture} gives maps of {shapes}, which have not the strides that it states")
+    return net, channels
+
+
+@cache
+def _strides_of(architecture: str) -> list[int]:
+    """The strides of all maps that timm lists of a model; none where it gives no maps."""
+    try:
+        with isolated(0), torch.device("meta"):
+            return [one["reduction"] for one in _created(architecture, features_only=True).feature_info.info]
+    except Exception:
+        return []
 
 
 def _sized(architecture: str, inputs: tuple[int, ...], arguments: Mapping[str, Any], **shapes: int) -> tuple[nn.Module, dict[str, Any]]:

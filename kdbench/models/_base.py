@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -61,12 +63,21 @@ class Model(nn.Module):
     def adapt_inputs(self, inputs: Mapping[str, Any], normalisation: tuple[Any, Any] | None) -> None:
         """Convert inputs before the net: from the dataset's `normalisation` (mean, std) to the net's own `mean`, `std` and `size`. Raises
         RefusedError if the dataset does not state its normalisation, or it has another number of channels."""
+        self.register_forward_pre_hook(self.input_adapter(inputs, normalisation))
+
+    @staticmethod
+    def input_adapter(inputs: Mapping[str, Any], normalisation: tuple[Any, Any] | None) -> InputAdapter:
+        """What `adapt_inputs` applies."""
         if "mean" in inputs and normalisation is None:
             raise RefusedError("the model has its own normalisation, but the dataset does not state how its inputs are normalised")
         if "mean" in inputs and normalisation is not None and len(inputs["mean"]) != len(normalisation[0]):
             message = f"the model's normalisation has {len(inputs['mean'])} channels, and the dataset's images have {len(normalisation[0])}"
             raise RefusedError(f"{message}: set `mean` and `std` for these")
-        self.register_forward_pre_hook(InputAdapter(normalisation, inputs.get("mean"), inputs.get("std"), inputs.get("size")))
+        return InputAdapter(normalisation, inputs.get("mean"), inputs.get("std"), inputs.get("size"))
+
+    def released(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a published checkpoint by the names that they have here."""
+        return {reduce(lambda key, rule: re.sub(*rule, key), self.released_layout.items(), name): one for name, one in weights.items()}
 
     @property
     def plain(self) -> nn.Module:

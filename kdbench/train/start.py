@@ -130,14 +130,14 @@ class _Asked:
     head: frozenset[str]
     heads: tuple[str, ...]
     new_head: bool
-    layout: Mapping[str, str]
+    model: Model
 
     @classmethod
     def of(cls, model: Model, new_head: bool) -> _Asked:
         own = model.plain.state_dict()
         drawn = list(model.head_modules)
         heads = tuple(f"{name}." for name, module in model.plain.named_modules() if any(module is one for one in drawn))
-        return cls(own, frozenset(key for key in own if key.startswith(heads)), heads, new_head, model.released_layout)
+        return cls(own, frozenset(key for key in own if key.startswith(heads)), heads, new_head, model)
 
     def fitting(self, key: str, tensors: Mapping[str, Tensor]) -> list[_Found]:
         """What fits under each prefix, longest first: what lies under a longer prefix that fits is not unknown to a shorter one."""
@@ -161,8 +161,8 @@ class _Asked:
         """The tensors under a prefix, under their own names, and as a published layout renames them."""
         named = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         yield self.compared(key, prefix, named)
-        if self.layout:
-            yield self.compared(key, prefix, {_renamed(name, self.layout): value for name, value in named.items()})
+        if self.model.released_layout:
+            yield self.compared(key, prefix, self.model.released(named))
 
     def compared(self, key: str, prefix: str, named: Mapping[str, Tensor]) -> _Found:
         kept = {name: value for name, value in named.items() if name in self.own and not self.is_dropped(name)}
@@ -215,12 +215,6 @@ def _alike(own: Tensor, given: Tensor) -> bool:
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     same = one.keys() == other.keys() and all(value.dtype == other[name].dtype for name, value in one.items())
     return same and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def _renamed(name: str, layout: Mapping[str, str]) -> str:
-    for pattern, called in layout.items():
-        name = re.sub(pattern, called, name)
-    return name
 
 
 def _shape(tensor: Tensor) -> str:
