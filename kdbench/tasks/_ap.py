@@ -1,0 +1,127 @@
+"""Average precision as COCO defines it: the metrics of a table of detections, and what its matching says of each detection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kdbench.scenes import Objects
+
+Columns = Mapping[str, np.ndarray]
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""The IoU from which on a detection finds an object: bit i of `hits` and `ignored` is of threshold i."""
+MOST = 100
+"""So many detections of an image and a class are judged: those with the highest scores."""
+METRICS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_s": 3, "ap_m": 4, "ap_l": 5, "ar_100": 8}
+"""The place of each metric among COCO's twelve numbers."""
+
+
+def truth_of(objects: Objects) -> dict[str, np.ndarray]:
+    """The objects of n images as flat columns, one row an object: `image` (its place), `label`, `box` (left, top, right, bottom), `crowd` and
+    `area`. `sizes` (n x 2) are height and breadth of each image."""
+    images = len(objects)
+    counts = [len(labels) for labels in objects.labels]
+    boxes = _joined([one.numpy() for one in objects.boxes], (0, 4), np.float32)
+    sides = boxes.astype(np.float64)
+    return {
+        "image": np.repeat(np.arange(images), counts),
+        "label": _joined([one.numpy() for one in objects.labels], (0,), np.int64),
+        "box": boxes,
+        "crowd": _joined([one.numpy() for one in objects.crowds or ()], (0,), np.bool_) if objects.crowds else np.zeros(len(boxes), bool),
+        "area": _joined([one.numpy() for one in objects.areas], (0,), np.float64)
+        if objects.areas
+        else (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1]),
+        "sizes": np.array(objects.sizes, dtype=np.int64).reshape(images, 2),
+    }
+
+
+def table(predictions: Columns) -> dict[str, np.ndarray]:
+    """Padded columns, one row an image (`boxes` n x m x 4, `scores` and `labels` n x m, -1 where there is none), as one row a detection in
+    canonical order: by image, then score from the highest, label and box. AP depends on the order of detections with equal scores. `place` is
+    where the detection stands in the padded columns."""
+    image, column = np.nonzero(predictions["labels"] >= 0)
+    box = predictions["boxes"][image, column].astype(np.float32)
+    score = predictions["scores"][image, column].astype(np.float32)
+    label = predictions["labels"][image, column].astype(np.int64)
+    order = np.lexsort((*box.T[::-1], label, -score, image))
+    found = {"image": image, "score": score, "label": label, "box": box, "place": image * predictions["labels"].shape[1] + column}
+    return {name: one[order] for name, one in found.items()}
+
+
+def measured(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, float | None]:
+    """COCO's metrics, and `ap_class_<k>` of each class. None where there are no such objects: COCO's -1 is never averaged."""
+    evaluation = _evaluated(_as_coco(truth, n_classes), _as_coco({**(found := table(predictions)), "sizes": truth["sizes"]}, n_classes))
+    evaluation.accumulate()
+    evaluation.summarize()
+    found = {name: evaluation.stats[place] for name, place in METRICS.items()}
+    each = evaluation.eval["precision"][:, :, :, 0, -1]
+    found |= {f"ap_class_{label}": each[:, :, label].mean() for label in range(n_classes)}
+    return {name: float(value) if value > -1 else None for name, value in found.items()}
+
+
+def matches(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, np.ndarray]:
+    """What COCO's matching says, in columns from which the AP of any images follows without matching again.
+
+    Returns:
+        `hits` and `ignored` (uint16, the shape of `predictions["scores"]`): bit i is set where the detection finds an object at threshold i,
+        or counts neither for nor against it (it lies in a crowd, or among those beyond `MOST`); `positives` (images x classes, int32): how
+        many objects there are to find.
+    """
+    found = table(predictions)
+    hits, ignored = np.zeros((2, predictions["labels"].size), np.uint16)
+    true, dets = _as_coco(truth, n_classes), _as_coco({**found, "sizes": truth["sizes"]}, n_classes)
+    for place, threshold in enumerate(THRESHOLDS):
+        for pair in _evaluated(true, dets, threshold).eval["matched"]:
+            mine, its = (int(one) - 1 for one in pair.split("_"))
+            (ignored if truth["crowd"][its] else hits)[found["place"][mine]] |= 1 << place
+    ignored[found["place"][_rank(found) >= MOST]] = (1 << len(THRESHOLDS)) - 1
+    positives = np.zeros((len(truth["sizes"]), n_classes), np.int32)
+    np.add.at(positives, (truth["image"], truth["label"]), ~truth["crowd"])
+    shape = predictions["labels"].shape
+    return {"hits": hits.reshape(shape), "ignored": ignored.reshape(shape), "positives": positives}
+
+
+def _joined(parts: list[np.ndarray], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.zeros(empty, dtype), *parts]).astype(dtype)
+
+
+def _rank(found: Columns) -> np.ndarray:
+    """The place of each detection, by score, among those of its image and class."""
+    order = np.lexsort((np.arange(len(found["image"])), found["label"], found["image"]))
+    image, label = found["image"][order], found["label"][order]
+    first = np.flatnonzero(np.r_[True, (image[1:] != image[:-1]) | (label[1:] != label[:-1])][: len(order)])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
+    return rank
+
+
+def _as_coco(columns: Columns, n_classes: int) -> Any:
+    """Objects or detections as the library takes them, with ids from 1 in the order of the rows."""
+    from faster_coco_eval import COCO
+
+    boxes = columns["box"].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    areas = columns.get("area", boxes[:, 2] * boxes[:, 3])
+    nothing = np.zeros(len(boxes))
+    rows = zip(columns["image"], columns["label"], boxes, areas, columns.get("crowd", nothing), columns.get("score", nothing), strict=True)
+    annotations = [
+        dict(id=place, image_id=int(image), category_id=int(label), bbox=box.tolist(), area=float(area), iscrowd=int(crowd), score=float(score))
+        for place, (image, label, box, area, crowd, score) in enumerate(rows, 1)
+    ]
+    images = [{"id": place, "height": int(high), "width": int(broad)} for place, (high, broad) in enumerate(columns["sizes"])]
+    return COCO({"images": images, "categories": [{"id": label, "name": str(label)} for label in range(n_classes)], "annotations": annotations})
+
+
+def _evaluated(true: Any, found: Any, threshold: float | None = None) -> Any:
+    """The library's evaluation; with a `threshold`, at this one alone and for objects of every size."""
+    from faster_coco_eval import COCOeval_faster
+
+    evaluation = COCOeval_faster(true, found, "bbox")
+    if threshold is not None:
+        evaluation.params.iouThrs, evaluation.params.maxDets = [threshold], [MOST]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+    evaluation.evaluate()
+    return evaluation
