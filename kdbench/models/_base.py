@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -93,8 +93,9 @@ class Model(nn.Module):
         """The parts that a student can have from its teacher before training (`inherits` of an objective)."""
         return {} if self.head is None else {"head": self.head}
 
-    def stages_in_order(self) -> list[nn.Module]:
-        """The modules that a recipe can freeze, from the images on: the stem is the first. Empty for a model that does not say."""
+    def stages_in_order(self) -> Sequence[Sequence[nn.Module]]:
+        """The modules of each stage that a recipe can freeze, from the images on: the stem is the first. Empty for a model that does not
+        say."""
         return []
 
     @property

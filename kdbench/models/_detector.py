@@ -125,7 +125,7 @@ class Detector(Model):
         """`neck` (the pyramid) and `head`: modules with the same keys in every detector of this part with these options."""
         return {"neck": self.net.backbone.fpn, "head": self.net.head}
 
-    def stages(self) -> list[list[nn.Module]]:
+    def stages_in_order(self) -> list[list[nn.Module]]:
         """The modules of the body from input to output: those of its stem, of its first stage, and so on. What comes before a stage, as a
         pooling, belongs to it; a norm after the stem's convolution, which timm may list as a stage, to the stem."""
         body = self.net.backbone.body

@@ -286,7 +286,7 @@ class Member:
 def _frozen(student: nn.Module, recipe: Mapping[str, Any]) -> set[nn.Module]:
     """The modules of a student that a recipe freezes. Their parameters become constant; they stay in evaluation mode."""
     stages = student.stages_in_order()[: recipe["frozen_stages"]] if recipe["frozen_stages"] else []  # type: ignore[operator]
-    found = {module for stage in stages for module in stage.modules()}
+    found = {module for stage in stages for own in stage for module in own.modules()}
     if recipe["batch_norm"] == "frozen":
         found |= {module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     for module in found:
