@@ -20,7 +20,8 @@ from benchmarks.timing import Arm, Budget, best, exponent, interleaved, named, q
 from kdbench import parts
 from kdbench.errors import KdbenchError, UsageError, nearest
 from kdbench.isolation import isolated
-from kdbench.losses._base import Batch, Loss, Pair, Taps
+from kdbench.losses._base import OF_SCENES, Batch, Loss, Pair, Taps
+from kdbench.scenes import Objects
 from kdbench.train.profile import peak_bytes
 
 BATCHES = (64, 256, 1024)
@@ -33,6 +34,9 @@ FIELDS = 32
 LARGE_MAPS = ((256, 256, 256, 256), (64, 64, 64, 64))
 """For losses of patches of 16 positions: as a feature pyramid has them, of a batch smaller by `FIELDS`, which has as many positions."""
 TINY_LARGE_MAPS = ((4, 4, 4, 4), (32, 32, 32, 32))
+PYRAMID = ((256, 256, 256, 256), ((40, 56), (20, 28), (10, 14), (5, 7)))
+TINY_PYRAMID = ((4, 4, 4, 4), ((32, 32), (16, 16), (8, 8), (4, 4)))
+"""Channels and sizes of the levels with strides of 8, 16, 32 and 64."""
 SAME = 1e-3
 """Values that differ by less, relative to the larger one, are the same: float32 on both sides."""
 FIRST_CLASSES, FIRST_WIDTH = 100, 512
@@ -40,16 +44,20 @@ FIRST_CLASSES, FIRST_WIDTH = 100, 512
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a batch and of its features: of logits `classes`, of features `width`, of maps the stages. `images` are those of the
-    training set, for losses that remember them."""
+    """The size of a batch and of its features: of logits `classes`, of features `width`, of maps the stages, of a detector
+    the levels. `images` are those of the training set, for losses that remember them."""
 
     n: int
     classes: int = FIRST_CLASSES
     width: int = FIRST_WIDTH
     stages: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     images: int = 50_000
+    levels: tuple[tuple[int, ...], tuple[tuple[int, int], ...]] | None = None
 
     def text(self, needs: frozenset[str]) -> str:
+        if self.levels:
+            channels, ((height, breadth), *_) = self.levels
+            return f"{self.n} x {channels[0]} x {height} x {breadth}, {len(channels)} levels"
         if self.stages and needs & {"last", "stages", "preact"}:
             channels, heights = self.stages
             return f"{self.n} x {channels[-1]} x {heights[-1]} x {heights[-1]}" + (
@@ -59,6 +67,8 @@ class Shape:
 
     def size(self, needs: frozenset[str]) -> int:
         """What d is."""
+        if self.levels:
+            return self.levels[0][0]
         return (
             self.stages[0][-1]
             if self.stages and needs & {"last", "stages", "preact"}
@@ -93,12 +103,17 @@ def taps(shape: Shape, needs: frozenset[str], device: torch.device) -> Taps:
     pooled = torch.randn(shape.n, width, device=device).relu()
     classifier = (torch.randn(shape.classes, width, device=device), torch.zeros(shape.classes, device=device))
     logits = 2 * torch.randn(shape.n, shape.classes, device=device)
-    found = Taps(logits=logits, pooled=pooled, last=stages[-1].clone(), stages=stages, preact=preact, classifier=classifier)
+    levels = [torch.randn(shape.n, c, *size, device=device) for c, size in zip(*shape.levels or ((), ()), strict=True)]
+    dense = [torch.randn(shape.n, 9 * shape.classes, *one.shape[2:], device=device) for one in levels] if "dense_logits" in needs else []
+    of_scenes = Taps(levels=levels, dense_logits=dense, strides=tuple(2**place for place in range(3, 3 + len(levels))))
+    found = replace(of_scenes, logits=logits, pooled=pooled, last=stages[-1].clone(), stages=stages, preact=preact, classifier=classifier)
     return found.with_second_view() if "second_view" in needs else found
 
 
 def shapes(needs: frozenset[str], quick: bool) -> list[Shape]:
     """The shapes at which a loss with these needs is measured."""
+    if needs & set(OF_SCENES):
+        return [Shape(2, 10, images=100, levels=TINY_PYRAMID)] if quick else [Shape(n, 80, levels=PYRAMID) for n in (2, 8)]
     if needs & {"last", "stages", "preact"}:
         return [Shape(16, 10, stages=TINY_MAPS, images=100)] if quick else [Shape(n, stages=one) for n in BATCHES for one in MAPS]
     if "pooled" in needs:
@@ -136,7 +151,14 @@ class Call:
             self.loss.to(device).train()
             self.student = student.map(lambda tensor: tensor.detach().requires_grad_(True))
             index = torch.randperm(shape.images)[: shape.n]
-            self.batch = Batch(target=labels[index].to(device), index=index.to(device))
+            target: Any = labels[index].to(device)
+            if shape.levels:
+                high, broad = (8 * side for side in shape.levels[1][0])
+                boxes = torch.tensor(
+                    [[0.1 * broad, 0.2 * high, 0.4 * broad, 0.9 * high], [0.3 * broad, 0.1 * high, 0.8 * broad, 0.5 * high]]
+                )
+                target = Objects((boxes.to(device),) * shape.n, (labels[:2].to(device),) * shape.n, ((high, broad),) * shape.n)
+            self.batch = Batch(target=target, index=index.to(device))
 
     def value(self, formula: Any = None) -> Tensor:
         if formula is None:

@@ -280,10 +280,15 @@ def of_pcka(path: Path) -> Peer:
 
     def unlike(loss: Any, s: Taps, t: Taps, target: Tensor) -> Tensor:
         assert loss.inter in (0, loss.intra), "the released code gives both parts the weight of intra"
-        return loss.intra + loss.inter + released(intra_weight=loss.intra, inter_weight=loss.inter)(s.last, t.last)
+        maps = [(s.last, t.last)]
+        if loss.tap == "levels":  # it fails on a single patch, which is worth nothing
+            maps = [pair for pair in zip(s.levels, t.levels, strict=True) if max(pair[0].shape[2:]) > loss.patch]
+        formula = released(intra_weight=loss.intra, inter_weight=loss.inter)
+        return sum(loss.intra + loss.inter + formula(*pair) for pair in maps)
 
     note = "PCKA: CenterKernelAlignmentRKD of its mmrazor/models/losses/cka_loss.py, which gives -C: 1 is added, times the weights."
-    return Peer("PCKA", {"pcka": unlike, "pcka:faster_rcnn": unlike}, plain_loop, (), notes=(note,))
+    cases = ("pcka", "pcka:faster_rcnn", "pcka:fpn", "pcka:fpn_faster_rcnn")
+    return Peer("PCKA", dict.fromkeys(cases, unlike), plain_loop, (), notes=(note,))
 
 
 _PCKA = "PCKA/mmrazor/mmrazor/models/losses/cka_loss.py"

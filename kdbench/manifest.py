@@ -19,8 +19,8 @@ Positive = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class Metric(Strict):
-    """`percent`: a fraction that tables show per cent, with differences in points; `per_image`: the column of `Task.per_image` whose
-    mean over the images is this metric (None: it is no mean over images). Its columns are `<name>_last` and so on."""
+    """`percent`: a fraction that tables show per cent, with differences in points; `per_image`: the column of `Task.per_image` from
+    which this metric follows, as its mean over the images (`hits`: as AP; None: it does not). Its columns are `<name>_last` and so on."""
 
     name: str
     label: str

@@ -19,6 +19,7 @@ from kdbench.plan.matrix import Plan
 from kdbench.store import Store
 from kdbench.train.build import Setup
 from kdbench.train.objective import Objective
+from tests.losses.toys import for_classifiers
 
 ADVERSARY = '''
 """Writes to everything that it can reach."""
@@ -152,7 +153,7 @@ OPTIONS = {"pcka": "patch: 1"}
 def objectives(*more: str) -> str:
     """Every loss that ships, each with its default preset or an assumed weight, and further ones."""
     lines = ["ce:"]
-    for name in parts.names("loss"):
+    for name in filter(for_classifiers, parts.names("loss")):
         preset = next(iter(parts.load("loss", name).make.presets.values()))
         given = [*([] if preset.weight is not None else ["weight: 1, weight_from: assumed"]), *([OPTIONS[name]] if name in OPTIONS else [])]
         lines.append(f"{name}: {{{', '.join(given)}}}")

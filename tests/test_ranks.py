@@ -16,6 +16,7 @@ from kdbench.losses._base import TAPS, Loss, Taps
 from kdbench.parts import load
 from kdbench.plan.schema import NUMERICS
 from kdbench.recipes._base import why_not_shared
+from kdbench.scenes import Objects
 from kdbench.tasks.classification import Classification
 from kdbench.train.feed import taps_of, tensors_of
 from kdbench.train.grouped import GroupedMember
@@ -49,6 +50,14 @@ class Table(nn.Module):
         return taps_of({name: rows[images] for name, rows in zip(self.names, self.rows, strict=True)})
 
 
+class OfScenes(Classification):
+    """Takes the number of objects in an image for its class, so that losses that need objects have them."""
+
+    def step(self, student: nn.Module, inputs: Any, targets: Any) -> tuple[dict[str, Tensor], Taps]:
+        classes = torch.tensor([len(one) for one in targets.boxes]) if isinstance(targets, Objects) else targets
+        return super().step(student, inputs, classes)
+
+
 def member_of(loss: Loss, name: str, student: Taps, groups: int, point: Any = None, pairing: str = "matched") -> Member:
     term = {"loss": name, "version": 1, "options": {}, "weight": 1.0, "pairing": pairing}
     given = load("recipe", "short").options({"epochs": 1, "batch_size": 12, "lr": 0.1, "milestones": [], "bn_groups": groups})
@@ -59,14 +68,14 @@ def member_of(loss: Loss, name: str, student: Taps, groups: int, point: Any = No
     if "second_view" in loss.needs:
         objective.augmentation, objective.task_of_both_views = loss.augmentation, loss.task_of_both_views
     kind = GroupedMember if groups > 1 else Member
-    return kind(Cell(config), Table(student), objective, Classification(), steps_per_epoch=1, point=point)
+    return kind(Cell(config), Table(student), objective, OfScenes(), steps_per_epoch=1, point=point)
 
 
 def stepped(member: Member, n: int, teacher: Taps, loss: Loss) -> tuple[Tensor, list[Tensor | None]]:
     """The values (of the task and of each part of the loss) and the gradients of a step."""
     rows = torch.arange(n)
     seconds = {("matched", loss.augmentation): (rows + n, teacher.second_view)} if "second_view" in loss.needs else {}
-    batch = replace(toys.batch(n), second_views=seconds)
+    batch = replace(toys.batch(n, loss), second_views=seconds)
     member.step(rows, batch.target, batch, replace(teacher, second_view=None))
     gradients = [weight.grad for weight in member.trained.parameters()]
     values = torch.stack([value for name, pair in member.sums.items() if name for value in pair])

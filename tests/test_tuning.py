@@ -32,6 +32,7 @@ from kdbench.store.trials import trials
 from kdbench.train.build import Setup, point_of
 from kdbench.train.seeds import Streams
 from tests.conftest import After
+from tests.losses.toys import for_classifiers
 
 STUDENTS = "{small: {model: small_mobile, widths: [4, 6]}, other: {model: small_mobile, widths: [6, 6]}}"
 TUNED = {"dataset": "{name: digits, per_class: 8}", "tune": "{trials: 4}"}
@@ -119,7 +120,7 @@ def test_points_of_one_dimension_are_a_grid_and_of_several_each_value_of_the_wei
 
 def every_loss() -> str:
     """All losses of the shelf, each with its first preset; those without a weight are searched by the size of their gradient."""
-    return json.dumps(["ce", *parts.names("loss")])
+    return json.dumps(["ce", *filter(for_classifiers, parts.names("loss"))])
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def searched(plan: Plan, measure: Callable[[Cell, choice.Point], float], gradien
 
 def test_on_a_known_surface_the_best_weight_is_found_within_one_step_of_the_grid_for_every_loss(all_tuned: Plan):
     losses = {row.objective for row in all_tuned.rows if row.role == "trial" and row.objective}
-    assert losses == {*parts.names("loss")}
+    assert losses == {*filter(for_classifiers, parts.names("loss"))}
     draws = np.random.default_rng(0)
     best = {name: 10 ** draws.uniform(-0.9, 0.9) for name in losses}
 
@@ -206,7 +207,7 @@ def test_the_luck_of_the_validation_is_not_in_the_final_numbers(all_tuned: Plan)
 def test_every_tuned_loss_has_the_same_number_of_trials_and_the_finals_share_no_run_with_them(all_tuned: Plan):
     rows = all_tuned.rows
     counts = Counter(row.objective for row in rows if row.role == "trial" and row.objective)
-    assert set(counts.values()) == {6 + 1 + 3 * 2} and set(counts) == {*parts.names("loss")}
+    assert set(counts.values()) == {6 + 1 + 3 * 2} and set(counts) == {*filter(for_classifiers, parts.names("loss"))}
     held_out = {row.cell.config["dataset"]["options"]["validation"] for row in rows if row.role == "trial"}
     assert held_out == {0.2} and {row.cell.config["dataset"]["options"]["validation"] for row in rows if row.role != "trial"} == {0.0}
     teachers = {row.cell.id: row for row in rows if row.cell.role == "teacher"}

@@ -25,7 +25,7 @@ FLOORS: list[tuple[str, str]] = [
     ("parts", "isolation local_imports parts"),
     (
         "statistics",
-        "stats.calibration stats.collapse stats.compare stats.new_pairs stats.overall stats.paired stats.paper_claims stats.per_image stats.power "
+        "stats.average_precision stats.calibration stats.collapse stats.compare stats.new_pairs stats.overall stats.paired stats.paper_claims stats.per_image stats.power "
         "stats.predictions stats.ranks stats.repeats stats.selection stats.similarity",
     ),
     # A new part is a new file: parts have a row for each folder.
@@ -79,6 +79,7 @@ DOORS = {
     "datasets": "datasets._huggingface",
     "torchvision": "datasets._archive datasets._decode models._torchvision",
     "torchcodec": "datasets._decode",
+    "faster_coco_eval": "tasks._ap",
     "torch.distributed": "train.ranks",
 }
 """Each library, and the only modules that may import it."""

@@ -211,7 +211,7 @@ def _twice(key: str, entries: Sequence[Any]) -> Iterator[tuple[str, str]]:
     first: dict[int, int] = {}
     for place, one in enumerate(entries):
         if one.id is not None and (other := first.setdefault(one.id, place)) != place:
-            yield f"{key}[{place}]", f"the id {one['id']} is also that of {key}[{other}]"
+            yield f"{key}[{place}]", f"the id {one.id} is also that of {key}[{other}]"
 
 
 def _unknown(found: Sequence[_Annotation], images: Collection[int], categories: Collection[int]) -> Iterator[tuple[str, str]]:

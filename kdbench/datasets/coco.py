@@ -73,9 +73,7 @@ class Coco(Scenes):
         if size is not None and min(size) < 1:
             raise ValueError(f"size is height and breadth in pixels, not {list(size)}")
         if not lengths or len({*lengths}) < len(lengths) or not 1 <= min(lengths) <= max(lengths) <= max_size:
-            raise ValueError(
-                f"min_size is between 1 and max_size ({max_size}) pixels, or a list of such lengths, each once, not {min_size}"
-            )
+            raise ValueError(f"min_size is between 1 and max_size ({max_size}) pixels, or a list of different lengths, not {min_size}")
         if isinstance(min_size, list) and len(lengths) == 1:
             raise ValueError(f"min_size {min_size} has one length: write {lengths[0]}")
         self._keep_views(

@@ -64,7 +64,7 @@ class DigitScenes(Scenes):
             objects,
             seed,
         )
-        self._keep_views((as_they_are,), (sides[1], sides[1]), horizontal_flip, vertical_flip, (0.06,) * 3, (0.19,) * 3)
+        self._keep_views((as_they_are,), (sides[1], sides[1]), horizontal_flip, vertical_flip, (0.042,) * 3, (0.17,) * 3)
         self._keep(validation, split_seed)
         self.n_train = left_of(images, validation)
 

@@ -36,7 +36,7 @@ def compared(student: Taps, teacher: Taps, tap: str, levels: Sequence[int] | Non
         theirs = dict(zip(teacher.strides, sides[1], strict=True))
         common = [(level_name(one), (x, theirs[one])) for one, x in zip(student.strides, sides[0], strict=True) if one in theirs]
         return dict(common if levels is None else [common[place] for place in levels])
-    return {"last map" if tap == "last" else f"stage {place}": pair for place, pair in enumerate(zip(*sides, strict=True))}
+    return {"the last map" if tap == "last" else f"stage {place}": pair for place, pair in enumerate(zip(*sides, strict=True))}
 
 
 def unpaired(pair: Pair, tap: str, levels: Sequence[int] | None = None, learnt: bool = False, any_size: bool = False) -> str | None:

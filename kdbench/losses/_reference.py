@@ -30,8 +30,9 @@ def pair(width: int = 4) -> Pair:
     for first in (1, 2):
         teacher = _taps(torch.cos, 0.53, 4, 3, 3, 0.9, first)
         cut = teacher.last[:, :width]
-        maps = {"stages": (teacher.stages[0], cut), "preact": (teacher.preact[0], cut), "levels": [one[:, :width] for one in teacher.levels]}
-        teachers.append(replace(teacher, pooled=teacher.pooled[:, :width], last=cut, **maps))
+        maps = {name: (getattr(teacher, name)[0], cut) for name in ("stages", "preact")}
+        levels = [one[:, :width] for one in teacher.levels]
+        teachers.append(replace(teacher, pooled=teacher.pooled[:, :width], last=cut, levels=levels, **maps))
         students.append(_taps(torch.sin, 0.37, 3, 2, 2, 0.7, first))
     student, teacher = (replace(one, second_view=second) for one, second in (students, teachers))
     return Pair(student, teacher, labels=torch.arange(30) % 6, teacher_head=nn.Linear(width, 6, dtype=torch.float64))

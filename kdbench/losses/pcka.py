@@ -123,9 +123,9 @@ class PCKA(Loss):
         for name, (x, y) in pairs.items():
             counts = [self._patches(z) for z in (x, y)]
             if counts[0] != counts[1]:
-                return f"the {name} of the student has {counts[0]} patches of {self.patch}, that of the teacher {counts[1]}"
+                return f"{name} of the student has {counts[0]} patches of {self.patch}, that of the teacher {counts[1]}"
             if counts[0] < self._fewest:
-                few.append(f"the {name}, {'x'.join(map(str, x.shape[2:]))}, has {counts[0]} patches of {self.patch}")
+                few.append(f"{name}, {'x'.join(map(str, x.shape[2:]))}, has {counts[0]} patches of {self.patch}")
         if len(few) < (len(pairs) if self.tap == "levels" else 1):
             return None
         return f"{'; '.join(few)}, and it needs {self._fewest}: set a smaller `patch`"

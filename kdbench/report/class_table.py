@@ -1,4 +1,4 @@
-"""The accuracy of each class, where the classes are few; `images_per_class.csv` has them all."""
+"""The accuracy of each class (of detectors: AP), where the classes are few; `images_per_class.csv` has them all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from kdbench.report.study import Study, by_key
 from kdbench.report.table import Column, Entry, Group, Table
 
 MOST_CLASSES = 20
-CAPTION = (
-    "Share of a class's test images that are right (its recall, %) at the last epoch: mean ± standard deviation over repeats, and over the "
-    "trainings of a teacher. The mean over the classes is the balanced accuracy."
-)
+OVER = "at the last epoch: mean ± standard deviation over repeats, and over the trainings of a teacher. The mean over the classes is"
+CAPTION = f"Share of a class's test images that are right (its recall, %) {OVER} the balanced accuracy."
+OF_DETECTORS = f"AP of a class, in points, {OVER} AP."
 
 
 def class_table(study: Study) -> Table | None:
@@ -32,5 +31,7 @@ def class_table(study: Study) -> Table | None:
             means = [Entry(line.get("mean"), line.get("sd"), format=".2f", scale=100.0, runs=runs) for line, runs in found]
             rows.append((Entry(number, format=".0f"), Entry(images, format=".0f"), *means))
         groups += [Group(place.title, tuple(rows))] if rows else []
-    columns = [Column("class"), Column("images", essential=False), *map(Column, labels.values())]
-    return Table("Accuracy of each class", tuple(columns), tuple(groups), (CAPTION,), name="classes")
+    detectors = any(metric.per_image == "hits" for metric in manifest.metrics)
+    columns = [Column("class"), Column("objects" if detectors else "images", essential=False), *map(Column, labels.values())]
+    title, caption = ("AP of each class", OF_DETECTORS) if detectors else ("Accuracy of each class", CAPTION)
+    return Table(title, tuple(columns), tuple(groups), (caption,), name="classes")

@@ -27,22 +27,26 @@ PRINTED = {
 }
 
 
-def predictions_table(images: ImageStatistics, manifest: Manifest, unstable: Collection[str] = ()) -> Table:
-    """The table of predictions, one group a pair: calibration, agreement, and the differences with their intervals over new images."""
-    if not len(images.intervals):  # the compared metric is not the share of images that are right
+def predictions_table(images: ImageStatistics, manifest: Manifest, unstable: Collection[str] = ()) -> Table | None:
+    """The table of predictions, one group a pair: calibration, agreement, and the differences with their intervals over new images; None
+    for detections if the compared metric is not the one that follows from them."""
+    if not len(images.intervals):  # the compared metric does not follow from the predictions
         manifest = replace(manifest, baselines=())
-    shown = [name for name in PRINTED if name not in KL or (name in images.predictions and images.predictions[name].notna().any())]
+    known = {name for name in images.predictions if images.predictions[name].notna().any()}
+    shown = [name for name in PRINTED if "nll" in known and (name not in KL or name in known)]  # detections have no class of an image
     columns = [Column("loss", numeric=False), *(Column(PRINTED[name][2]) for name in shown)]
+    if not (shown or manifest.baselines):
+        return None
     for label in (manifest.labels[name] for name in manifest.baselines):
         columns.append(Column(f"Δ to {label} on new images{entries.points(manifest)} [{entries.confidence(manifest)} CI]"))
-        columns.append(Column(f"checkpoints that differ from {label}, p < {manifest.alpha:g}", essential=False))
+        columns += [Column(f"checkpoints that differ from {label}, p < {manifest.alpha:g}", essential=False)] if shown else []
     summaries: dict[Key, dict[str, Line]] = defaultdict(dict)
     for name in shown:
         for line in lines(summarise(images.predictions.assign(value=images.predictions[name]))):
             summaries[line_key(line)][name] = line
     groups = tuple(_group(place, summaries, manifest) for place in _places(images, manifest, unstable) if place.runs)
     title = "Predictions, and differences on new images" if manifest.baselines else "Predictions"
-    return Table(title, tuple(columns), groups, *_caption(manifest, shown), name="predictions")
+    return Table(title if shown else "Differences on new images", tuple(columns), groups, *_caption(manifest, shown), name="predictions")
 
 
 def _places(images: ImageStatistics, manifest: Manifest, unstable: Collection[str]) -> list[Place]:
@@ -84,7 +88,7 @@ def _group(place: Place, summaries: dict[Key, dict[str, Line]], manifest: Manife
             form, scale, _ = PRINTED[column]
             marks = () if line["n"] == line["n_asked"] else (INCOMPLETE,)
             boxes.append(Entry(line["mean"], line["sd"], format=form, scale=scale, marks=marks))
-        differences = [box for baseline in manifest.baselines for box in _difference(place, name, baseline, manifest)]
+        differences = [box for one in manifest.baselines for box in _difference(place, name, one, manifest)[: 2 if summaries else 1]]
         rows.append((*row(place.ids(name), *boxes), *differences))
     notes = [f"{INCOMPLETE} runs of {', '.join(who)}: {why}" for why, who in lacking.items()]
     return Group(place.title, tuple(rows), tuple(facts), (*notes, *untested_notes(asked, labels)))
@@ -113,13 +117,15 @@ def _caption(manifest: Manifest, shown: Collection[str]) -> tuple[tuple[str, ...
     notes = ("A student without a teacher is compared with the teachers of the pair.",)
     if not manifest.baselines:
         return caption, notes
-    return (
-        *caption,
+    on_new = (
         "Δ on new images: loss minus baseline, paired by repeat. Its interval covers new seeds and new test images, for these teachers "
-        "and training images; it is not adjusted for the number of comparisons.",
-        "Checkpoints that differ: pairs of trained networks with a small p in McNemar's exact test, not adjusted.",
-    ), (
+        "and training images; it is not adjusted for the number of comparisons."
+    )
+    interval = "Interval on new images: pigeonhole bootstrap of seeds and images (Owen 2007) with t quantiles by the number of seeds."
+    if not shown:
+        return (on_new,), (f"{interval} {manifest.primary.label} is computed again for each set of images.",)
+    return (*caption, on_new, "Checkpoints that differ: pairs of trained networks with a small p in McNemar's exact test, not adjusted."), (
         *notes,
-        "Interval on new images: pigeonhole bootstrap of seeds and images (Owen 2007) with t quantiles by the number of seeds.",
+        interval,
         "McNemar's test compares two trained networks, not two losses: two seeds of one loss often differ too.",
     )

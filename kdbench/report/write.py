@@ -33,7 +33,7 @@ from kdbench.report.table import Group, Table
 from kdbench.report.text import markdown, terminal
 from kdbench.report.tuning_table import tuning_table
 from kdbench.report.warnings import warnings
-from kdbench.stats.predictions import image_statistics
+from kdbench.stats.predictions import KINDS, image_statistics
 from kdbench.store import features, from_file
 from kdbench.store.frame import costs, frame, write_frame
 from kdbench.store.histories import histories, terms
@@ -162,7 +162,7 @@ def from_store(store: Store, manifest: Manifest, options: ReportOptions) -> Stud
     runs, read = read_predictions(store, manifest, runs) if options.images else (runs, {})
     whole = study(runs, costs(store, manifest), manifest)
     epochs = options.figures or options.page or options.histories
-    by_image = whole.comparisons if manifest.primary.per_image == "correct" else whole.comparisons[:0]
+    by_image = whole.comparisons if manifest.primary.per_image in KINDS else whole.comparisons[:0]
     return replace(
         whole,
         images=image_statistics(whole.students, by_image, read, whole.teacher_ids, manifest.alpha) if read else None,

@@ -6,10 +6,15 @@ alone, so that the AP of any images follows from `hits`, `ignored` and `positive
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
+
+from kdbench.stats.per_image import DRAWS, resampled_sets
 
 THRESHOLDS = 10
 """IoU from 0.5 to 0.95 in steps of 0.05: bit i of `hits` and `ignored` is of threshold i."""
@@ -22,8 +27,8 @@ AT_ONCE = 400_000
 class Matches:
     """The detections of one run, one row a detection, in which those of one image have its order.
 
-    hits, ignored: integers, one bit a threshold: the detection finds an object; it counts neither for nor against the run; scores; image: its
-    place; label: its class; positives: [images, classes], how many objects there are to find.
+    hits, ignored: integers, one bit a threshold: the detection finds an object; it counts neither for nor against the run; scores; image:
+    its place; label: its class; positives: [images, classes], how many objects there are to find.
     """
 
     hits: np.ndarray
@@ -32,6 +37,66 @@ class Matches:
     image: np.ndarray
     label: np.ndarray
     positives: np.ndarray
+
+    columns: ClassVar = ("scores", "labels", "hits", "ignored", "positives")
+
+    @classmethod
+    def of(cls, columns: Mapping[str, np.ndarray]) -> Matches:
+        """Matches from stored columns: all [images, most detections] (a label of -1: there is none), but positives. Raises ValueError where
+        they cannot be matches."""
+        scores, labels, hits, ignored, positives = (columns[name] for name in cls.columns)
+        if not scores.shape == labels.shape == hits.shape == ignored.shape or scores.ndim != 2 or positives.ndim != 2:
+            raise ValueError("the columns do not have one row an image, and the same detections")
+        if len(scores) != len(positives) or len(scores) < 2:
+            raise ValueError("they are of fewer than two images, or of others than the objects")
+        if not all(np.issubdtype(one.dtype, np.integer) for one in (labels, hits, ignored, positives)) or positives.min(initial=0) < 0:
+            raise ValueError("labels, hits, ignored or positives are no whole numbers, or positives are negative")
+        image, place = np.nonzero(labels >= 0)
+        hits, ignored, scores, labels = (one[image, place] for one in (hits, ignored, scores, labels))
+        found = cls(hits, ignored, scores, image, labels.astype(np.intp), positives)
+        if found.label.max(initial=-1) >= positives.shape[1] or not np.isfinite(found.scores).all():
+            raise ValueError("a label is of no class, or a score is not finite")
+        if (found.hits & found.ignored).any() or max(found.hits.max(initial=0), found.ignored.max(initial=0)) >> THRESHOLDS:
+            raise ValueError("a detection finds an object and is ignored, or does so at a threshold that there is not")
+        for at in range(THRESHOLDS):
+            hit = (found.hits >> at & 1).astype(bool)
+            if (np.bincount(image[hit] * positives.shape[1] + found.label[hit], minlength=positives.size) > positives.ravel()).any():
+                raise ValueError("more objects of an image are found than there are")
+        return found
+
+    @property
+    def n_images(self) -> int:
+        return len(self.positives)
+
+    @property
+    def images(self) -> np.ndarray:
+        """[classes], how many objects there are."""
+        return self.positives.sum(axis=0)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of what there is to find."""
+        return hashlib.sha256(self.positives.astype(np.int64).tobytes()).digest()
+
+    @cached_property
+    def each(self) -> np.ndarray:
+        """[thresholds, classes], AP; NaN for a class without objects."""
+        return accumulated(self).mean(axis=1)
+
+    @property
+    def by_class(self) -> np.ndarray:
+        return self.each.mean(axis=0)
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """AP, by the name of the column from which it follows, and AP at two thresholds."""
+        known = self.each[:, self.images > 0]
+        return {"hits": known.mean(), "ap50": known[0].mean(), "ap75": known[5].mean()} if known.size else {}
+
+    def contradiction(self, value: float, column: str) -> str:
+        """Why a record's AP is not what its detections give; empty where it is."""
+        mine = self.metrics.get("hits", np.nan)
+        return f"{column} is {value:.6g}, and its detections give {mine:.6g}" if abs(mine - value) > 1e-6 else ""
 
 
 def accumulated(matches: Matches, weights: np.ndarray | None = None) -> np.ndarray:
@@ -118,3 +183,17 @@ def _curves(by_class: list[_Class], weights: np.ndarray) -> Iterator[tuple[int, 
             nearest = (100 * recall + 1e-7).astype(np.intp)  # this one or the one before: rounding decides below, as in COCO
             reached = nearest + (RECALLS[nearest] <= recall)
             yield one.label, threshold, highest, np.diff(reached, axis=0, prepend=0)
+
+
+def resampled_aps(runs: Sequence[Matches], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """AP of each run, of one test set: first as it is, then of `draws` resampled ones, the same for every run, as `resampled_means`.
+
+    Returns:
+        [runs, 1 + draws].
+    """
+    values = np.empty((len(runs), 1 + draws))
+    images = runs[0].n_images if runs else 0
+    sets = np.vstack([np.zeros((0, images)), *(weights for _, weights in resampled_sets(images, draws, seed))]).T
+    for one, row in zip(runs, values, strict=True):
+        row[0], row[1:] = one.metrics.get("hits", np.nan), resampled_ap(one, sets)
+    return values

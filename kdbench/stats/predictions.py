@@ -6,16 +6,16 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from kdbench.stats.average_precision import Matches, resampled_aps
 from kdbench.stats.calibration import agreement, class_accuracy, expected_calibration_error, means_over_classes
-from kdbench.stats.per_image import mcnemar, repeat_values, seed_by_image
+from kdbench.stats.per_image import mcnemar, repeat_values, seed_by_image, seed_by_resampled
 from kdbench.stats.repeats import BLOCK, block_key
 
-COLUMNS = ("target", "correct", "nll", "predicted", "confidence")
 INTERVAL = ("difference", "se_seeds", "se_images", "low_images", "high_images")
 OF_A_RUN = ("nll", "ece", "confidence", "agreement", "agreement_block")
 KL = ("kl", "kl_block")
@@ -50,10 +50,12 @@ class Predictions:
     kl: Mapping[str, float] = field(default_factory=dict)
     kl_why: str = ""
 
+    columns: ClassVar = ("target", "correct", "nll", "predicted", "confidence")
+
     @classmethod
     def of(cls, columns: Mapping[str, np.ndarray]) -> Predictions:
-        """Predictions from their columns (`COLUMNS`), all [images]. Raises ValueError where they cannot be predictions."""
-        target, correct, nll, predicted, confidence = (columns[name] for name in COLUMNS)
+        """Predictions from their `columns`, all [images]. Raises ValueError where they cannot be predictions."""
+        target, correct, nll, predicted, confidence = (columns[name] for name in cls.columns)
         if len({column.shape for column in columns.values()}) != 1 or target.ndim != 1:
             raise ValueError("the columns do not have one number an image")
         if len(target) < 2:
@@ -75,8 +77,27 @@ class Predictions:
             means_over_classes(correct, predicted, target),
         )
 
+    @property
+    def n_images(self) -> int:
+        return len(self.correct)
 
-Read = Mapping[str, Predictions | str]
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What follows from these predictions, by the metric's name or its `per_image`."""
+        return {**self.over_classes, "correct": self.correct.mean(), "nll": self.nll}
+
+    def contradiction(self, value: float, column: str) -> str:
+        """Why a record's accuracy is not what its predictions show; empty where it is."""
+        right = self.correct.mean()
+        # Half an image: the mean of float32 is rounded.
+        wrong = abs(right - value) >= 0.5 / self.n_images
+        return f"{column} is {value:.6g}, and {right:.6g} of the images are right" if wrong else ""
+
+
+Kept = Predictions | Matches
+KINDS: Mapping[str | None, type[Predictions] | type[Matches]] = {"correct": Predictions, "hits": Matches}
+"""What the files of predictions hold, by `per_image` of the metric that follows from them."""
+Read = Mapping[str, Kept | str]
 """The predictions of each run, or why it has none, by id."""
 
 
@@ -139,18 +160,29 @@ def _of_dataset(
     runs: pd.DataFrame, asked: pd.DataFrame, read: Read, teacher_ids: Mapping[str, frozenset[str]], alpha: float
 ) -> tuple[pd.DataFrame, ...]:
     """Intervals, with the index of `asked`, checkpoints and classes of one dataset: all of its runs predict the same images."""
-    kept = {run: one for run in runs.loc[runs["why"] == "", "id"].unique() if isinstance(one := read[run], Predictions)}
+    kept = {run: one for run in runs.loc[runs["why"] == "", "id"].unique() if isinstance(one := read[run], Kept)}
     places = {cell_id: place for place, cell_id in enumerate(kept)}
     rows = runs.assign(row=[places.get(cell_id, -1) for cell_id in runs["id"]])
-    scores = np.array([one.correct for one in kept.values()]) if kept else np.zeros((0, 0), dtype=bool)
     by_class = np.array([one.by_class for one in kept.values()]) if kept else np.zeros((0, 0))
-    intervals = seed_by_image(scores, rows, asked, alpha).set_index(asked.index)
+    intervals, checkpoints = _compared([*kept.values()], rows, asked, alpha)
+    intervals = intervals.set_index(asked.index)
     unpaired = (asked["test"] == "Welch t").to_numpy()  # only repeats that pair have differences image by image
     intervals.loc[unpaired, [*INTERVAL[1:], "df"]] = np.nan
     intervals.loc[unpaired, "why"] = "its repeats do not pair, so there is no difference image by image"
     known = next(iter(kept.values()), None)
     classes = {} if known is None else {**_teachers(runs, read, teacher_ids, known.digest), **repeat_values(by_class, rows)}
-    return intervals, mcnemar(scores, rows, asked), _per_class(classes, np.zeros(0) if known is None else known.images)
+    return intervals, checkpoints, _per_class(classes, np.zeros(0) if known is None else known.images)
+
+
+def _compared(kept: list[Kept], rows: pd.DataFrame, asked: pd.DataFrame, alpha: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Intervals and checkpoints: McNemar's test is for runs that are right or wrong about an image."""
+    right, found = [one for one in kept if isinstance(one, Predictions)], [one for one in kept if isinstance(one, Matches)]
+    scores = np.array([one.correct for one in right]) if right else np.zeros((0, 0), dtype=bool)
+    if not found:
+        return seed_by_image(scores, rows, asked, alpha), mcnemar(scores, rows, asked)
+    shape = len(found), found[0].n_images
+    intervals = seed_by_resampled(lambda used: resampled_aps([found[row] for row in used]), shape, rows, asked, alpha)
+    return intervals, mcnemar(scores, rows[:0], asked)
 
 
 def _teachers(
@@ -160,7 +192,7 @@ def _teachers(
     found: dict[tuple[str, ...], dict[Any, np.ndarray]] = defaultdict(dict)
     for dataset, teacher, cell_id in zip(runs["dataset"], runs["teacher"], runs["id"], strict=True):
         for other in teacher_ids.get(cell_id, ()):
-            if isinstance(one := read.get(other), Predictions) and one.digest == digest:
+            if isinstance(one := read.get(other), Kept) and one.digest == digest:
                 found[dataset, "", teacher, "teacher"][other] = one.by_class
     return found
 
@@ -195,7 +227,7 @@ def _agreement(one: Predictions, teachers: list[str], read: Read) -> dict[str, A
         other = read.get(teacher, "its predictions are not there")
         if isinstance(other, str):
             return {"why": f"its teacher (run {teacher}): {other}"}
-        if other.digest != one.digest:
+        if not isinstance(other, Predictions) or other.digest != one.digest:
             return {"why": f"its teacher (run {teacher}) predicts other images"}
         shares.append(agreement(one.predicted, other.predicted))
     return {"agreement_block": sum(shares) / len(shares)} if shares else {}

@@ -17,8 +17,9 @@ import pandas as pd
 
 from kdbench.errors import DamagedError
 from kdbench.manifest import Manifest
+from kdbench.stats.average_precision import Matches
 from kdbench.stats.calibration import log_probabilities, mean_divergence
-from kdbench.stats.predictions import COLUMNS, Predictions, Read
+from kdbench.stats.predictions import KINDS, Kept, Predictions, Read
 from kdbench.store.store import Store
 
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
@@ -36,12 +37,12 @@ def read_predictions(store: Store, manifest: Manifest, runs: pd.DataFrame) -> tu
     Returns:
         the runs, of which those that contradict their own predictions are damaged, with the metrics that their records lack (they may be
         older than the metric) and their predictions have; and the predictions of each run, or why it has none, by id (nothing for a task
-        without a metric that is the share of images that are right).
+        without a metric that follows from its predictions).
     """
-    metric = next((one for one in manifest.metrics if one.per_image == "correct"), None)
+    metric = next((one for one in manifest.metrics if one.per_image in KINDS), None)
     if metric is None:
         return runs, {}
-    found: dict[str, Predictions | str] = {}
+    found: dict[str, Kept | str] = {}
     damaged: dict[str, str] = {}
     digests: dict[str, Counter[bytes]] = defaultdict(Counter)
     column = f"{metric.name}_last"
@@ -52,20 +53,21 @@ def read_predictions(store: Store, manifest: Manifest, runs: pd.DataFrame) -> tu
         if run["state"] == "finished":
             try:
                 raw = store.read_bytes(store.file(run["id"], "predictions.npz"))
-                found[run["id"]] = one = predictions(raw)
+                found[run["id"]] = one = predictions(raw, KINDS[metric.per_image])
             except DamagedError as error:
                 found[run["id"]] = str(error)
                 continue
             if why := _contradiction(one, run["n_test"], run[column], column):
                 found[run["id"]] = damaged[run["id"]] = why
-            else:
-                digests[run["dataset"]][one.digest] += 1
+                continue
+            digests[run["dataset"]][one.digest] += 1
+            if isinstance(one, Predictions):
                 others = [(other, found.get(other)) for other in teachers.get(run["id"], ())]
                 theirs = [other for other, its in others if isinstance(its, Predictions) and its.digest == one.digest]
                 found[run["id"]] = _with_divergences(one, raw or b"", theirs, of_teacher)
     usual = {dataset: counts.most_common(1)[0][0] for dataset, counts in digests.items()}
     for run in needed:
-        if isinstance(held := found[run["id"]], Predictions) and held.digest != usual[run["dataset"]]:
+        if isinstance(held := found[run["id"]], Kept) and held.digest != usual[run["dataset"]]:
             found[run["id"]] = "its predictions are of other images than those of the other runs of this dataset"
     wrong = runs["id"].isin(damaged)
     runs = runs.assign(**{name: runs[name].fillna(values) for name, values in _from_predictions(manifest, runs["id"], found).items()})
@@ -100,41 +102,35 @@ def _logits(raw: bytes, images: int) -> Logits:
 
 def _from_predictions(manifest: Manifest, ids: pd.Series, found: Read) -> dict[str, pd.Series]:
     """The columns of metrics at the last epoch that follow from predictions, with NaN for a run without them."""
-    known = [
-        {**one.over_classes, "correct": one.correct.mean(), "nll": one.nll} if isinstance(one := found[run], Predictions) else {}
-        for run in ids
-    ]
+    known = [one.metrics if isinstance(one := found[run], Kept) else {} for run in ids]
     return {
         f"{metric.name}_last": pd.Series([values.get(metric.per_image or metric.name, nan) for values in known], ids.index, dtype="float64")
         for metric in manifest.metrics
     }
 
 
-def _contradiction(one: Predictions, n_test: Any, value: float, column: str) -> str:
+def _contradiction(one: Kept, n_test: Any, value: float, column: str) -> str:
     """What of the record is not what its predictions show; empty where both agree."""
-    images, right = len(one.correct), one.correct.mean()
-    if not pd.isna(n_test) and images != n_test:
-        return f"its record contradicts its predictions: n_test is {n_test}, and {images} images are predicted"
-    # Half an image: the mean of float32 is rounded.
-    if abs(right - value) >= 0.5 / images:
-        return f"its record contradicts its predictions: {column} is {value:.6g}, and {right:.6g} of the images are right"
-    return ""
+    why = one.contradiction(value, column)
+    if not pd.isna(n_test) and one.n_images != n_test:
+        why = f"n_test is {n_test}, and {one.n_images} images are predicted"
+    return f"its record contradicts its predictions: {why}" if why else ""
 
 
-def predictions(raw: bytes | None) -> Predictions:
-    """What a file holds. Raises DamagedError where there is none, or it does not hold valid predictions."""
+def predictions(raw: bytes | None, kind: type[Predictions] | type[Matches] = Predictions) -> Kept:
+    """What a file holds. Raises DamagedError where there is none, or it does not hold valid predictions of this kind."""
     if raw is None:
         raise DamagedError("its predictions are not there")
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as file:
-            lacking = [name for name in COLUMNS if f"{name}.npy" not in file.NameToInfo]
-            columns = {name: _array(file.read(f"{name}.npy")) for name in COLUMNS if name not in lacking}
+            lacking = [name for name in kind.columns if f"{name}.npy" not in file.NameToInfo]
+            columns = {name: _array(file.read(f"{name}.npy")) for name in kind.columns if name not in lacking}
     except UNREADABLE as error:
         raise DamagedError(f"its predictions are damaged: {type(error).__name__}") from error
     if lacking:
         raise DamagedError(f"its predictions lack {', '.join(lacking)}")
     try:
-        return Predictions.of(columns)
+        return kind.of(columns)
     except ValueError as error:
         raise DamagedError(f"its predictions are damaged: {error}") from error
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from kdbench.scenes import Objects
 
@@ -20,28 +21,24 @@ METRICS = {"ap": 0, "ap50": 1, "ap75": 2, "ap_s": 3, "ap_m": 4, "ap_l": 5, "ar_1
 
 
 def truth_of(objects: Objects) -> dict[str, np.ndarray]:
-    """The objects of n images as flat columns, one row an object: `image` (its place), `label`, `box` (left, top, right, bottom), `crowd` and
-    `area`. `sizes` (n x 2) are height and breadth of each image."""
+    """The objects of n images as flat columns, one row an object: `image` (its place), `label`, `box` (left, top, right, bottom), `crowd`
+    and `area`. `sizes` (n x 2) are height and breadth of each image."""
     images = len(objects)
-    counts = [len(labels) for labels in objects.labels]
-    boxes = _joined([one.numpy() for one in objects.boxes], (0, 4), np.float32)
-    sides = boxes.astype(np.float64)
+    box = _joined(objects.boxes, (0, 4), np.float32)
     return {
-        "image": np.repeat(np.arange(images), counts),
-        "label": _joined([one.numpy() for one in objects.labels], (0,), np.int64),
-        "box": boxes,
-        "crowd": _joined([one.numpy() for one in objects.crowds or ()], (0,), np.bool_) if objects.crowds else np.zeros(len(boxes), bool),
-        "area": _joined([one.numpy() for one in objects.areas], (0,), np.float64)
-        if objects.areas
-        else (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1]),
+        "image": np.repeat(np.arange(images), [len(labels) for labels in objects.labels]),
+        "label": _joined(objects.labels, (0,), np.int64),
+        "box": box,
+        "crowd": np.zeros(len(box), np.bool_) if objects.crowds is None else _joined(objects.crowds, (0,), np.bool_),
+        "area": _extents(box)[:, 2:].prod(axis=1) if objects.areas is None else _joined(objects.areas, (0,), np.float64),
         "sizes": np.array(objects.sizes, dtype=np.int64).reshape(images, 2),
     }
 
 
 def table(predictions: Columns) -> dict[str, np.ndarray]:
-    """Padded columns, one row an image (`boxes` n x m x 4, `scores` and `labels` n x m, -1 where there is none), as one row a detection in
-    canonical order: by image, then score from the highest, label and box. AP depends on the order of detections with equal scores. `place` is
-    where the detection stands in the padded columns."""
+    """Padded columns, one row an image (`boxes` n x m x 4, `scores` and `labels` n x m, -1 where there is none), as one row a detection
+    in canonical order: by image, then score from the highest, label and box. AP depends on the order of detections with equal scores.
+    `place` is where the detection stands in the padded columns."""
     image, column = np.nonzero(predictions["labels"] >= 0)
     box = predictions["boxes"][image, column].astype(np.float32)
     score = predictions["scores"][image, column].astype(np.float32)
@@ -52,23 +49,20 @@ def table(predictions: Columns) -> dict[str, np.ndarray]:
 
 
 def measured(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, float | None]:
-    """COCO's metrics, and `ap_class_<k>` of each class. None where there are no such objects: COCO's -1 is never averaged."""
-    evaluation = _evaluated(_as_coco(truth, n_classes), _as_coco({**(found := table(predictions)), "sizes": truth["sizes"]}, n_classes))
+    """COCO's metrics; None where there are no such objects: its -1 is never averaged."""
+    evaluation = _evaluated(_as_coco(truth, n_classes), _as_coco({**table(predictions), "sizes": truth["sizes"]}, n_classes))
     evaluation.accumulate()
     evaluation.summarize()
-    found = {name: evaluation.stats[place] for name, place in METRICS.items()}
-    each = evaluation.eval["precision"][:, :, :, 0, -1]
-    found |= {f"ap_class_{label}": each[:, :, label].mean() for label in range(n_classes)}
-    return {name: float(value) if value > -1 else None for name, value in found.items()}
+    return {name: float(value) if (value := evaluation.stats[place]) > -1 else None for name, place in METRICS.items()}
 
 
 def matches(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, np.ndarray]:
     """What COCO's matching says, in columns from which the AP of any images follows without matching again.
 
     Returns:
-        `hits` and `ignored` (uint16, the shape of `predictions["scores"]`): bit i is set where the detection finds an object at threshold i,
-        or counts neither for nor against it (it lies in a crowd, or among those beyond `MOST`); `positives` (images x classes, int32): how
-        many objects there are to find.
+        `hits` and `ignored` (uint16, the shape of `predictions["scores"]`): bit i is set where the detection finds an object at threshold
+        i, or is not judged there (it lies in a crowd, or among those beyond `MOST`); `positives` (images x classes, int32): how many
+        objects there are to find.
     """
     found = table(predictions)
     hits, ignored = np.zeros((2, predictions["labels"].size), np.uint16)
@@ -77,42 +71,42 @@ def matches(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, n
         for pair in _evaluated(true, dets, threshold).eval["matched"]:
             mine, its = (int(one) - 1 for one in pair.split("_"))
             (ignored if truth["crowd"][its] else hits)[found["place"][mine]] |= 1 << place
-    ignored[found["place"][_rank(found) >= MOST]] = (1 << len(THRESHOLDS)) - 1
+    group = found["image"] * n_classes + found["label"]
+    order = np.argsort(group, kind="stable")
+    beyond = order[np.arange(len(order)) - np.searchsorted(group[order], group[order]) >= MOST]
+    ignored[found["place"][beyond]] = (1 << len(THRESHOLDS)) - 1
     positives = np.zeros((len(truth["sizes"]), n_classes), np.int32)
     np.add.at(positives, (truth["image"], truth["label"]), ~truth["crowd"])
     shape = predictions["labels"].shape
     return {"hits": hits.reshape(shape), "ignored": ignored.reshape(shape), "positives": positives}
 
 
-def _joined(parts: list[np.ndarray], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
-    return np.concatenate([np.zeros(empty, dtype), *parts]).astype(dtype)
+def _joined(parts: Iterable[Tensor], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.zeros(empty, dtype), *(one.numpy() for one in parts)]).astype(dtype)
 
 
-def _rank(found: Columns) -> np.ndarray:
-    """The place of each detection, by score, among those of its image and class."""
-    order = np.lexsort((np.arange(len(found["image"])), found["label"], found["image"]))
-    image, label = found["image"][order], found["label"][order]
-    first = np.flatnonzero(np.r_[True, (image[1:] != image[:-1]) | (label[1:] != label[:-1])][: len(order)])
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
-    return rank
+def _extents(box: np.ndarray) -> np.ndarray:
+    """Left, top, breadth, height in float64, in which COCO computes."""
+    return np.hstack([box[:, :2], box[:, 2:].astype(np.float64) - box[:, :2]])
 
 
 def _as_coco(columns: Columns, n_classes: int) -> Any:
     """Objects or detections as the library takes them, with ids from 1 in the order of the rows."""
     from faster_coco_eval import COCO
 
-    boxes = columns["box"].astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    areas = columns.get("area", boxes[:, 2] * boxes[:, 3])
-    nothing = np.zeros(len(boxes))
-    rows = zip(columns["image"], columns["label"], boxes, areas, columns.get("crowd", nothing), columns.get("score", nothing), strict=True)
-    annotations = [
-        dict(id=place, image_id=int(image), category_id=int(label), bbox=box.tolist(), area=float(area), iscrowd=int(crowd), score=float(score))
-        for place, (image, label, box, area, crowd, score) in enumerate(rows, 1)
-    ]
-    images = [{"id": place, "height": int(high), "width": int(broad)} for place, (high, broad) in enumerate(columns["sizes"])]
-    return COCO({"images": images, "categories": [{"id": label, "name": str(label)} for label in range(n_classes)], "annotations": annotations})
+    boxes, nothing = _extents(columns["box"]), np.zeros(len(columns["box"]))
+    areas = columns.get("area", boxes[:, 2:].prod(axis=1))
+    rest = (columns.get(name, nothing) for name in ("crowd", "score"))
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd", "score")
+    rows = zip(*(one.tolist() for one in (columns["image"], columns["label"], boxes, areas, *rest)), strict=True)
+    sizes = enumerate(columns["sizes"].tolist())
+    return COCO(
+        {
+            "images": [{"id": place, "height": height, "width": breadth} for place, (height, breadth) in sizes],
+            "categories": [{"id": label, "name": str(label)} for label in range(n_classes)],
+            "annotations": [{"id": place, **dict(zip(names, row, strict=True))} for place, row in enumerate(rows, 1)],
+        }
+    )
 
 
 def _evaluated(true: Any, found: Any, threshold: float | None = None) -> Any:

@@ -72,8 +72,8 @@ class Task:
         return {"target": targets}
 
     def per_image(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
-        """Columns with one number per image, saved beside the predictions, from which a report estimates test-set sampling error. Empty if
-        no metric is a mean over images."""
+        """Columns with one row per image, saved beside the predictions, from which a report estimates test-set sampling error
+        (`stats.predictions.KINDS`). Empty if no metric follows from such columns."""
         return {}
 
     def bytes_per_image(self, outputs: int) -> int | None:

@@ -154,9 +154,12 @@ def tensors_of(taps: Taps, names: set[str]) -> dict[Hashable, Tensor]:
     for name in TAPS:
         if name in names and taps.has(name):
             value = getattr(taps, name)
-            strides = taps.strides if name in OF_SCENES else ()
-            each = {(name, place, *strides[place : place + 1]): one for place, one in enumerate(value)} if isinstance(value, tuple) else None
-            found |= {(name,): value} if each is None else each
+            if not isinstance(value, tuple):
+                found[(name,)] = value
+            elif name in OF_SCENES:
+                found |= {(name, place, stride): one for place, (stride, one) in enumerate(zip(taps.strides, value, strict=True))}
+            else:
+                found |= {(name, place): one for place, one in enumerate(value)}
     if "second_view" in names and taps.has("second_view"):
         assert taps.second_view is not None
         found |= {("second_view", *name): one for name, one in tensors_of(taps.second_view, names - {"second_view"}).items()}  # type: ignore[misc]

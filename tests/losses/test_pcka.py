@@ -109,7 +109,7 @@ def test_one_patch_and_centred_two_are_refused() -> None:
     assert "the last map, 16x16, has 1 patches of 16, and it needs 2" in (built().missing(of((3, 16, 16), (3, 16, 16))) or "")
     assert built().missing(of((3, 17, 16), (3, 17, 16))) is None
     assert "has 2 patches of 16, and it needs 3" in (built(centred=True).missing(of((3, 17, 16), (3, 17, 16))) or "")
-    assert "has 3, that of the teacher 4" in (built().missing(of((3, 17, 16), (4, 17, 16))) or "")
+    assert "the last map the student has 3, the teacher 4" in (built().missing(of((3, 17, 16), (4, 17, 16))) or "")
     assert "2 patches of 16, that of the teacher 4" in (built().missing(of((3, 17, 16), (3, 17, 17))) or "")
     stages = toys.pair(widths=(4, 4))
     assert "stage 2" in (built(patch=2, tap="stages").missing(stages) or "")
