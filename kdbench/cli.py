@@ -281,6 +281,26 @@ def check(suite: Path, results: Path, data: Path, device: str, as_json: bool) ->
 
 
 @main.command()
+@SUITE
+@RESULTS
+@DATA
+@click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="how many test images are drawn")
+@click.option("--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="draw objects with at least this score")
+@click.option("--repeat", type=click.IntRange(0), default=0, show_default=True, help="of which repeat the students are")
+@click.option("--without-images", is_flag=True, help="draw boxes on grey, for pages that must not show the images")
+def pictures(suite: Path, results: Path, data: Path, images: int, score: float, repeat: int, without_images: bool) -> None:
+    """Draw test images of SUITE with what is true, and what the teacher and each student say of them: a page (PNG) for each pair."""
+    from kdbench.plan import matrix
+    from kdbench.plan.suite import read
+    from kdbench.store import Store
+    from kdbench.train.pictures import Asked
+    from kdbench.train.pictures import pictures as draw
+
+    written = draw(matrix.expand(read(suite)), Store(results), data, Asked(images, score, repeat, not without_images))
+    click.echo("\n".join(map(str, written)))
+
+
+@main.command()
 @click.argument("cell")
 @RESULTS
 @click.option("--to", type=PATH, help="the folder to write to  [default: export/<id>]")

@@ -46,7 +46,7 @@ FLOORS: list[tuple[str, str]] = [
         "training",
         "train.average train.build train.check train.checkpoint train.checkpoint_files train.circumstance train.dot train.evaluate train.export train.features train.feed train.given train.grouped train.linear_probe train.loop train.meeting "
         "train.member train.mix "
-        "train.nursery train.numerics train.objective train.profile train.ranks train.result train.seeds train.similarity train.start train.stream train.teacher train.teacher_table train.timing "
+        "train.nursery train.numerics train.objective train.pictures train.profile train.ranks train.result train.seeds train.similarity train.start train.stream train.teacher train.teacher_table train.timing "
         "train.worker",
     ),
     (

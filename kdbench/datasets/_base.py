@@ -24,6 +24,8 @@ class Data:
     """A dataset that was read. A view is a number that stands for one random augmentation of an image."""
 
     n_classes: int
+    class_names: tuple[str, ...]
+    """Of the classes in the order of their labels; absent where they have none but their numbers."""
     input_shape: tuple[int, ...]
     fingerprint: str
     from_files: bool = False

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from kdbench.datasets._base import Data, Dataset
+from kdbench.errors import UsageError
 from kdbench.losses._base import Taps
 from kdbench.manifest import Metric
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that is true of an image, or said of it: a class, with its `score` where it is said, and with a `box` (left, top, right,
+    bottom) in an image of this `size` (height, breadth) where it has a place."""
+
+    label: int
+    score: float | None = None
+    box: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
 
 
 class Task:
@@ -75,6 +89,10 @@ class Task:
         """Columns with one row per image, saved beside the predictions, from which a report estimates test-set sampling error
         (`stats.predictions.KINDS`). Empty if no metric follows from such columns."""
         return {}
+
+    def marks(self, table: Mapping[str, np.ndarray], image: int, true: bool) -> list[Mark]:
+        """What a saved table says of a test image, or what is true of it, for `kdbench pictures`; the highest scores first."""
+        raise UsageError(f"{type(self).__name__} does not say what can be drawn of its predictions: define marks(table, image, true)")
 
     def bytes_per_image(self, outputs: int) -> int | None:
         """At most how many bytes are saved of an image's predictions; None: it is not known before."""

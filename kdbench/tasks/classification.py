@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from kdbench.datasets._base import Data, Dataset
 from kdbench.losses._base import Taps
 from kdbench.manifest import Metric
-from kdbench.tasks._base import Task
+from kdbench.tasks._base import Mark, Task
 
 FEW_CLASSES = 200
 LARGEST = float(np.finfo(np.float16).max)
@@ -98,6 +99,11 @@ class Classification(Task):
             "predicted": logits.argmax(1).astype(np.int32),
             "confidence": (1 / np.exp(logits - highest[:, None]).sum(1)).astype(np.float32),
         }
+
+    def marks(self, table: Mapping[str, np.ndarray], image: int, true: bool) -> list[Mark]:
+        if true:
+            return [Mark(int(table["target"][image]))]
+        return [Mark(int(table["predicted"][image]), float(table["confidence"][image]))]
 
     def bytes_per_image(self, outputs: int) -> int:
         one, target = {"logits": np.zeros((1, outputs), np.float32)}, np.zeros(1, np.int64)

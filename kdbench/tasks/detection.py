@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from kdbench.datasets._base import Dataset
 from kdbench.losses._base import Taps
 from kdbench.manifest import Metric
 from kdbench.scenes import Images, Objects, Size
-from kdbench.tasks._base import Task
+from kdbench.tasks._base import Mark, Task
 
 MOST = 100
 """So many objects of an image are kept, those with the highest scores: as many as AP counts."""
@@ -71,6 +72,14 @@ class Detection(Task):
     def true_columns(self, targets: Any) -> dict[str, np.ndarray]:
         """One row an object, in no relation to the rows of the predictions but by `true_image`."""
         return {f"true_{name}": values for name, values in targets.items()}
+
+    def marks(self, table: Mapping[str, np.ndarray], image: int, true: bool) -> list[Mark]:
+        height, breadth = table["true_sizes"][image].tolist()
+        if true:
+            rows = np.flatnonzero((table["true_image"] == image) & ~table["true_crowd"])
+            return [Mark(int(table["true_label"][row]), None, tuple(table["true_box"][row].tolist()), (height, breadth)) for row in rows]
+        found = zip(*(table[name][image].tolist() for name in ("labels", "scores", "boxes")), strict=True)
+        return [Mark(label, score, tuple(box), (height, breadth)) for label, score, box in found if label >= 0]
 
     def per_image(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
         """`hits` and `ignored` of each detection, and the `positives` of each class, from which the AP of any images follows."""
