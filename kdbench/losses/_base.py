@@ -378,6 +378,10 @@ class Loss(nn.Module):
             raise RefusedError(why)
         self.bind(pair.needed(self._needs(), type(self).__name__))
 
+    def noted(self, pair: Pair) -> list[str]:
+        """The `notes` of this loss on what it needs of the pair, after its name."""
+        return [f"the loss '{type(self).__name__.lower()}' {text}" for text in self.notes(pair.needed(self._needs(), type(self).__name__))]
+
     def parts(self, student: Taps, teacher: Taps, batch: Batch | Tensor | None = None) -> dict[str, Tensor]:
         """The named parts of the loss (one, named '', if it has none), computed without autocast and at least in float32.
 

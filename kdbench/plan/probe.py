@@ -49,11 +49,13 @@ class Probed:
 
 @dataclass(frozen=True)
 class Probes:
-    """What was learnt of a plan's models, by the key of their configuration. `untried` names the losses that could not be tried."""
+    """What was learnt of a plan's models, by the key of their configuration. `untried` names the losses that could not be tried,
+    `notes` say what losses leave out."""
 
     models: dict[str, Probed]
     n_train: int | None
     untried: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def work_tflop(self, plan: Plan, bundle: Bundle) -> float:
         """Estimated work of a bundle: training passes of its students and one forward pass of the teacher, of second views too where losses
@@ -178,7 +180,7 @@ def probe(plan: Plan) -> Probes:
         mistakes += _wrong_trials(plan, dataset.n_train)
     if mistakes:
         raise SuiteError(mistakes)
-    return Probes(models, dataset.n_train, _tried(plan, models, dataset, outputs))
+    return Probes(models, dataset.n_train, *_tried(plan, models, dataset, outputs))
 
 
 def _of_layers(net: Net, models: Mapping[str, Probed]) -> str:
@@ -218,8 +220,9 @@ def _wrong_trials(plan: Plan, n_train: int | None) -> Iterator[str]:
                 break
 
 
-def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int) -> tuple[str, ...]:
-    """Try every loss on its pairs. Returns the losses that could not be tried. Raises SuiteError: with every loss that refuses a pair."""
+def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Try every loss on its pairs. Returns the losses that could not be tried, and what losses note of pairs. Raises SuiteError: with every
+    loss that refuses a pair."""
     import torch
 
     from kdbench.losses._base import Pair
@@ -229,13 +232,13 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
     n_train = min(dataset.n_train or MANY, MAX_LABELS)
     labels = torch.empty(n_train, dtype=torch.int64, device="meta") if plan.task.has_classes else None
     _, plain = dataset.example(PROBE_IMAGES)
-    trials: dict[str, tuple[str, str]] = {}
-    mistakes, untried = [], []
+    trials: dict[str, tuple[str, str, list[str]]] = {}
+    mistakes, untried, notes = [], [], []
     for student, teacher, name in plan.compared:
         objective = suite.objectives[name]
         one, other = models[model_key(suite.students[student].model)], models[model_key(suite.teachers[teacher].model)]
         own, theirs = (side.taps.with_second_view() if dataset.augments else side.taps for side in (one, other))
-        shapes = [[list(tensor.shape) for tensor in side.taps.tensors()] for side in (one, other)]
+        shapes = [[side.taps.strides, *(list(tensor.shape) for tensor in side.taps.tensors())] for side in (one, other)]
         stages = [(objective.first.config, objective.first.recipes[student])] if objective.first else []
         stages += [(objective.config, suite.students[student].recipe)]
         if why := inherited_why_not(one.model, other.model, objective.config.get("inherits", ())):
@@ -249,14 +252,15 @@ def _tried(plan: Plan, models: Mapping[str, Probed], dataset: Any, outputs: int)
                 features = None if pooled is None else torch.empty(n_train, pooled.shape[1], device="meta")
                 pair = Pair(own, theirs, labels, other.model.head, other.model, features)
                 trials[key] = _try(term, pair, targets, outputs, suite.sources)
-            refusal, why_untried = trials[key]
+            refusal, why_untried, noted = trials[key]
+            notes += [f"{name}, {student} <- {teacher}: {text}" for text in noted]
             if refusal:
                 mistakes.append(f"{suite.file.at(objective.where)}: objectives.{name}: {student} <- {teacher}: {refusal}")
             if why_untried:
                 untried.append(f"{name}, {student} <- {teacher}: {why_untried}")
     if mistakes:
         raise SuiteError(mistakes)
-    return tuple(untried)
+    return tuple(untried), tuple(dict.fromkeys(notes))
 
 
 def inherited_why_not(student: Any, teacher: Any, names: Iterable[str]) -> str:
@@ -274,34 +278,33 @@ def inherited_why_not(student: Any, teacher: Any, names: Iterable[str]) -> str:
     return ""
 
 
-def _try(term: Mapping[str, Any], pair: Pair, targets: Any, outputs: int, sources: Mapping[str, str]) -> tuple[str, str]:
-    """(why the loss cannot be used, why it could not be tried), each empty where there is no reason: bind the loss and run it once, on the
-    meta device, and if that fails, since values are absent there, on random values."""
+def _try(term: Mapping[str, Any], pair: Pair, targets: Any, outputs: int, sources: Mapping[str, str]) -> tuple[str, str, list[str]]:
+    """(why the loss cannot be used, why it could not be tried, what it notes), the first two empty where there is no reason: bind the loss
+    and run it once, on the meta device, and if that fails, since values are absent there, on random values."""
     import torch
 
     name = f"the loss '{term['loss']}'"
     try:
         with torch.device("meta"):
-            _run(term, pair, targets.to("meta"), sources)
-        return "", ""
+            return "", "", _run(term, pair, targets.to("meta"), sources)
     except RefusedError as error:
-        return f"{name} cannot be used: {error}", ""
+        return f"{name} cannot be used: {error}", "", []
     except Exception as error:
         real = _real(pair, _needs(term, sources), outputs)
         if real is None:
-            return "", f"{name} cannot be tried while planning, because its inputs are too large ({explained(error)})"
+            return "", f"{name} cannot be tried while planning, because its inputs are too large ({explained(error)})", []
     try:
-        _run(term, real, targets, sources)
-        return "", ""
+        return "", "", _run(term, real, targets, sources)
     except LossError as error:
-        return str(error), ""
+        return str(error), "", []
     except RefusedError as error:
-        return f"{name} cannot be used: {error}", ""
+        return f"{name} cannot be used: {error}", "", []
     except Exception as error:
-        return f"{name} fails on this pair: {explained(error)}", ""
+        return f"{name} fails on this pair: {explained(error)}", "", []
 
 
-def _run(term: Mapping[str, Any], pair: Pair, targets: Any, sources: Mapping[str, str]) -> None:
+def _run(term: Mapping[str, Any], pair: Pair, targets: Any, sources: Mapping[str, str]) -> list[str]:
+    """What the loss notes of the pair."""
     import torch
 
     from kdbench.losses._base import Batch
@@ -310,6 +313,7 @@ def _run(term: Mapping[str, Any], pair: Pair, targets: Any, sources: Mapping[str
         loss = parts.from_config("loss", {**term, "name": term["loss"]}, sources)
         loss.prepare(pair)
         loss.parts(pair.student, pair.teacher, Batch(targets, torch.arange(PROBE_IMAGES)))
+        return loss.noted(pair)
 
 
 def _needs(term: Mapping[str, Any], sources: Mapping[str, str]) -> frozenset[str]:

@@ -111,6 +111,7 @@ def as_text(suite: Path, results: Path, time_left: Callable[[PlanSummary], str] 
         *(f"  note: {text}" for net in asked.teachers.values() if (text := images_of_weights(net, asked.dataset))),
         *_provider_lines(outlook),
         *group_lines(plan, outlook.probes),
+        *(f"note: {one}" for one in outlook.probes.notes),
         *(f"not tried here (`kdbench check` tries it): {one}" for one in outlook.probes.untried),
         *learning_rate_lines(outlook),
         *slow_averages(plan, outlook.probes.n_train),
