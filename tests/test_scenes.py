@@ -601,6 +601,7 @@ def test_other_numbers_than_declared_are_refused(tmp_path: Path) -> None:
         ({"train": "/x"}, "train must be a name inside the data folder"),
         ({"classes": 0}, "at least 1"),
         ({"subset": {"classes": 3}}, "subset.classes must be at least 1 and below 3, not 3"),
+        ({"subset": {}}, "subset sets neither"),
         ({"subset": {"images": 0}}, "subset.images must be at least 1"),
         ({"subset": {"images": 12}, "train_images": 12}, "subset.images must be at least 1 and below 12"),
         ({"validation": 1.0}, "validation is the share"),

@@ -77,7 +77,7 @@ class Annotations:
         starts = np.concatenate([[0], np.cumsum(kept)])[self.starts]
         return Annotations(self.sizes, starts, *(one[kept] for one in (self.boxes, self.labels, self.areas, self.crowds)))
 
-    def targets(self) -> tuple[Annotations, Counter[str]]:
+    def for_training(self) -> tuple[Annotations, Counter[str]]:
         """The targets of training, and how many objects are none, or were changed: boxes are cut at the edges of their image; crowds, and
         boxes of at most `LEAST_SIDE`, are left out."""
         limits = np.repeat(self.sizes[:, [1, 0, 1, 0]], self.counts, axis=0)
@@ -158,7 +158,7 @@ class CocoFile:
 def read_coco(path: Path) -> CocoFile:
     """Read a file of annotations; nothing in it but boxes (`segmentation` and other keys are ignored). Raises DataError, with the places
     in the file, for what is missing or has no meaning: ids that are unknown or stand twice, boxes that are no numbers, have a negative side
-    or lie outside of their image, paths that lead elsewhere. A box that is partly outside is no error (`Annotations.targets`)."""
+    or lie outside of their image, paths that lead elsewhere. A box that is partly outside is no error (`Annotations.for_training`)."""
     try:
         content = TypeAdapter(_File).validate_json(path.read_bytes())
     except OSError as error:

@@ -151,7 +151,7 @@ def _flipped(pixels: Tensor, across: bool, down: bool) -> Tensor:
 class SceneData(ReadAhead):
     """Scenes: images of many sizes, padded to a common one, and the objects in them. A view is the number of one of `SceneViews`.
 
-    `targets` are all objects as they were annotated; `batch` gives those that training sees (`Annotations.targets`), in pixels of the
+    `targets` are all objects as they were annotated; `batch` gives those that training sees (`Annotations.for_training`), in pixels of the
     input.
     """
 
@@ -168,7 +168,7 @@ class SceneData(ReadAhead):
     trained: dict[str, Annotations] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.trained = {split: one.targets()[0] for split, one in self.annotations.items()}
+        self.trained = {split: one.for_training()[0] for split, one in self.annotations.items()}
         self.views, self.n_classes = self.readers["train"].views, len(self.class_names)
 
     @property

@@ -81,6 +81,8 @@ class Coco(Scenes):
             size or (max(lengths), max_size),
             *(horizontal_flip, vertical_flip, mean, std),
         )
+        if subset == {}:
+            raise ValueError("subset sets neither `classes` nor `images`: leave it out")
         self.subset: dict[str, int] = {**(subset or {})}
         if classes < 1 or (train_images is not None and train_images < 1):
             raise ValueError("classes and train_images must be at least 1")
@@ -144,7 +146,7 @@ class Coco(Scenes):
 
     def _pool(self, known: Annotations, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         """The images that training and validation may have, and notes on what training does not see of them."""
-        trained, counted = known.targets()
+        trained, counted = known.for_training()
         empty = trained.counts == 0
         pool = np.flatnonzero(~empty) if self.empty == "drop" else np.arange(len(known))
         if "classes" not in self.subset and self.train_images not in (None, len(pool)):
