@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdbench.datasets._base import Dataset
+from kdbench.losses._base import Taps
+from kdbench.manifest import Metric
+from kdbench.scenes import Images, Objects, Size
+from kdbench.tasks._base import Task
+
+MOST = 100
+"""So many objects of an image are kept, those with the highest scores: as many as AP counts."""
+
+
+class Detection(Task):
+    """Object detection: boxes of objects and their classes; loss: the detector's own; primary metric: AP.
+
+    AP is COCO's: the mean over classes that have objects, ten thresholds of IoU from 0.5 to 0.95, and 101 recalls, with at most 100
+    detections of an image. `ap50` and `ap75` are at one threshold; `ap_s`, `ap_m` and `ap_l` of objects of less than 32 x 32 pixels, of up
+    to 96 x 96, and larger; `ar_100` is the mean recall. A metric without such objects is absent. Boxes are judged in pixels of the images as
+    they are in their files, in float32, in an order that depends on nothing but themselves: score, class, box.
+    Source: Lin et al. 2014 (COCO) and its pycocotools, computed by faster-coco-eval.
+    """
+
+    alone = "detection"
+
+    metrics = (
+        Metric("ap", "AP", per_image="hits"),
+        Metric("ap50", "AP50"),
+        Metric("ap75", "AP75"),
+        Metric("ap_s", "AP small"),
+        Metric("ap_m", "AP medium"),
+        Metric("ap_l", "AP large"),
+        Metric("ar_100", "AR"),
+    )
+
+    def outputs(self, dataset: Dataset) -> int:
+        return dataset.n_classes
+
+    def step(self, student: nn.Module, inputs: Images, targets: Objects) -> tuple[dict[str, Tensor], Taps]:
+        return student.losses(inputs, targets)  # type: ignore[operator]
+
+    def predict(self, model: nn.Module, inputs: Images) -> dict[str, Tensor]:
+        """`boxes` (n x 100 x 4, float32), `scores` (n x 100, float32; 0: no object), `labels` (n x 100, int16; -1: no object), and the number
+        of classes."""
+        found: Any = model.detect(inputs)  # type: ignore[operator]
+        rows = [_in_order(*one, *sizes) for one, *sizes in zip(found, inputs.sizes, inputs.originals, strict=True)]
+        boxes, scores, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+        return {"boxes": boxes, "scores": scores, "labels": labels, "n_classes": torch.full((len(inputs),), model.outputs)}  # type: ignore[arg-type]
+
+    def truth(self, targets: Objects) -> dict[str, np.ndarray]:
+        from kdbench.tasks import _ap
+
+        return _ap.truth_of(targets.to(torch.device("cpu")))
+
+    def labels(self, targets: Objects) -> None:
+        return None
+
+    def measure(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, float]:
+        from kdbench.tasks import _ap
+
+        found = _ap.measured(predictions, targets, _n_classes(predictions))
+        values = {metric.name: found[metric.name] for metric in self.metrics}
+        return {name: float("nan") if value is None else value for name, value in values.items()}
+
+    def keep(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
+        return {name: predictions[name] for name in ("boxes", "scores", "labels")}
+
+    def true_columns(self, targets: Any) -> dict[str, np.ndarray]:
+        """One row an object, in no relation to the rows of the predictions but by `true_image`."""
+        return {f"true_{name}": values for name, values in targets.items()}
+
+    def per_image(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
+        """`hits` and `ignored` of each detection, and the `positives` of each class, from which the AP of any images follows."""
+        from kdbench.tasks import _ap
+
+        return _ap.matches(predictions, targets, _n_classes(predictions))
+
+
+def _in_order(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, original: Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The detections of one image in pixels of the original and in canonical order, padded to `MOST`."""
+    ratio = torch.tensor([original[1] / size[1], original[0] / size[0]]).repeat(2).numpy()
+    held = boxes.float().cpu().numpy() * ratio, scores.float().cpu().numpy(), labels.cpu().numpy().astype(np.int16)
+    order = np.lexsort((*held[0].T[::-1], held[2], -held[1]))[:MOST]
+    empty = np.zeros((MOST, 4), np.float32), np.zeros(MOST, np.float32), np.full(MOST, -1, np.int16)
+    for padded, column in zip(empty, held, strict=True):
+        padded[: len(order)] = column[order]
+    return empty
+
+
+def _n_classes(predictions: dict[str, np.ndarray]) -> int:
+    return int(predictions["n_classes"][0])
