@@ -139,7 +139,9 @@ def make_model(
         raise PartError(f"timm cannot build {architecture} for images of {sides} pixels{how}: {type(error).__name__}: {error}") from error
 
 
-def make_pyramid(architecture: str, inputs: tuple[int, ...], strides: Sequence[int], given: Mapping[str, Any]) -> tuple[nn.Module, list[int]]:
+def make_pyramid(
+    architecture: str, inputs: tuple[int, ...], strides: Sequence[int], given: Mapping[str, Any]
+) -> tuple[nn.Module, list[int]]:
     """A timm model with random weights that gives a list of maps, one for each of these strides, finest first, and the channels of each.
     Raises PartError if timm has no such model; RefusedError if it has no such maps, or cannot take images of this shape."""
     if not timm.is_model(architecture):
@@ -147,7 +149,7 @@ def make_pyramid(architecture: str, inputs: tuple[int, ...], strides: Sequence[i
     listed = _strides_of(architecture)
     if absent := [stride for stride in strides if stride not in listed]:
         told = f"its maps have strides of {', '.join(map(str, sorted(set(listed))))} pixels" if listed else "it gives no maps of its stages"
-        why = f"timm's {architecture} has no pyramid for this detector: {told}, and {', '.join(map(str, absent))} is asked for"
+        why = f"timm's {architecture} has no pyramid for this detector: {told}, and maps of {', '.join(map(str, absent))} are needed"
         raise RefusedError(f"{why}. Use a convolutional net, or other `strides`")
     # Of several maps of a stride the last one: the places differ from net to net.
     places = tuple(len(listed) - 1 - listed[::-1].index(stride) for stride in strides)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdbench import parts
 from kdbench.errors import KdbenchError
 from kdbench.models._base import Model
+from kdbench.models._detector import Detector
 from kdbench.plan.nets import NetFields
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -34,7 +35,8 @@ def built(name: str, options: dict[str, Any], inputs: tuple[int, int, int] = (3,
     return model
 
 
-EVERY = [(name, options) for name in parts.names("model") for options in OPTIONS.get(name, [{}])]
+CLASSIFIERS = [name for name in parts.names("model") if not issubclass(parts.load("model", name).make, Detector)]
+EVERY = [(name, options) for name in CLASSIFIERS for options in OPTIONS.get(name, [{}])]
 
 
 @pytest.mark.parametrize(("name", "options"), EVERY, ids=str)

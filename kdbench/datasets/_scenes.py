@@ -230,7 +230,7 @@ class Scenes(Dataset):
             raise ValueError(f"std must be positive, not {list(std)}")
         self.views, self.normalisation = SceneViews(fits, horizontal, vertical), (tuple(mean), tuple(std))
         self.input_shape = (3, *(-(-side // MULTIPLE) * MULTIPLE for side in largest))
-        self.n_views = len(self.views)
+        self.n_views, self.one_size = len(self.views), len(fits) == 1 and isinstance(fits[0], Exactly)
 
     def example(self, n: int) -> tuple[Images, Objects]:
         _, height, breadth = self.input_shape

@@ -80,7 +80,9 @@ class Detector(Model):
     def build(self, inputs: tuple[int, ...], outputs: int) -> None:
         image_channels(inputs)
         padded = (inputs[0], *(-(-side // 32) * 32 for side in inputs[1:]))  # as `Images.padded` does
-        body, channels = make_pyramid(self.body, padded, self.strides, {"drop_path_rate": self.drop_path_rate} if self.drop_path_rate else {})
+        body, channels = make_pyramid(
+            self.body, padded, self.strides, {"drop_path_rate": self.drop_path_rate} if self.drop_path_rate else {}
+        )
         if self.body_norm_eps is not None:
             for module in body.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -182,19 +184,19 @@ class DenseDetector(Detector):
     def losses(self, images: Images, objects: Objects) -> tuple[dict[str, Tensor], Taps]:
         levels = self.pyramid(images)
         outputs = self.net.head(list(levels.values()))
-        anchors = in_full(self.net.anchor_generator, images, levels)
+        anchors = anchors_of(self.net.anchor_generator, images, levels)
         with without_autocast(images.device):
-            full = {name: value.float() for name, value in outputs.items()}
-            losses = self.task_losses(targets_of(objects), full, anchors, self._counts(levels))
+            precise = {name: in_full(value) for name, value in outputs.items()}
+            losses = self.task_losses(targets_of(objects), precise, anchors, self._counts(levels))
         return losses, self.dense_taps(levels, outputs["cls_logits"])
 
     @torch.no_grad()
     def detect(self, images: Images) -> Found:
         levels = self.pyramid(images)
         outputs, counts = self.net.head(list(levels.values())), self._counts(levels)
-        anchors = [list(one.split(counts)) for one in in_full(self.net.anchor_generator, images, levels)]
+        anchors = [list(one.split(counts)) for one in anchors_of(self.net.anchor_generator, images, levels)]
         with without_autocast(images.device):
-            split = {name: list(value.float().split(counts, 1)) for name, value in outputs.items()}
+            split = {name: list(in_full(value).split(counts, 1)) for name, value in outputs.items()}
             found = self.net.postprocess_detections(split, anchors, list(images.sizes))
         return [(one["boxes"], one["scores"], one["labels"]) for one in found]
 
@@ -214,9 +216,14 @@ def targets_of(objects: Objects, first: int = 0) -> list[dict[str, Tensor]]:
     return [{"boxes": boxes.clone(), "labels": labels + first} for boxes, labels in objects]
 
 
-def in_full(generator: Any, images: Images, levels: Mapping[str, Tensor]) -> list[Tensor]:
-    """The anchors of each image in float32, also where the levels are not: in bfloat16 the positions beyond 256 pixels are rounded."""
-    shapes = [one.new_empty(one.shape, dtype=torch.float32) for one in levels.values()]
+def in_full(values: Tensor) -> Tensor:
+    """At least in float32."""
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
+def anchors_of(generator: Any, images: Images, levels: Mapping[str, Tensor]) -> list[Tensor]:
+    """The anchors of each image, at least in float32: in bfloat16 positions beyond 256 pixels would be rounded."""
+    shapes = [one.new_empty(one.shape, dtype=torch.promote_types(one.dtype, torch.float32)) for one in levels.values()]
     return generator(tv.ImageList(images.pixels, list(images.sizes)), shapes)
 
 

@@ -19,11 +19,13 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import LevelMapper
 
+# fmt: off
 __all__ = [
-    *("FCOS", "FasterRCNN", "RetinaNet", "AnchorGenerator", "BalancedPositiveNegativeSampler", "FastRCNNConvFCHead", "FastRCNNPredictor"),
-    *("TwoMLPHead", "FCOSClassificationHead", "FCOSHead", "FCOSRegressionHead", "ImageList", "RetinaNetHead", "RPNHead", "fastrcnn_loss"),
-    *("concat_box_prediction_layers", "coco_ids", "groups_of", "norm_layer", "pyramid_network", "region_pool"),
+    "FCOS", "FasterRCNN", "RetinaNet", "AnchorGenerator", "BalancedPositiveNegativeSampler", "FastRCNNConvFCHead", "FastRCNNPredictor",
+    "TwoMLPHead", "FCOSClassificationHead", "FCOSHead", "FCOSRegressionHead", "ImageList", "RetinaNetHead", "RPNHead", "fastrcnn_loss",
+    "concat_box_prediction_layers",
 ]
+# fmt: on
 
 Norm = Literal["none", "group", "batch"]
 Extra = Literal["none", "max_pool", "p6p7_from_p5", "p6p7_from_c5"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdbench.losses._base import Taps
 from kdbench.models import _torchvision as tv
-from kdbench.models._detector import Backbone, Detector, Found, in_full, targets_of, without_autocast
+from kdbench.models._detector import Backbone, Detector, Found, anchors_of, in_full, targets_of, without_autocast
 from kdbench.scenes import Images, Objects
 
 
@@ -17,17 +17,17 @@ class FasterRcnn(Detector):
 
     `body` is a convolutional net of timm, whose last maps of these `strides` the pyramid is made of, with `width` channels; `extra_levels`
     (for proposals alone) are made of its coarsest map. `anchor_sizes` has one size in pixels for each level, `aspect_ratios` are height to
-    width. Of an image `rpn_samples` anchors, at most half of them of an object, and `regions` proposals, at most a quarter, are drawn at each
-    training step. `proposals` remain of the `rpn_candidates` of each level after suppression of overlaps (`rpn_nms_threshold`): both are
-    (in training, in evaluation). The head has `head_convs` convolutions of 256 channels, with `head_norm`, and linear layers of `head_width`
-    (two without convolutions, else one). `body_norm_eps` changes the epsilon of the batch norms of the body.
+    width. At each training step `rpn_samples` anchors of an image are drawn, at most half of them of an object, and `regions` proposals, at
+    most a quarter of them. `proposals` remain of the `rpn_candidates` of each level after suppression of overlaps (`rpn_nms_threshold`):
+    both are (in training, in evaluation). The head has `head_convs` convolutions of 256 channels, with `head_norm`, and linear layers of
+    `head_width` (two without convolutions, else one). `body_norm_eps` changes the epsilon of the batch norms of the body.
 
     The samplers draw from a stream of their own: its seed is one number, drawn before the body runs, and the draws are made on the CPU, so
     that neither the body's own draws nor the number of proposals of the last step change them, nor the device.
 
-    Losses: `loss_classifier` (cross-entropy) and `loss_box_reg` (smooth L1) of the regions, `loss_objectness` and `loss_rpn_box_reg` of the
-    anchors, means over what was drawn. It has no tap of class logits. `forward` makes the levels alone: the cost of the heads, which runs in
-    training and detecting, is not in an estimate by it.
+    Losses: `loss_classifier` (cross-entropy) and `loss_box_reg` (smooth L1) of the regions, `loss_objectness` and `loss_rpn_box_reg` of
+    the anchors, means over what was drawn. It has no tap of class logits. `forward` makes the levels alone: the heads, which run in
+    training and in detecting, are not in its cost.
     Source: Ren et al. 2015, Lin et al. 2017 (FPN); computed by torchvision, whose defaults these are (`fasterrcnn_resnet50_fpn`, and `_v2`
         after Li et al. 2021), except that RoIAlign knows the strides (torchvision infers them from the first batch).
     """
@@ -47,13 +47,7 @@ class FasterRcnn(Detector):
             "regions": 64,
             "head_width": 128,
         },
-        "faster_rcnn_lcnet_035": {
-            "body": "lcnet_035",
-            "width": 64,
-            "anchor_sizes": [8, 16, 32, 64, 128],
-            "regions": 64,
-            "head_width": 128,
-        },
+        "faster_rcnn_lcnet_035": {"body": "lcnet_035", "width": 64, "anchor_sizes": [8, 16, 32, 64, 128], "regions": 64, "head_width": 128},
     }
 
     def __init__(
@@ -90,7 +84,12 @@ class FasterRcnn(Detector):
         if head_norm != "none" and not head_convs:
             raise ValueError(f"head_norm {head_norm} is of the convolutions of the head, which has none: set head_convs")
         self.anchor_sizes, self.aspect_ratios = tuple(anchor_sizes), tuple(aspect_ratios)
-        self.rpn_convs, self.rpn_samples, self.rpn_candidates, self.proposals = rpn_convs, rpn_samples, tuple(rpn_candidates), tuple(proposals)
+        self.rpn_convs, self.rpn_samples, self.rpn_candidates, self.proposals = (
+            rpn_convs,
+            rpn_samples,
+            tuple(rpn_candidates),
+            tuple(proposals),
+        )
         self.rpn_nms_threshold, self.rpn_score_threshold = rpn_nms_threshold, rpn_score_threshold
         self.regions, self.head_convs, self.head_norm, self.head_width = regions, head_convs, head_norm, head_width
         self.score_threshold, self.nms_threshold, self.detections = score_threshold, nms_threshold, detections
@@ -155,9 +154,9 @@ class FasterRcnn(Detector):
         rpn = self.net.rpn
         objectness, deltas = rpn.head(list(levels.values()))
         counts = [one[0].numel() for one in objectness]
-        anchors = in_full(rpn.anchor_generator, images, levels)
+        anchors = anchors_of(rpn.anchor_generator, images, levels)
         with without_autocast(images.device):
-            objectness, deltas = (one.float() for one in tv.concat_box_prediction_layers(objectness, deltas))
+            objectness, deltas = (in_full(one) for one in tv.concat_box_prediction_layers(objectness, deltas))
             boxes = rpn.box_coder.decode(deltas.detach(), anchors).view(len(images), -1, 4)
             proposals, _ = rpn.filter_proposals(boxes, objectness, list(images.sizes), counts)
             if targets is None:
@@ -169,9 +168,9 @@ class FasterRcnn(Detector):
     def of_regions(self, images: Images, levels: Mapping[str, Tensor], regions: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The class logits (the background first) and boxes, as differences from the regions, of all regions of all images."""
         heads = self.net.roi_heads
-        maps = {name: level.float() for name, level in levels.items()}  # as the regions
+        maps = {name: in_full(level) for name, level in levels.items()}  # as the regions
         logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, regions, list(images.sizes))))
-        return logits.float(), deltas.float()
+        return in_full(logits), in_full(deltas)
 
     def parts_by_name(self) -> dict[str, nn.Module]:
         head = nn.ModuleDict({"rpn": self.net.rpn, "roi_heads": self.net.roi_heads})

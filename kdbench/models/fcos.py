@@ -14,8 +14,8 @@ class Fcos(DenseDetector):
 
     `body` is a convolutional net of timm, whose last maps of these `strides` the pyramid is made of, with `width` channels; `extra_levels`
     are made of its coarsest map (`p6p7_from_c5`: of the body's). A box is learned by the positions within `center_sampling_radius` strides
-    of its centre, on one level: where the largest distance to a side is 4 to 8 strides. `candidates` of each level with a score (the root of
-    the product of class and centre) above `score_threshold` go into the suppression of overlaps (`nms_threshold`), of which at most
+    of its centre, on one level: where the largest distance to a side is 4 to 8 strides. `candidates` of each level with a score (the root
+    of the product of class and centre) above `score_threshold` go into the suppression of overlaps (`nms_threshold`), of which at most
     `detections` remain. `body_norm_eps` changes the epsilon of the batch norms of the body. No step draws a random number.
 
     Losses: `classification` (focal), `bbox_regression` (GIoU), `bbox_ctrness` (cross-entropy), each a sum over positions divided by the

@@ -20,7 +20,7 @@ class RetinaNet(DenseDetector):
 
     Losses: `classification` (focal) and `bbox_regression` (`box_loss`), each the mean over images of the sum over anchors divided by the
     number of anchors with an object.
-    Source: Lin et al. 2017; computed by torchvision, whose defaults these are (`retinanet_resnet50_fpn`, and `_v2` after Zhang et al. 2020).
+    Source: Lin et al. 2017; computed by torchvision, whose defaults these are (`retinanet_resnet50_fpn`; `_v2` is after Zhang et al. 2020).
     """
 
     released_layout: ClassVar[Mapping[str, str]] = {

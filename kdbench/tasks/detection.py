@@ -20,10 +20,10 @@ MOST = 100
 class Detection(Task):
     """Object detection: boxes of objects and their classes; loss: the detector's own; primary metric: AP.
 
-    AP is COCO's: the mean over classes that have objects, ten thresholds of IoU from 0.5 to 0.95, and 101 recalls, with at most 100 detections
-    of an image. `ap50` and `ap75` are at one threshold; `ap_s`, `ap_m` and `ap_l` of objects of less than 32 x 32 pixels, of up to 96 x 96, and
-    larger; `ar_100` is the mean recall. A metric without such objects is absent. Boxes are judged in pixels of the images as they are in
-    their files, in float32, in an order that depends on nothing but themselves: score, class, box.
+    AP is COCO's: the mean over classes that have objects, ten thresholds of IoU from 0.5 to 0.95, and 101 recalls, with at most 100
+    detections of an image. `ap50` and `ap75` are at one threshold; `ap_s`, `ap_m` and `ap_l` of objects of less than 32 x 32 pixels, of up
+    to 96 x 96, and larger; `ar_100` is the mean recall. A metric without such objects is absent. Boxes are judged in pixels of the images
+    as they are in their files, in float32, in an order that depends on nothing but themselves: score, class, box.
     Source: Lin et al. 2014 (COCO) and its pycocotools, computed by faster-coco-eval.
     """
 
@@ -47,8 +47,8 @@ class Detection(Task):
         return student.losses(inputs, targets)  # type: ignore[operator]
 
     def predict(self, model: nn.Module, inputs: Images) -> dict[str, Tensor]:
-        """`boxes` (n x 100 x 4, float32), `scores` (n x 100, float32; 0: no object), `labels` (n x 100, int16; -1: no object), and the number
-        of classes."""
+        """`boxes` (n x 100 x 4, float32), `scores` (n x 100, float32; 0: no object), `labels` (n x 100, int16; -1: no object), and
+        `n_classes`, the same for each image."""
         found: Any = model.detect(inputs)  # type: ignore[operator]
         rows = [_in_order(*one, *sizes) for one, *sizes in zip(found, inputs.sizes, inputs.originals, strict=True)]
         boxes, scores, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
@@ -80,6 +80,10 @@ class Detection(Task):
             return [Mark(int(table["true_label"][row]), None, tuple(table["true_box"][row].tolist()), (height, breadth)) for row in rows]
         found = zip(*(table[name][image].tolist() for name in ("labels", "scores", "boxes")), strict=True)
         return [Mark(label, score, tuple(box), (height, breadth)) for label, score, box in found if label >= 0]
+
+    def bytes_per_image(self, outputs: int) -> int:
+        """Without those of the true objects, which are few beside them."""
+        return MOST * (4 * 4 + 4 + 2 + 2 + 2) + 4 * outputs
 
     def per_image(self, predictions: dict[str, np.ndarray], targets: Any) -> dict[str, np.ndarray]:
         """`hits` and `ignored` of each detection, and the `positives` of each class, from which the AP of any images follows."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -114,11 +115,22 @@ class Member:
     def _update(self, step: int) -> None:
         """Change the weights by their gradients."""
         if self.recipe["clip_grad"] is not None:
-            nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe["clip_grad"])
+            self._clip(self.recipe["clip_grad"])
         self.optimizer.step()
         self.scheduler.step_update(step + 1)
         if self.average:
             self.average.update_parameters(self.latest)
+
+    def _clip(self, largest: float) -> None:
+        """As `clip_grad_norm_`, with the parameters of losses last: where these have no gradient, no bit of the student's changes."""
+        mine = set(self.student.parameters())
+        sides = [
+            [one for one in self.trained.parameters() if one.grad is not None and (one in mine) == is_student]
+            for is_student in (True, False)
+        ]
+        norms = [nn.utils.get_total_norm([one.grad for one in side if one.grad is not None]) for side in sides if side]
+        if norms:
+            nn.utils.clip_grads_with_norm_([one for side in sides for one in side], largest, reduce(torch.hypot, norms))
 
     def _forget_gradients(self) -> None:
         """As the optimiser's `zero_grad`, which takes several times as long."""

@@ -1,0 +1,269 @@
+"""Detection from a suite to records: detectors side by side, resumed, at weight 0, with the teacher's neck and head."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdbench.datasets._scenes import SceneReader
+from kdbench.errors import SuiteError
+from kdbench.plan.matrix import Plan
+from kdbench.plan.probe import probe
+from kdbench.record import Record
+from kdbench.store import Store
+from kdbench.train.build import Setup
+from kdbench.train.stream import BatchPlan
+
+TINY = {
+    "dataset": "{name: digit_scenes, images: 10, test_images: 6, sides: [72, 108], horizontal_flip: true}",
+    "recipe": "{name: small_detector, epochs: 2, batch_size: 4}",
+    "min_top1": None,
+    "min_ap": "0",
+    "repeats": "1",
+    "baselines": None,
+}
+BODIES = {
+    "fcos": "{{model: fcos, body: {body}, width: 32, extra_levels: max_pool, head_convs: 1}}",
+    "faster_rcnn": "{{model: faster_rcnn, body: {body}, width: 32, anchor_sizes: [8, 16, 32, 64, 128], regions: 16, head_width: 32}}",
+    "retinanet": "{{model: retinanet, body: {body}, width: 32, extra_levels: max_pool, anchor_sizes: [12, 24, 48, 96]}}",
+}
+LOSSES = """
+detection:
+mimic:
+pkd: {weight: 1, weight_from: assumed}
+pcka: {tap: levels, patch: 4, levels: [0, 1], weight: 1, weight_from: assumed}
+"""
+
+
+@pytest.fixture
+def scenes(plan_of: Callable[..., Plan]) -> Callable[..., Plan]:
+    """A suite of two small detectors of one kind."""
+
+    def plan(kind: str = "fcos", objectives: str = LOSSES, **changes: Any) -> Plan:
+        body = BODIES[kind]
+        nets = {"teachers": f"{{big: {body.format(body='test_resnet')}}}", "students": f"{{small: {body.format(body='lcnet_035')}}}"}
+        return plan_of(**(TINY | nets | {"objectives": objectives} | changes))
+
+    return plan
+
+
+def records(plan: Plan, store: Store) -> dict[str, Record]:
+    """Of the students, by objective."""
+    found = {row.objective: store.record(row.cell.id) for row in plan.rows if row.role == "student"}
+    assert all(found.values())
+    return found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_each_of_four_detectors_side_by_side_gets_what_it_gets_alone_with_one_decode_and_one_pyramid_of_the_teacher_a_batch(
+    kind: str, scenes: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = scenes(kind)
+    probe(plan)
+    teacher = next(row.cell.id for row in plan.rows if row.role == "teacher")
+    ids = [row.cell.id for row in plan.rows if row.role == "student"]
+    other = Store(tmp_path / "alone")
+    assert train(plan, [teacher]) == 0 and train(plan, [teacher], store=other) == 0
+
+    reads: list[int] = []
+    passes: list[str] = []
+    read = SceneReader.read
+
+    def counted(self: SceneReader, index: np.ndarray, views: np.ndarray | None) -> torch.Tensor:
+        reads.append(len(index) if views is not None else 0)
+        return read(self, index, views)
+
+    def noted(self: Any, pixels: torch.Tensor) -> Any:
+        passes.append(
+            "shapes" if pixels.is_meta else "student" if torch.is_grad_enabled() else "teacher" if self.training is False else "other"
+        )
+        return forward(self, pixels)
+
+    from kdbench.models._detector import Backbone
+
+    forward = Backbone.forward
+    monkeypatch.setattr(SceneReader, "read", counted)
+    monkeypatch.setattr(Backbone, "forward", noted)
+    assert train(plan, [one for one in ids if "teacher" in plan.cells[one].depends]) == 0
+    in_training, evaluations = passes.count("student"), passes.count("teacher")
+    assert sum(reads) == 2 * 10, "each image is decoded once an epoch for all three"
+    assert in_training == 3 * 6, "three steps an epoch for each student"
+    # The teacher: a pyramid a step, and one pass over the test images to compare it with its record. Students: one pass an epoch each.
+    once = len(Setup.of(plan.cells[ids[0]], tmp_path, torch.device("cpu")).data.in_order(6))
+    assert evaluations == 6 + once + 2 * 3 * once
+    monkeypatch.undo()
+    assert train(plan, [one for one in ids if "teacher" not in plan.cells[one].depends]) == 0
+
+    for cell_id in ids:
+        assert train(plan, [cell_id], store=other) == 0
+    for name, record in records(plan, store).items():
+        assert record.result == other.record(record.id).result, name
+    results = [record.result["weights_digest"] for record in records(plan, store).values()]
+    assert len(set(results)) == 4, "and the losses differ"
+
+
+@pytest.mark.parametrize("kind", ["fcos", "faster_rcnn"])
+def test_a_detector_that_is_stopped_at_any_step_and_resumed_ends_with_the_same_record(
+    kind: str, scenes: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    plan = scenes(kind, objectives="{detection: , mimic: }")
+    assert train(plan) == 0
+    whole = {cell_id: store.record(cell_id).result for cell_id in plan.cells}
+    other = Store(tmp_path / "stopped")
+    steps = itertools.count(1)
+    for _ in range(40):
+        train(plan, store=other, stop=lambda: next(steps) % 3 == 0, checkpoint_every_s=0)
+        if all(other.is_done(cell_id) for cell_id in plan.cells):
+            break
+    assert {cell_id: other.record(cell_id).result for cell_id in plan.cells} == whole
+
+
+def test_all_objectives_of_a_student_see_the_same_boxes_and_the_history_has_every_loss_of_the_detector_by_name(
+    scenes: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
+    plan = scenes("faster_rcnn", objectives="{detection: , mimic: }")
+    assert train(plan) == 0
+    first = {name: record.result["history"][0]["terms"] for name, record in records(plan, store).items()}
+    parts = {f"task.loss_{one}" for one in ("classifier", "box_reg", "objectness", "rpn_box_reg")}
+    assert parts <= set(first["detection"]) and parts <= set(first["mimic"])
+    for terms in first.values():
+        assert sum(terms[name]["raw"] for name in parts) == pytest.approx(terms["task"]["raw"], rel=1e-6)
+    assert {"mimic.P2", "mimic.P3"} <= set(first["mimic"])
+    metrics = store.record(next(iter(plan.cells))).result["metrics"]
+    assert {"ap_last", "ap50_last", "ap75_last", "ap_s_last", "ap_m_last", "ap_l_last", "ar_100_last"} <= set(metrics)
+    assert metrics["ap_l_last"] is None, "there are no large objects"
+
+
+def test_a_loss_of_levels_at_weight_zero_is_the_detectors_own_loss_for_every_such_loss(
+    scenes: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
+    of_levels = {
+        "mimic": "",
+        "pkd": "",
+        "cwd": "",
+        "fgd": "",
+        "reviewkd_fpn": "",
+        "pcka": "tap: levels, patch: 4",
+        "mgd": "tap: levels",
+        "kd": "tap: dense_logits, task: 1",
+        "dist": "tap: dense_logits",
+    }
+    lines = [f"{name}: {{controls: [zero], weight: 1, weight_from: assumed, {how}}}" for name, how in of_levels.items()]
+    plan = scenes(objectives="\n".join(["detection:", *lines]))
+    probe(plan)
+    controls = [
+        row.cell.id for row in plan.rows if row.role == "teacher" or row.objective == "detection" or row.objective.endswith("-zero")
+    ]
+    assert train(plan, controls) == 0
+    digests = {row.objective: store.record(row.cell.id).result for row in plan.rows if row.cell.id in controls and row.objective}
+    assert len(digests) == 1 + len(of_levels)
+    assert len({result["weights_digest"] for result in digests.values()}) == 1
+    assert len({result["predictions_digest"] for result in digests.values()}) == 1
+
+
+def test_a_student_can_begin_with_the_neck_and_the_head_of_its_teacher_beside_a_control_with_the_same_parts(
+    scenes: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    body = BODIES["fcos"].format(body="test_resnet")
+    other = BODIES["fcos"].format(body="lcnet_035")
+    with pytest.raises(SuiteError) as error:
+        probe(scenes(objectives="{detection: , mimic: {inherits: [neck]}}"))
+    assert "the student's part 'neck' differs from the teacher's" in str(error.value), "bodies of other channels have other necks"
+
+    plan = scenes(objectives="{detection: , mimic: {inherits: [head]}}", teachers=f"{{big: {body}}}", students=f"{{small: {other}}}")
+    probe(plan)
+    assert [one.label for one in plan.suite.objectives.values()] == ["detection", "mimic, inherits head", "detection, inherits head"]
+    assert train(plan) == 0
+    cell = next(row.cell for row in plan.rows if row.objective == "detection-inherits-head")
+    setup = Setup.of(cell, tmp_path, torch.device("cpu")).with_teacher(store, cell)
+    begun = setup.member(cell).student.parts_by_name()["head"].state_dict()
+    theirs = setup.teacher.model.parts_by_name()["head"].state_dict()
+    assert begun.keys() == theirs.keys() and all(torch.equal(begun[name], theirs[name]) for name in begun)
+    digests = [record.result["weights_digest"] for record in records(plan, store).values()]
+    assert len(set(digests)) == 3
+
+
+def test_a_recipe_freezes_norms_and_first_stages_of_a_detectors_body_and_warms_up_by_updates(
+    scenes: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
+) -> None:
+    frozen = "{name: coco12, epochs: 2, batch_size: 4, milestones: [1], warmup_steps: 2}"
+    plan = scenes(objectives="{detection: }", recipe=frozen, teachers="{big: {model: fcos_test_resnet}}", pairs=None)
+    assert train(plan) == 0
+    row = next(row for row in plan.rows if row.role == "student")
+    setup = Setup.of(row.cell, tmp_path, torch.device("cpu"))
+    before = setup.student(row.cell)
+    from kdbench.train.teacher import load_weights
+
+    after = load_weights(store, store.record(row.cell.id))
+    stem_and_first = {id(one) for stage in before.stages_in_order()[:2] for module in stage for one in module.parameters()}
+    norms = {
+        id(one) for module in before.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for one in module.parameters()
+    }
+    changed = {name for name, one in before.named_parameters() if not torch.equal(one, after[name])}
+    kept = {name for name, one in before.named_parameters() if id(one) in stem_and_first | norms}
+    assert kept and not kept & changed
+    assert any("fpn" in name for name in changed) and any("head" in name for name in changed)
+
+
+def test_losses_of_classifiers_and_nets_without_a_pyramid_are_refused_with_the_reason(scenes: Callable[..., Plan]) -> None:
+    for objectives, answer in (
+        ("{detection: , sp: }", "a detector has the maps of a pyramid (`levels`), and neither one vector nor one map of an image"),
+        ("{detection: , mimic: {pairing: shuffled_in_class}}", "needs images with one class each: write `shuffled`"),
+        ("{detection: , mimic: {pairing: shuffled_globally}}", "needs batches of one size, and these images differ: write `shuffled`"),
+    ):
+        with pytest.raises(SuiteError) as error:
+            probe(scenes(objectives=objectives))
+        assert answer in str(error.value), str(error.value)
+    for recipe, answer in (
+        ("{name: small_detector, epochs: 2, class_uniform: 2}", "images of the task 'detection' have no class of their own"),
+        ("{name: small_detector, epochs: 2, bn_groups: 2}", "needs whole batches: leave bn_groups out of the recipe"),
+        ("{name: small_detector, epochs: 2, mixup: 0.5}", "the task 'detection' has no mixed images"),
+    ):
+        with pytest.raises(SuiteError) as error:
+            probe(scenes(recipe=recipe))
+        assert answer in str(error.value), str(error.value)
+    with pytest.raises(SuiteError) as error:
+        probe(scenes(students="{small: {model: fcos, body: vit_tiny_patch16_224}}"))
+    assert "students.small" in str(error.value) and "pyramid" in str(error.value)
+
+
+def test_a_plan_says_which_levels_a_loss_leaves_out(scenes: Callable[..., Plan]) -> None:
+    found = probe(scenes(objectives="{detection: , pcka: {tap: levels, patch: 8, weight: 1, weight_from: assumed}}")).notes
+    assert any("the loss 'pcka' skips level P5 (1 patch of 8" in note for note in found)
+    assert not probe(scenes(objectives="{detection: , mimic: }")).notes
+
+
+def test_the_images_of_a_detector_are_the_same_for_every_repeat_of_a_seed_and_differ_between_repeats(
+    scenes: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = scenes(objectives="{detection: , mimic: }", repeats="2")
+    places = {}
+    for row in plan.rows:
+        if row.role == "student":
+            setup = Setup.of(row.cell, tmp_path, torch.device("cpu"))
+            epoch = [(index.tolist(), views.tolist()) for index, views in BatchPlan.of(row.cell.config, setup.data).epoch(1)]
+            places[row.objective, row.repeat] = epoch
+    assert places["detection", 0] == places["mimic", 0] != places["detection", 1] == places["mimic", 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "least"), [("fcos", 0.25), ("faster_rcnn", 0.25)])
+def test_a_small_detector_learns_to_find_digits(
+    kind: str, least: float, scenes: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
+    plan = scenes(
+        kind,
+        objectives="{detection: }",
+        dataset="{name: digit_scenes, images: 160, horizontal_flip: false}",
+        recipe="{name: small_detector, epochs: 12}",
+        students=f"{{small: {BODIES[kind].format(body='test_resnet').replace('width: 32', 'width: 64', 1)}}}",
+    )
+    assert train(plan, [row.cell.id for row in plan.rows if row.role == "student"]) == 0
+    history = records(plan, store)["detection"].result["history"]
+    assert history[-1]["test"]["ap"] > least > history[0]["test"]["ap"]
