@@ -174,7 +174,8 @@ class Call:
         return value.detach()
 
     def gradient(self) -> Tensor:
-        return torch.cat([one.grad.flatten() for one in self.student.tensors() if one.grad is not None]).double()
+        found = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.student.tensors()]
+        return torch.cat([one.flatten() for one in found]).double()
 
 
 def same_value(call: Call, peer: Peer, case: str) -> str:
