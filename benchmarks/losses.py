@@ -113,7 +113,7 @@ def taps(shape: Shape, needs: frozenset[str], device: torch.device) -> Taps:
 def shapes(needs: frozenset[str], quick: bool) -> list[Shape]:
     """The shapes at which a loss with these needs is measured."""
     if needs & set(OF_SCENES):
-        return [Shape(2, 10, images=100, levels=TINY_PYRAMID)] if quick else [Shape(n, 80, levels=PYRAMID) for n in (2, 8)]
+        return [Shape(2, 10, images=100, levels=TINY_PYRAMID) if quick else Shape(2, 80, levels=PYRAMID)]
     if needs & {"last", "stages", "preact"}:
         return [Shape(16, 10, stages=TINY_MAPS, images=100)] if quick else [Shape(n, stages=one) for n in BATCHES for one in MAPS]
     if "pooled" in needs:
@@ -154,9 +154,8 @@ class Call:
             target: Any = labels[index].to(device)
             if shape.levels:
                 high, broad = (8 * side for side in shape.levels[1][0])
-                boxes = torch.tensor(
-                    [[0.1 * broad, 0.2 * high, 0.4 * broad, 0.9 * high], [0.3 * broad, 0.1 * high, 0.8 * broad, 0.5 * high]]
-                )
+                shares = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.3, 0.1, 0.8, 0.5]])
+                boxes = shares * torch.tensor([broad, high, broad, high])
                 target = Objects((boxes.to(device),) * shape.n, (labels[:2].to(device),) * shape.n, ((high, broad),) * shape.n)
             self.batch = Batch(target=target, index=index.to(device))
 
@@ -175,7 +174,8 @@ class Call:
         return value.detach()
 
     def gradient(self) -> Tensor:
-        return torch.cat([one.grad.flatten() for one in self.student.tensors() if one.grad is not None]).double()
+        found = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.student.tensors()]
+        return torch.cat([one.flatten() for one in found]).double()
 
 
 def same_value(call: Call, peer: Peer, case: str) -> str:

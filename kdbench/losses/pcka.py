@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
-from kdbench.losses._gram import nothing
+from kdbench.losses._gram import gram, nothing
 from kdbench.losses._pyramid import Pairs, check_levels, compared, unpaired
 
 
@@ -22,6 +22,7 @@ class PCKA(Loss):
     is resized (bilinear) to the next multiples of `patch` and cut into patches. Each row of X is one patch; g are the groups:
     channel: each channel, with n * patch^2 columns;  image: each image, with c * patch^2;  offset: each place within a patch, with n * c.
     A group whose (centred) values are constant has C = 0 and gradient 0. A part of weight 0 is not computed.
+    With `gram_norm: row_half` row i of each Gram matrix of patches is first divided by the norm of patch i; a patch of zeros is left out.
 
     Shapes: both models need the same channels and the same number of patches, at least 2, and 3 if centred (else C is 1 for all maps). Of
         `tap: levels` a level with fewer is skipped: its parts are 0 with gradient 0, and the buffer `skipped` counts it, once a batch. The
@@ -33,8 +34,9 @@ class PCKA(Loss):
         RepPoints, which have it on the four finest levels of a feature pyramid (`fpn`). For classifiers no weight is published. The presets
         `centred` and `fpn_centred` are defined by kdbench.
     Departs: the code gives -C, with the same gradient. It multiplies inter by the weight of intra, which changes nothing in its
-        configurations, where both are 10. It fails where a map has a single patch. Its division of rows by their norms is left out, as in
-        its configurations for detection. inter is computed from X_s X_t^T, with the same value.
+        configurations, where both are 10. It fails where a map has a single patch. inter is computed from X_s X_t^T, with the same value.
+        Its division of rows by their norms (`gram_norm`), which its configurations for detection do not use, is offered for intra alone.
+        Levels are paired by stride, in the code by place.
     """
 
     version = 2
@@ -65,7 +67,7 @@ class PCKA(Loss):
             options={"tap": "levels", "patch": 4, "intra": 1.0, "centred": True},
         ),
     }
-    added: ClassVar[Mapping[str, Any]] = {"levels": None}
+    added: ClassVar[Mapping[str, Any]] = {"levels": None, "gram_norm": "none"}
 
     skipped: Tensor
 
@@ -79,6 +81,7 @@ class PCKA(Loss):
         grouping: Literal["channel", "image", "offset"] = "channel",
         tap: Literal["last", "stages", "levels"] = "last",
         levels: list[int] | None = None,
+        gram_norm: Literal["none", "row_half"] = "none",
     ):
         super().__init__()
         check_levels(levels)
@@ -86,6 +89,8 @@ class PCKA(Loss):
             raise ValueError(f"patch must be at least 1 position high and broad, not {patch}")
         if not (intra or inter):
             raise ValueError("of intra and inter at least one has a weight")
+        if gram_norm != "none" and (inter or centred):
+            raise ValueError("gram_norm is for intra without centring: set inter to 0 and centred to false")
         self.patch = patch
         self.intra = intra
         self.inter = inter
@@ -93,13 +98,15 @@ class PCKA(Loss):
         self.grouping = grouping
         self.tap = tap
         self.levels = levels
+        self.gram_norm = gram_norm
         if tap == "levels":
             self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
 
     @property
     def variant(self) -> str:
-        grouping = [] if self.grouping == "channel" else [f"by {self.grouping}"]
-        return ", ".join(["centred, ours" if self.centred else "released", *grouping, *(["with inter"] if self.inter else [])])
+        more = [] if self.grouping == "channel" else [f"by {self.grouping}"]
+        more += (["with inter"] if self.inter else []) + (["rows divided"] if self.gram_norm != "none" else [])
+        return ", ".join(["centred, ours" if self.centred else "released", *more])
 
     @property
     def couples(self) -> Literal["sample", "batch"]:  # type: ignore[override]
@@ -178,10 +185,25 @@ class PCKA(Loss):
 
     def _alike(self, x: Float[Tensor, "groups patches _"], y: Float[Tensor, "groups patches _"]) -> Float[Tensor, 2]:
         """The mean cosines of the Gram matrices of rows and of columns; 0 of a part that is not asked for."""
+        if self.gram_norm != "none":
+            return functional.pad(_divided_cosines(x, y).mean()[None], (0, 1))
         if not self.centred:
             return _Cosines.apply(x, y, None, bool(self.intra), bool(self.inter)).mean(1)
         parts = [_Cosines.apply(x, y, axis, axis == 1, axis == 2).mean(1) for axis, weight in ((1, self.intra), (2, self.inter)) if weight]
         return torch.stack(parts).sum(0)
+
+
+def _divided_cosines(x: Float[Tensor, "groups patches _"], y: Float[Tensor, "groups patches _"]) -> Float[Tensor, " groups"]:
+    """Of the Gram matrices of rows, with each row divided by the norm of its patch; in float64. 0 where one of them is 0."""
+    sides = []
+    for z in (x, y):
+        k = gram(z.double())
+        own = k.diagonal(dim1=1, dim2=2)[:, :, None]
+        dead = own <= torch.finfo(z.dtype).eps ** 2 * own.detach().amax(1, keepdim=True)
+        k = (k / own.masked_fill(dead, 1.0).sqrt()).masked_fill(dead, 0.0)
+        norm = torch.linalg.vector_norm(k, dim=(1, 2), keepdim=True)
+        sides.append(k / norm.masked_fill(norm == 0, 1.0))
+    return (sides[0] * sides[1]).sum((1, 2))
 
 
 class _Cosines(torch.autograd.Function):

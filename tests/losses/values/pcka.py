@@ -18,6 +18,7 @@ FURTHER: list[dict[str, Any]] = [
     {"patch": 1, "grouping": "image", "inter": 2.0, "intra": 0.0},
     {"patch": 1, "grouping": "image", "centred": True},
     {"patch": 4, "tap": "levels", "inter": 2.0, "levels": [1, 3]},
+    {"patch": 4, "gram_norm": "row_half"},
 ]
 GROUPS = {"channel": "bcuhvw->cuvbhw", "image": "bcuhvw->buvchw", "offset": "bcuhvw->hwuvbc"}
 
@@ -34,7 +35,7 @@ def slowly(loss: Any, s: Taps, t: Taps) -> float:
         groups = list(zip(grouped(loss, x), grouped(loss, y), strict=True))
         for weight, turned in ((loss.intra, False), (loss.inter, True)):
             if weight:
-                cosines = [cosine(*(gram(z.T if turned else z, loss.centred) for z in pair)) for pair in groups]
+                cosines = [cosine(*(gram(z.T if turned else z, loss) for z in pair)) for pair in groups]
                 total += weight * (1 - sum(cosines) / len(groups))
     return total
 
@@ -48,9 +49,10 @@ def grouped(loss: Any, z: Tensor) -> list[Tensor]:
     return list(torch.einsum(GROUPS[loss.grouping], cut).reshape(count, u * v, -1))
 
 
-def gram(z: Tensor, centred: bool) -> Tensor:
+def gram(z: Tensor, loss: Any) -> Tensor:
     k = z @ z.T
-    return k - k.mean(0) - k.mean(1, keepdim=True) + k.mean() if centred else k
+    k = k / z.norm(dim=1, keepdim=True) if loss.gram_norm == "row_half" else k
+    return k - k.mean(0) - k.mean(1, keepdim=True) + k.mean() if loss.centred else k
 
 
 def cosine(k: Tensor, m: Tensor) -> float:
