@@ -470,9 +470,7 @@ def released(name: str, resnet: str) -> tuple[nn.Module, dict[str, Tensor]]:
     for key, value in net.state_dict().items():
         if key.endswith("running_var"):
             value.uniform_(0.5, 2)
-        elif key.endswith("running_mean"):
-            value.normal_(std=0.1)
-        elif ("cls_logits.weight" in key and "rpn" not in key) or "cls_score.weight" in key:
+        elif key.endswith("running_mean") or ("cls_logits.weight" in key and "rpn" not in key) or "cls_score.weight" in key:
             value.normal_(std=0.1)
         elif "_head.conv" in key and value.dim() == 4:
             value.normal_(std=0.03)

@@ -21,8 +21,8 @@ class Detection(Task):
 
     AP is COCO's: the mean over classes that have objects, ten thresholds of IoU from 0.5 to 0.95, and 101 recalls, with at most 100
     detections of an image. `ap50` and `ap75` are at one threshold; `ap_s`, `ap_m` and `ap_l` of objects of less than 32 x 32 pixels, of up
-    to 96 x 96, and larger; `ar_100` is the mean recall. A metric without such objects is absent. Boxes are judged in pixels of the images as
-    they are in their files, in float32, in an order that depends on nothing but themselves: score, class, box.
+    to 96 x 96, and larger; `ar_100` is the mean recall. A metric without such objects is absent. Boxes are judged in pixels of the images
+    as they are in their files, in float32, in an order that depends on nothing but themselves: score, class, box.
     Source: Lin et al. 2014 (COCO) and its pycocotools, computed by faster-coco-eval.
     """
 
@@ -45,8 +45,8 @@ class Detection(Task):
         return student.losses(inputs, targets)  # type: ignore[operator]
 
     def predict(self, model: nn.Module, inputs: Images) -> dict[str, Tensor]:
-        """`boxes` (n x 100 x 4, float32), `scores` (n x 100, float32; 0: no object), `labels` (n x 100, int16; -1: no object), and the number
-        of classes."""
+        """`boxes` (n x 100 x 4, float32), `scores` (n x 100, float32; 0: no object), `labels` (n x 100, int16; -1: no object), and the
+        number of classes."""
         found: Any = model.detect(inputs)  # type: ignore[operator]
         rows = [_in_order(*one, *sizes) for one, *sizes in zip(found, inputs.sizes, inputs.originals, strict=True)]
         boxes, scores, labels = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
