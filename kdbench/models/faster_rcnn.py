@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +56,8 @@ class FasterRcnn(Detector):
         body: str,
         width: int = 256,
         strides: tuple[int, ...] = (4, 8, 16, 32),
-        extra_levels: tv.Extra = "max_pool",
-        fpn_norm: tv.Norm = "none",
+        extra_levels: Literal["none", "max_pool", "p6p7_from_p5", "p6p7_from_c5"] = "max_pool",
+        fpn_norm: Literal["none", "group", "batch"] = "none",
         anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512),
         aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
         rpn_convs: int = 1,
@@ -68,7 +68,7 @@ class FasterRcnn(Detector):
         rpn_score_threshold: float = 0.0,
         regions: int = 512,
         head_convs: int = 0,
-        head_norm: tv.Norm = "none",
+        head_norm: Literal["none", "group", "batch"] = "none",
         head_width: int = 1024,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -34,9 +34,9 @@ class Fcos(DenseDetector):
         body: str,
         width: int = 256,
         strides: tuple[int, ...] = (8, 16, 32),
-        extra_levels: tv.Extra = "p6p7_from_p5",
-        fpn_norm: tv.Norm = "none",
-        head_norm: tv.Norm = "group",
+        extra_levels: Literal["none", "max_pool", "p6p7_from_p5", "p6p7_from_c5"] = "p6p7_from_p5",
+        fpn_norm: Literal["none", "group", "batch"] = "none",
+        head_norm: Literal["none", "group", "batch"] = "group",
         head_convs: int = 4,
         center_sampling_radius: float = 1.5,
         score_threshold: float = 0.2,
