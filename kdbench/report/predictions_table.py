@@ -123,7 +123,7 @@ def _caption(manifest: Manifest, shown: Collection[str]) -> tuple[tuple[str, ...
     )
     interval = "Interval on new images: pigeonhole bootstrap of seeds and images (Owen 2007) with t quantiles by the number of seeds."
     if not shown:
-        return (on_new,), (f"{interval} {manifest.primary.label} is computed again for each set of images.",)
+        return (on_new,), (f"{interval} An image counts by how much {manifest.primary.label} changes if it is left out (jackknife).",)
     return (*caption, on_new, "Checkpoints that differ: pairs of trained networks with a small p in McNemar's exact test, not adjusted."), (
         *notes,
         interval,
