@@ -88,7 +88,9 @@ def _group(place: Place, summaries: dict[Key, dict[str, Line]], manifest: Manife
             form, scale, _ = PRINTED[column]
             marks = () if line["n"] == line["n_asked"] else (INCOMPLETE,)
             boxes.append(Entry(line["mean"], line["sd"], format=form, scale=scale, marks=marks))
-        differences = [box for one in manifest.baselines for box in _difference(place, name, one, manifest)[: 2 if summaries else 1]]
+        differences = [
+            box for one in manifest.baselines for box in _difference(place, name, one, manifest)[: 2 if any(summaries.values()) else 1]
+        ]
         rows.append((*row(place.ids(name), *boxes), *differences))
     notes = [f"{INCOMPLETE} runs of {', '.join(who)}: {why}" for why, who in lacking.items()]
     return Group(place.title, tuple(rows), tuple(facts), (*notes, *untested_notes(asked, labels)))
