@@ -81,8 +81,7 @@ def test_a_page_of_classes_says_the_true_class_and_the_predicted_ones(
 
 
 @pytest.mark.parametrize(
-    ("options", "answer"),
-    [([], "nothing of tiny is trained in repeat 0: run `kdbench run` first"), (["--images", "0"], "--images")],
+    ("options", "answer"), [([], "nothing of tiny is trained in repeat 0: run `kdbench run` first"), (["--images", "0"], "--images")]
 )
 def test_what_cannot_be_drawn_is_said(options: list[str], answer: str, plan_of: Callable[..., Plan], store: Store, tmp_path: Path) -> None:
     plan_of(repeats="1")

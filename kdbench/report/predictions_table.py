@@ -88,7 +88,9 @@ def _group(place: Place, summaries: dict[Key, dict[str, Line]], manifest: Manife
             form, scale, _ = PRINTED[column]
             marks = () if line["n"] == line["n_asked"] else (INCOMPLETE,)
             boxes.append(Entry(line["mean"], line["sd"], format=form, scale=scale, marks=marks))
-        differences = [box for one in manifest.baselines for box in _difference(place, name, one, manifest)[: 2 if summaries else 1]]
+        differences = [
+            box for one in manifest.baselines for box in _difference(place, name, one, manifest)[: 2 if any(summaries.values()) else 1]
+        ]
         rows.append((*row(place.ids(name), *boxes), *differences))
     notes = [f"{INCOMPLETE} runs of {', '.join(who)}: {why}" for why, who in lacking.items()]
     return Group(place.title, tuple(rows), tuple(facts), (*notes, *untested_notes(asked, labels)))
@@ -123,7 +125,7 @@ def _caption(manifest: Manifest, shown: Collection[str]) -> tuple[tuple[str, ...
     )
     interval = "Interval on new images: pigeonhole bootstrap of seeds and images (Owen 2007) with t quantiles by the number of seeds."
     if not shown:
-        return (on_new,), (f"{interval} {manifest.primary.label} is computed again for each set of images.",)
+        return (on_new,), (f"{interval} An image counts by how much {manifest.primary.label} changes if it is left out (jackknife).",)
     return (*caption, on_new, "Checkpoints that differ: pairs of trained networks with a small p in McNemar's exact test, not adjusted."), (
         *notes,
         interval,

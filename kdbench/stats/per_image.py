@@ -7,7 +7,7 @@ drawn by chance. An interval over the seeds alone holds for these images; `seed_
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,25 +64,7 @@ def seed_by_image(
     Raises:
         ValueError: the scores are no table of at least two images, or `runs` names rows that they do not have.
     """
-    return seed_by_resampled(lambda used: resampled_means(scores[used], draws, seed), scores.shape, runs, comparisons, alpha, draws, seed)
-
-
-def seed_by_resampled(
-    resampled: Callable[[np.ndarray], np.ndarray],
-    shape: tuple[int, ...],
-    runs: pd.DataFrame,
-    comparisons: pd.DataFrame,
-    alpha: float = 0.05,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The same for a metric that is no mean over images.
-
-    Args:
-        resampled: gives some rows' metric, of the test set as it is and of `draws` resampled ones (`resampled_sets`), as `resampled_means`.
-        shape: how many rows and images there are.
-    """
-    rows = _rows_by_repeat(runs, shape[0])
+    rows = _rows_by_repeat(runs, len(scores))
     weights: dict[int, np.ndarray] = {}
     found: list[dict[str, Any]] = []
     sides = list(zip(*(block_keys(comparisons, name) for name in ("objective", "baseline")), strict=True))
@@ -91,7 +73,7 @@ def seed_by_resampled(
         if place % AT_ONCE == 0:
             wanted = {key: rows[key] for pair in sides[place : place + AT_ONCE] for key in pair if key in rows}
             used = np.unique([row for repeats in wanted.values() for some in repeats.values() for row in some]).astype(int)
-            values = _means(resampled(used), wanted, {row: at for at, row in enumerate(used.tolist())})
+            values = _means(resampled_means(scores[used], draws, seed), wanted, {row: at for at, row in enumerate(used.tolist())})
         one, other = values.get(mine, {}), values.get(its, {})
         both = sorted(set(one) & set(other))
         n = len(both)
@@ -99,7 +81,7 @@ def seed_by_resampled(
             weights[n] = _seed_weights(n, draws, seed)
         table = np.array([one[repeat] - other[repeat] for repeat in both]).reshape(n, 1 + draws)
         largest = max((abs(side[repeat][0]) for side in (one, other) for repeat in both), default=0.0)
-        found.append(_interval(table, weights.get(n), shape[1], ROUNDING * largest, alpha))
+        found.append(_interval(table, weights.get(n), scores.shape[1], ROUNDING * largest, alpha))
     keys = comparisons[[*BLOCK, "baseline", "objective"]].reset_index(drop=True)
     results = pd.DataFrame(found, columns=list(RESULTS)).astype(
         {"n": "int64", "n_images": "int64", **dict.fromkeys(RESULTS[2:-1], "float64")}
@@ -126,20 +108,15 @@ def resampled_means(scores: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np
     if not rows:
         return means
     means[:, 0] = scores.mean(axis=1, dtype=np.float64)
-    single = scores.astype(np.float32)  # sums of right and wrong are exact up to 2^24 images
-    for start, weights in resampled_sets(images, draws, seed):
-        means[:, 1 + start : 1 + start + len(weights)] = (single @ weights.T).astype(np.float64) / images
-    return means
-
-
-def resampled_sets(images: int, draws: int = DRAWS, seed: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """How often each image is in each resampled test set: the number of the first set, and weights [`CHUNK` sets, images]."""
     draw = np.random.default_rng(seed)
+    single = scores.astype(np.float32)  # sums of right and wrong are exact up to 2^24 images
     for start in range(0, draws, CHUNK):
-        weights = np.empty((min(CHUNK, draws - start), images), dtype=np.float32)
-        for one in weights:
-            one[:] = np.bincount(draw.integers(0, images, images), minlength=images)
-        yield start, weights
+        held = min(CHUNK, draws - start)
+        weights = np.empty((held, images), dtype=np.float32)
+        for place in range(held):
+            weights[place] = np.bincount(draw.integers(0, images, images), minlength=images)
+        means[:, 1 + start : 1 + start + held] = (single @ weights.T).astype(np.float64) / images
+    return means
 
 
 def repeat_values(values: np.ndarray, runs: pd.DataFrame) -> dict[Key, dict[Any, np.ndarray]]:

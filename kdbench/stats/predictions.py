@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from kdbench.stats.average_precision import Matches, resampled_aps
+from kdbench.stats.average_precision import Matches
 from kdbench.stats.calibration import agreement, class_accuracy, expected_calibration_error, means_over_classes
-from kdbench.stats.per_image import mcnemar, repeat_values, seed_by_image, seed_by_resampled
+from kdbench.stats.per_image import mcnemar, repeat_values, seed_by_image
 from kdbench.stats.repeats import BLOCK, block_key
 
 INTERVAL = ("difference", "se_seeds", "se_images", "low_images", "high_images")
@@ -80,6 +80,11 @@ class Predictions:
     @property
     def n_images(self) -> int:
         return len(self.correct)
+
+    @property
+    def over_images(self) -> np.ndarray:
+        """[images], numbers whose mean is the metric."""
+        return self.correct
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -164,25 +169,16 @@ def _of_dataset(
     places = {cell_id: place for place, cell_id in enumerate(kept)}
     rows = runs.assign(row=[places.get(cell_id, -1) for cell_id in runs["id"]])
     by_class = np.array([one.by_class for one in kept.values()]) if kept else np.zeros((0, 0))
-    intervals, checkpoints = _compared([*kept.values()], rows, asked, alpha)
-    intervals = intervals.set_index(asked.index)
+    scores = np.array([one.over_images for one in kept.values()]) if kept else np.zeros((0, 0), dtype=bool)
+    intervals = seed_by_image(scores, rows, asked, alpha).set_index(asked.index)
     unpaired = (asked["test"] == "Welch t").to_numpy()  # only repeats that pair have differences image by image
     intervals.loc[unpaired, [*INTERVAL[1:], "df"]] = np.nan
     intervals.loc[unpaired, "why"] = "its repeats do not pair, so there is no difference image by image"
     known = next(iter(kept.values()), None)
     classes = {} if known is None else {**_teachers(runs, read, teacher_ids, known.digest), **repeat_values(by_class, rows)}
+    right_or_wrong = scores.dtype == np.bool_
+    checkpoints = mcnemar(scores.astype(bool, copy=False), rows if right_or_wrong else rows[:0], asked)
     return intervals, checkpoints, _per_class(classes, np.zeros(0) if known is None else known.images)
-
-
-def _compared(kept: list[Kept], rows: pd.DataFrame, asked: pd.DataFrame, alpha: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Intervals and checkpoints: McNemar's test is for runs that are right or wrong about an image."""
-    right, found = [one for one in kept if isinstance(one, Predictions)], [one for one in kept if isinstance(one, Matches)]
-    scores = np.array([one.correct for one in right]) if right else np.zeros((0, 0), dtype=bool)
-    if not found:
-        return seed_by_image(scores, rows, asked, alpha), mcnemar(scores, rows, asked)
-    shape = len(found), found[0].n_images
-    intervals = seed_by_resampled(lambda used: resampled_aps([found[row] for row in used]), shape, rows, asked, alpha)
-    return intervals, mcnemar(scores, rows[:0], asked)
 
 
 def _teachers(
