@@ -163,6 +163,7 @@ class SceneData(ReadAhead):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    evaluation_batch: int = 16
     device: torch.device = torch.device("cpu")
     workers: int = 0
     trained: dict[str, Annotations] = field(init=False)

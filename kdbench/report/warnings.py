@@ -166,8 +166,8 @@ def _losses(study: Study) -> Found:
         yield "tuned-for-some", f"weights were tuned for {some(tuned)} and not for {some(others)}: tune all of them, or none"
     yield from tuning_warnings(study)
     yield from (("zero-differs", text) for text in zero_differs(study))
-    of_classes = any(metric.per_image == "correct" for metric in study.manifest.metrics)  # else there is no KD as it is known
-    if of_classes and not any(re.match("kd(:|$)", name, re.IGNORECASE) for name in labels):
+    of_boxes = any(metric.per_image == "hits" for metric in study.manifest.metrics)  # plain KD is of the class scores of an image
+    if not of_boxes and not any(re.match("kd(:|$)", name, re.IGNORECASE) for name in labels):
         yield "no-kd", "there is no row of plain KD: add it, since it beats most losses on common benchmarks"
 
 
