@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,12 @@ class Objects:
     crowds: tuple[Tensor, ...] | None = None
     areas: tuple[Tensor, ...] | None = None
     """What decides whether an object is small, medium or large, in square pixels (m, float32), where it is not the area of the box."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Objects]) -> Objects:
+        """Those of all images of several batches, in order."""
+        values = {one.name: [getattr(part, one.name) for part in parts] for one in fields(cls)}
+        return cls(**{name: None if any(one is None for one in each) else sum(each, ()) for name, each in values.items()})
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from kdbench.datasets._base import to_device
 from kdbench.isolation import isolated
 from kdbench.losses._base import OF_SCENES, TAPS, Batch, Taps
+from kdbench.scenes import Objects
 from kdbench.train.given import Given, Part
 from kdbench.train.member import Member
 from kdbench.train.ranks import Ranks
@@ -108,16 +109,31 @@ def whole(
     batch = Batch(None, to_device(index, device), epoch, step)
     if not needs:
         return Given(parts, counts, batch)
-    found = ranks.rows({name: torch.cat(pieces) for name, pieces in _pieces(parts, needs).items()}, counts)
+    pieces = _pieces(parts, needs)
+    objects = _objects(pieces, counts, ranks) if "target" in needs else None
+    found = ranks.rows({name: torch.cat(each) for name, each in pieces.items()}, counts)
     sides: dict[Any, dict[Hashable, Tensor]] = {}
     for (side, *name), tensor in found.items():  # type: ignore[misc]
         sides.setdefault(side, {})[tuple(name)] = tensor
-    target = sides.pop("target", {(): None})[()]
+    target = objects.to(device) if objects is not None else sides.pop("target", {(): None})[()]
     of_teacher = {side: replace(taps_of(values), classifier=classifier) for side, values in sides.items()}
     teacher = of_teacher.pop("teacher", Taps(classifier=classifier))
     others = {which: taps for (kind, which), taps in of_teacher.items() if kind == "other"}
     seconds = {which: (None, taps) for (kind, which), taps in of_teacher.items() if kind == "second"}
     return Given(parts, counts, Batch(target, batch.index, epoch, step, others, seconds), teacher)
+
+
+def _objects(pieces: dict[Hashable, list[Any]], counts: Sequence[int], ranks: Ranks) -> Objects | None:
+    """The targets of the whole batch, taken out of the pieces, where they are objects in images and no tensor; else None."""
+    own = pieces.get(("target",), [])
+    are_objects = any(isinstance(one, Objects) for one in own)
+    if not all(counts):  # a rank without an image does not know it
+        are_objects = any(ranks.told(are_objects))
+    if not are_objects:
+        return None
+    pieces.pop(("target",), None)
+    told = ranks.told([one.to(torch.device("cpu")) for one in own])
+    return Objects.joined([one for each in told for one in each])
 
 
 def _pieces(parts: Sequence[Part], needs: set[str]) -> dict[Hashable, list[Tensor]]:
