@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kdbench.stats.average_precision import Matches, accumulated
 from kdbench.tasks import _ap
 from tests.detections import CLASSES, drawn, matched, oracle, precision
 
@@ -109,8 +110,6 @@ def test_matches_are_those_of_pycocotools_at_every_threshold(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_ap_is_accumulated_from_matches_without_boxes_to_the_last_digit(case):
-    from kdbench.stats.average_precision import accumulated
-
     predictions, objects = drawn(5, **CASES[case])
     truth = _ap.truth_of(objects)
     evaluation = oracle(predictions, truth)
@@ -120,3 +119,14 @@ def test_ap_is_accumulated_from_matches_without_boxes_to_the_last_digit(case):
         there = ~np.isnan(found)
         assert found[there].mean() == evaluation.stats[0] > 0
         assert found[0][there[0]].mean() == evaluation.stats[1] and found[5][there[5]].mean() == evaluation.stats[2]
+
+
+def test_the_classes_after_the_last_that_has_objects_change_nothing():
+    predictions, objects = drawn(6)
+    truth = _ap.truth_of(objects)
+    assert truth["label"].max() == CLASSES - 2 and predictions["labels"].max() == CLASSES - 1
+    assert _ap.measured(predictions, truth) == _ap.measured(predictions, truth, CLASSES)
+    found, whole = _ap.matches(predictions, truth), _ap.matches(predictions, truth, CLASSES)
+    assert found["positives"].shape[1] == CLASSES - 1
+    ap = Matches.of({**predictions, **found}).metrics["hits"]
+    assert ap == Matches.of({**predictions, **whole}).metrics["hits"] == pytest.approx(_ap.measured(predictions, truth)["ap"], rel=1e-14)

@@ -47,13 +47,14 @@ class Matches:
             raise ValueError("the columns do not have one row an image, and the same detections")
         if len(scores) != len(positives) or len(scores) < 2:
             raise ValueError("they are of fewer than two images, or of others than the objects")
-        if not all(np.issubdtype(one.dtype, np.integer) for one in (labels, hits, ignored, positives)) or positives.min(initial=0) < 0:
-            raise ValueError("labels, hits, ignored or positives are no whole numbers, or positives are negative")
-        image, place = np.nonzero(labels >= 0)
+        kinds = {np.integer: (labels, positives), np.unsignedinteger: (hits, ignored), np.floating: (scores,)}
+        if not all(np.issubdtype(one.dtype, kind) for kind, of in kinds.items() for one in of) or positives.min(initial=0) < 0:
+            raise ValueError("labels, hits, ignored or positives are no whole numbers, scores no numbers, or positives negative")
+        image, place = np.nonzero((labels >= 0) & (labels < positives.shape[1]))  # a class without objects is in no number
         hits, ignored, scores, labels = (one[image, place] for one in (hits, ignored, scores, labels))
         found = cls(hits, ignored, scores, image, labels.astype(np.intp), positives)
-        if found.label.max(initial=-1) >= positives.shape[1] or not np.isfinite(found.scores).all():
-            raise ValueError("a label is of no class, or a score is not finite")
+        if not np.isfinite(scores).all():
+            raise ValueError("a score is not finite")
         if (found.hits & found.ignored).any() or max(found.hits.max(initial=0), found.ignored.max(initial=0)) >> THRESHOLDS:
             raise ValueError("a detection finds an object and is ignored, or does so at a threshold that there is not")
         for at in range(THRESHOLDS):

@@ -48,15 +48,17 @@ def table(predictions: Columns) -> dict[str, np.ndarray]:
     return {name: one[order] for name, one in found.items()}
 
 
-def measured(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, float | None]:
-    """COCO's metrics; None where there are no such objects: its -1 is never averaged."""
+def measured(predictions: Columns, truth: Columns, n_classes: int | None = None) -> dict[str, float | None]:
+    """COCO's metrics; None where there are no such objects: its -1 is never averaged. `n_classes`: by default, up to the last one that has
+    objects; a class without objects is in no number."""
+    n_classes = n_classes or _classes(truth)
     evaluation = _evaluated(_as_coco(truth, n_classes), _as_coco({**table(predictions), "sizes": truth["sizes"]}, n_classes))
     evaluation.accumulate()
     evaluation.summarize()
     return {name: float(value) if (value := evaluation.stats[place]) > -1 else None for name, place in METRICS.items()}
 
 
-def matches(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, np.ndarray]:
+def matches(predictions: Columns, truth: Columns, n_classes: int | None = None) -> dict[str, np.ndarray]:
     """What COCO's matching says, in columns from which the AP of any images follows without matching again.
 
     Returns:
@@ -64,14 +66,14 @@ def matches(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, n
         i, or is not judged there (it lies in a crowd, or among those beyond `MOST`); `positives` (images x classes, int32): how many
         objects there are to find.
     """
-    found = table(predictions)
+    found, n_classes = table(predictions), n_classes or _classes(truth)
     hits, ignored = np.zeros((2, predictions["labels"].size), np.uint16)
     true, dets = _as_coco(truth, n_classes), _as_coco({**found, "sizes": truth["sizes"]}, n_classes)
     for place, threshold in enumerate(THRESHOLDS):
         for pair in _evaluated(true, dets, threshold).eval["matched"]:
             mine, its = (int(one) - 1 for one in pair.split("_"))
             (ignored if truth["crowd"][its] else hits)[found["place"][mine]] |= 1 << place
-    group = found["image"] * n_classes + found["label"]
+    group = found["image"] * (found["label"].max(initial=0) + 1) + found["label"]
     order = np.argsort(group, kind="stable")
     beyond = order[np.arange(len(order)) - np.searchsorted(group[order], group[order]) >= MOST]
     ignored[found["place"][beyond]] = (1 << len(THRESHOLDS)) - 1
@@ -79,6 +81,10 @@ def matches(predictions: Columns, truth: Columns, n_classes: int) -> dict[str, n
     np.add.at(positives, (truth["image"], truth["label"]), ~truth["crowd"])
     shape = predictions["labels"].shape
     return {"hits": hits.reshape(shape), "ignored": ignored.reshape(shape), "positives": positives}
+
+
+def _classes(truth: Columns) -> int:
+    return int(truth["label"].max(initial=0)) + 1
 
 
 def _joined(parts: Iterable[Tensor], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
