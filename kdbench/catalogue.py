@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from kdbench import parts
 from kdbench.errors import DataError, KdbenchError, PartError, nearest
@@ -167,9 +167,12 @@ def _shown(kind: str, name: str, asked: str = "") -> str:
     signature = inspect.signature(part.make)
     if signature.parameters:
         lines.append("Options:")
+        hints = get_type_hints(part.make if is_dataclass(part.make) else part.make.__init__)
         for option in [signature.parameters[option] for option in part.known()]:
             default = "required" if option.default is option.empty else f"default {literal(option.default)}"
-            lines.append(f"  {option.name}: {values(option.annotation)}; {default}")
+            # As it is written, but for what has its name in another module.
+            kind = hints[option.name] if "." in str(option.annotation).replace("...", "") else option.annotation
+            lines.append(f"  {option.name}: {values(kind)}; {default}")
         lines.append("")
     if kind == "model":
         lines += [WEIGHTS, ""]
@@ -209,7 +212,8 @@ def _chosen(options: Mapping[str, Any], otherwise: str = "none") -> str:
 
 def values(annotation: object) -> str:
     """The values that an option may have, in the words of a suite file: `none, both, teacher`; `integer, null`."""
-    text = re.sub(r"Literal\[(.*?)\]", r"\1", getattr(annotation, "__name__", str(annotation))).replace("'", "").replace('"', "")
+    text = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", getattr(annotation, "__name__", str(annotation)))
+    text = re.sub("['\"]", "", text)
     for code, words in (
         ("int", "integer"),
         ("float", "number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from kdbench.store import Store
 from kdbench.train.build import Setup
 from kdbench.train.stream import BatchPlan
 
+REAL = Path(os.environ.get("KDBENCH_DATA") or Path(__file__).parents[1] / "data")
 TINY = {
     "dataset": "{name: digit_scenes, images: 10, test_images: 6, sides: [72, 108], horizontal_flip: true}",
     "recipe": "{name: small_detector, epochs: 2, batch_size: 4}",
@@ -267,3 +269,24 @@ def test_a_small_detector_learns_to_find_digits(
     assert train(plan, [row.cell.id for row in plan.rows if row.role == "student"]) == 0
     history = records(plan, store)["detection"].result["history"]
     assert history[-1]["test"]["ap"] > least > history[0]["test"]["ap"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "epochs", "least"), [("fcos", 6, 0.30), ("faster_rcnn", 5, 0.38)])
+def test_a_small_detector_learns_real_images(kind: str, epochs: int, least: float, scenes: Callable[..., Plan], store: Store) -> None:
+    from kdbench.run import local
+    from kdbench.train.worker import work
+
+    if not (REAL / "bccd").is_dir():
+        pytest.skip(f"needs the data set BCCD in {REAL.name}/bccd (KDBENCH_DATA names another data folder)")
+    heads = {"fcos": "extra_levels: max_pool", "faster_rcnn": "anchor_sizes: [8, 16, 32, 64, 128], regions: 64, head_width: 128"}
+    plan = scenes(
+        kind,
+        objectives="{detection: }",
+        dataset="{name: coco, folder: bccd, classes: 3, train_images: 292, size: [144, 192], vertical_flip: true}",
+        recipe=f"{{name: small_detector, epochs: {epochs}}}",
+        students=f"{{small: {{model: {kind}, body: test_resnet, width: 64, {heads[kind]}}}}}",
+    )
+    local.prepare(plan, store)
+    assert work(store, [row.cell.id for row in plan.rows if row.role == "student"], REAL, "cpu") == 0
+    assert records(plan, store)["detection"].result["metrics"]["ap_last"] >= least
