@@ -272,13 +272,12 @@ def test_a_small_detector_learns_to_find_digits(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "bccd").is_dir(), reason="needs blood cells (BCCD) in COCO's layout, as bccd in the folder $KDBENCH_DATA")
 @pytest.mark.parametrize(("kind", "epochs", "least"), [("fcos", 6, 0.30), ("faster_rcnn", 5, 0.38)])
 def test_a_small_detector_learns_real_images(kind: str, epochs: int, least: float, scenes: Callable[..., Plan], store: Store) -> None:
     from kdbench.run import local
     from kdbench.train.worker import work
 
-    if not (REAL / "bccd").is_dir():
-        pytest.skip(f"needs the data set BCCD in {REAL.name}/bccd (KDBENCH_DATA names another data folder)")
     heads = {"fcos": "extra_levels: max_pool", "faster_rcnn": "anchor_sizes: [8, 16, 32, 64, 128], regions: 64, head_width: 128"}
     plan = scenes(
         kind,
