@@ -17,6 +17,7 @@ from kdbench.errors import SuiteError
 from kdbench.plan.matrix import Plan
 from kdbench.plan.probe import probe
 from kdbench.record import Record
+from kdbench.report.write import ReportOptions, from_store, report_tables
 from kdbench.store import Store
 from kdbench.train.build import Setup
 from kdbench.train.stream import BatchPlan
@@ -62,7 +63,7 @@ def records(plan: Plan, store: Store) -> dict[str, Record]:
     return found  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("kind", ["fcos", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("faster_rcnn", "retinanet"))])
 def test_each_of_four_detectors_side_by_side_gets_what_it_gets_alone_with_one_decode_and_one_pyramid_of_the_teacher_a_batch(
     kind: str, scenes: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +111,7 @@ def test_each_of_four_detectors_side_by_side_gets_what_it_gets_alone_with_one_de
     assert len(set(results)) == 4, "and the losses differ"
 
 
-@pytest.mark.parametrize("kind", ["fcos", "faster_rcnn"])
+@pytest.mark.parametrize("kind", ["faster_rcnn", pytest.param("fcos", marks=pytest.mark.slow)])
 def test_a_detector_that_is_stopped_at_any_step_and_resumed_ends_with_the_same_record(
     kind: str, scenes: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
 ) -> None:
@@ -140,6 +141,39 @@ def test_all_objectives_of_a_student_see_the_same_boxes_and_the_history_has_ever
     metrics = store.record(next(iter(plan.cells))).result["metrics"]
     assert {"ap_last", "ap50_last", "ap75_last", "ap_s_last", "ap_m_last", "ap_l_last", "ar_100_last"} <= set(metrics)
     assert metrics["ap_l_last"] is None, "there are no large objects"
+
+
+@pytest.mark.slow
+def test_a_report_of_detectors_has_every_metric_the_classes_and_intervals_over_images(
+    scenes: Callable[..., Plan], train: Callable[..., int], store: Store
+) -> None:
+    plan = scenes(
+        objectives="{detection: , mimic: }",
+        repeats="3",
+        dataset="{name: digit_scenes, images: 16, test_images: 8}",
+        recipe="{name: small_detector, epochs: 3, batch_size: 4}",
+        students="{small: {model: fcos_test_resnet}}",
+        teachers="{big: {model: fcos_test_resnet}}",
+    )
+    assert train(plan) == 0
+    whole = from_store(store, store.manifest(plan.suite.name), ReportOptions())
+    tables = {table.name or table.title: table for table in report_tables(whole)}
+
+    metrics = {row[0].value: row for row in tables["metrics"].groups[0].rows}
+    assert list(metrics) == ["teacher", "detection", "mimic"]
+    for name in ("detection", "mimic"):
+        values = [store.record(row.cell.id).result["metrics"]["ap50_last"] for row in plan.rows if row.objective == name]
+        assert metrics[name][2].value == pytest.approx(np.mean(values)) and metrics[name][2].spread == pytest.approx(np.std(values, ddof=1))
+        assert metrics[name][6].text() == "–", "there are no large objects"
+    assert tables["classes"].title == "AP of each class" and len(tables["classes"].groups[0].rows) == 3
+    assert whole.images is not None
+    (line,) = whole.images.intervals.to_dict(orient="records")
+    mine, its = (
+        np.array([store.record(row.cell.id).result["metrics"]["ap_last"] for row in plan.rows if row.objective == name])
+        for name in ("mimic", "detection")
+    )
+    assert line["difference"] == pytest.approx((mine - its).mean(), abs=1e-9)
+    assert line["n_images"] == 8 and line["low_images"] < line["difference"] < line["high_images"]
 
 
 def test_a_loss_of_levels_at_weight_zero_is_the_detectors_own_loss_for_every_such_loss(

@@ -54,7 +54,7 @@ FLOORS: list[tuple[str, str]] = [
         "report.across_table report.beside report.claim_table report.class_table report.comparison report.comparison_table report.controls report.cost_table "
         "report.document report.entries report.feature_tables report.figures.differences report.figures.draw report.figures.epochs "
         "report.figures.figure_data report.figures.panels report.figures.similarity report.figures.tuning report.figures.values report.sentences "
-        "report.latex report.latex_text report.main_table report.notes report.page.page "
+        "report.latex report.latex_text report.main_table report.metric_table report.notes report.page.page "
         "report.page.runs report.paper report.predictions_table report.report_command report.study report.table report.text report.tuning_table "
         "report.warnings report.write tensorboard_adapter",
     ),

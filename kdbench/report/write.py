@@ -25,6 +25,7 @@ from kdbench.report.cost_table import cost_table
 from kdbench.report.document import Document, Figure, ReportWarning
 from kdbench.report.feature_tables import cka_table, probe_tables
 from kdbench.report.main_table import MAIN, main_tables
+from kdbench.report.metric_table import metric_table
 from kdbench.report.paper import paper_table
 from kdbench.report.predictions_table import predictions_table
 from kdbench.report.sentences import findings
@@ -198,6 +199,7 @@ def report_tables(whole: Study, options: ReportOptions | None = None) -> list[Ta
         across_table(whole),
         comparison_table(whole),
         predictions_table(whole.images, whole.manifest, whole.unstable) if whole.images is not None else None,
+        metric_table(whole),
         class_table(whole),
         cka_table(whole),
         *probe_tables(whole),
