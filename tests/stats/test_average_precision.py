@@ -112,7 +112,7 @@ def population():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("images", "sets"), [(72, 1200), (300, 500)])
+@pytest.mark.parametrize(("images", "sets"), [(72, 500), (300, 250)])
 def test_the_interval_over_images_covers_the_ap_of_all_images_and_the_difference_of_two_detectors(images, sets, population):
     covered, wide = [], stats.t.ppf(0.975, images - 1) / images**0.5
     for number in range(sets):
@@ -133,7 +133,7 @@ def test_the_interval_over_seeds_and_images_covers_the_true_difference(n, popula
         [{**place, "objective": "cc" if row < n else "kd", "repeat": row % n, "teacher_seed": 0, "row": row} for row in range(2 * n)]
     )
     asked = pd.DataFrame([{**place, "baseline": "kd", "objective": "cc"}])
-    for number in range(300):
+    for number in range(150):
         sides = detectors(np.random.default_rng(number), 72, (n, n))
         scores = np.array([one.over_images for side in sides for one in side])
         (line,) = seed_by_image(scores, runs, asked, draws=400).to_dict(orient="records")
