@@ -112,7 +112,7 @@ def population():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("images", "sets"), [(72, 500), (300, 250)])
+@pytest.mark.parametrize(("images", "sets"), [(72, 500), (300, 500)])
 def test_the_interval_over_images_covers_the_ap_of_all_images_and_the_difference_of_two_detectors(images, sets, population):
     covered, wide = [], stats.t.ppf(0.975, images - 1) / images**0.5
     for number in range(sets):
