@@ -32,7 +32,7 @@ Channels = Annotated[list[float], Field(min_length=1)]
 
 class WeightsFile(BaseModel, strict=True, extra="forbid"):
     """A checkpoint and which of its weights: the dotted keys that lead to them (empty: the file itself), and how their names begin. With
-    `tag` they are those of timm of this tag, and see images as these do. `into: body`: they are a classifier's, for the body of a detector."""
+    `tag` they are those of timm of this tag, and see images as these do. `into: body`: a classifier's, for the body of a detector."""
 
     file: str
     key: str | None = None

@@ -57,8 +57,8 @@ def _file_of(spec: Mapping[str, Any], cell: Cell) -> tuple[Any, str]:
 
 
 def _fill_body(model: Model, config: Mapping[str, Any], cell: Cell, channels: int) -> None:
-    """Give the body of a detector the weights of timm's classifier of its name, which must fit that classifier but for its last layer. A body
-    has the classifier's names, with `_` for some of the dots."""
+    """Give the body of a detector the weights of timm's classifier of its name, which must fit that classifier but for its last layer. A
+    body has the classifier's names, with `_` for some of the dots."""
     spec, (option, body) = config["weights"], model.of_timm
     architecture = config["options"][option]
     if spec["from"] == "timm":
