@@ -1,5 +1,6 @@
 """Mistakes that can be seen in a printed table alone, or beside the tables that it quotes: wrong deltas, cells copied from a
-neighbour, cells that differ from what they quote, and two values for one cell.
+neighbour, cells that differ from what they quote, and two values for one cell; and of detection, numbers that do not compare: teachers
+that differ under one name, students that begin with parts of their teacher beside others that do not, and what a table says of a number.
 
 `python -m benchmarks.lint_published [TABLE]` looks at one published table, or at all of them.
 """
@@ -40,7 +41,9 @@ def earlier(name: str) -> list[pd.DataFrame]:
 class Finding:
     """`kind`: delta (value less baseline is not the printed difference), copied (the cell holds its source's value for a neighbour),
     suspect (the same, where the source has none for this cell itself), misquoted (it differs from its source otherwise), or
-    contradiction (two values for one cell). Numbers are in the unit of the table; `expected` is None where nobody says."""
+    contradiction (two values for one cell). Of detection: teacher (one name, another value than in the first source), inheritance (the
+    student begins with parts of its teacher, and others of its pair do not), flag (the table says what is wrong). Numbers are in the unit
+    of the table; `expected` is None where nobody says."""
 
     kind: str
     source: str
@@ -80,7 +83,30 @@ def lint(table: pd.DataFrame, against: Sequence[pd.DataFrame] = (), value: str =
         Findings in the order of the table's rows, those of deltas and contradictions first.
     """
     cells = _cells(table, value)
-    return [*_deltas(cells), *_contradictions(cells), *_quotes(cells, [_cells(one, value) for one in against if value in one])]
+    of_numbers = [*_deltas(cells), *_contradictions(cells), *_quotes(cells, [_cells(one, value) for one in against if value in one])]
+    return [*of_numbers, *(_provenance(table, value) if "flag" in table else ())]
+
+
+def _provenance(table: pd.DataFrame, value: str) -> list[Finding]:
+    """Numbers that do not compare, though their names are the same."""
+    found, teachers = [], dict[str, tuple[str, float]]()
+    for row in table.itertuples():
+        pair, printed = (row.teacher if isinstance(row.teacher, str) else "", row.student), float(getattr(row, value))
+        where = _said(row.method, pair)
+        if row.role == "teacher":
+            source, first = teachers.setdefault(row.teacher, (row.source, printed))
+            if abs(first - printed) > SAME:
+                message = f"this teacher has {printed:.1f}, and {first:.1f} in {source}"
+                found.append(Finding("teacher", row.source, where, printed, first, message))
+        if isinstance(row.inherits, str) and row.inherits not in ("none", "unknown"):
+            same_pair = (table["role"] == "distilled") & (table["teacher"] == row.teacher) & (table["student"] == row.student)
+            others = sorted(set(table.loc[same_pair & (table["inherits"] != row.inherits), "method"]))
+            if others:
+                message = f"the student begins with its teacher's {row.inherits}, which is not known of {', '.join(others)} of this pair"
+                found.append(Finding("inheritance", row.source, where, printed, None, message))
+        if isinstance(row.flag, str):
+            found.append(Finding("flag", row.source, where, printed, None, row.flag))
+    return found
 
 
 def findings_text(findings: Sequence[Finding]) -> str:

@@ -66,10 +66,10 @@ def main() -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--student", "students", multiple=True, metavar="MODEL", help="may be repeated  [default: small_mobile]")
-@click.option("--teacher", "teachers", multiple=True, metavar="MODEL", help="may be repeated  [default: cifar_resnet20]")
+@click.option("--student", "students", multiple=True, metavar="MODEL", help="may be repeated  [default: by the dataset]")
+@click.option("--teacher", "teachers", multiple=True, metavar="MODEL", help="may be repeated  [default: by the dataset]")
 @click.option("--dataset", default="digits", show_default=True, help="a dataset of kdbench")
-@click.option("--objective", "objectives", multiple=True, metavar="LOSS", help="may be repeated  [default: ce, kd, sp, cc, rkd]")
+@click.option("--objective", "objectives", multiple=True, metavar="LOSS", help="may be repeated  [default: by the dataset]")
 @click.option("--from", "original", metavar="SHIPPED", help="copy a shipped suite or cluster file, such as cifar100_table1 or default")
 @click.option("--small", is_flag=True, help="with --from a shipped suite or a suite here: few images and epochs, to try it from end to end")
 @click.pass_context

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from kdbench.datasets._scenes import SceneReader
-from kdbench.errors import SuiteError
+from kdbench.errors import DataError, SuiteError
 from kdbench.plan.matrix import Plan
 from kdbench.plan.probe import probe
 from kdbench.record import Record
@@ -323,3 +324,54 @@ def test_a_small_detector_learns_real_images(kind: str, epochs: int, least: floa
     local.prepare(plan, store)
     assert work(store, [row.cell.id for row in plan.rows if row.role == "student"], REAL, "cpu") == 0
     assert records(plan, store)["detection"].result["metrics"]["ap_last"] >= least
+
+
+def test_a_body_begins_with_the_weights_of_timms_classifier_of_its_name_from_the_hub_or_from_a_file(
+    scenes: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = timm.create_model
+    file = tmp_path / "classifier.pth"
+
+    def local(name: str, pretrained: bool = False, **more: Any) -> Any:
+        overlay = {"file": str(file), "url": "", "hf_hub_id": None} if pretrained else None
+        return make(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **more)
+
+    monkeypatch.setattr(timm, "create_model", local)
+    for body, tag in (("test_resnet", "r160_in1k"), ("test_convnext", "r160_in1k")):  # the second has other names in a pyramid
+        torch.manual_seed(3)
+        weights = make(body).state_dict()
+        torch.save({"model": weights, "epoch": 3}, file)
+        begun: dict[str, dict[str, torch.Tensor]] = {}
+        for given in (None, "pretrained", f"{{file: {file}, into: body}}", f"{{file: {file}, tag: {tag}}}"):
+            if given == "pretrained":
+                torch.save(weights, file)
+            net = f"{{small: {{model: fcos, body: {body}, width: 32, head_convs: 1, extra_levels: max_pool, weights: {given or '~'}}}}}"
+            plan = scenes(objectives="{detection: }", students=net)
+            probe(plan)
+            cell = next(row.cell for row in plan.rows if row.role == "student")
+            begun[str(given)] = Setup.of(cell, tmp_path, torch.device("cpu")).student(cell).plain.state_dict()
+            assert any("(its body alone)" in line for line in plan.manifest().assumed) == (given is not None)
+        flat = {name.replace(".", "_"): value for name, value in weights.items()}
+        for given, state in begun.items():
+            inner = {name.removeprefix("backbone.body."): value for name, value in state.items() if name.startswith("backbone.body.")}
+            same = [torch.equal(value, flat[name.replace(".", "_")]) for name, value in inner.items()]
+            assert all(same) if given != "None" else not all(same), given
+
+
+def test_weights_of_a_body_that_cannot_be_used_are_refused_with_the_reason(scenes: Callable[..., Plan], tmp_path: Path) -> None:
+    file = tmp_path / "other.pth"
+    torch.save(timm.create_model("lcnet_035").state_dict(), file)
+    begin = "model: fcos, body: test_resnet, width: 32, extra_levels: max_pool"
+    for section, net, answer in (
+        ("teachers", f"{begin}, weights: pretrained, train: false", "the rest would teach at random: leave it out"),
+        ("students", f"{begin}, weights: pretrained, head: new", "these weights are the body's, and all else is drawn anew"),
+        ("students", f"{begin}, weights: 'pretrained:a9_in1k'", "timm has no pretrained weights 'test_resnet.a9_in1k'"),
+        ("students", "model: cifar_resnet20, weights: {file: other.pth, into: body}", "only a detector has a body of its own"),
+    ):
+        with pytest.raises(SuiteError) as error:
+            scenes(objectives="{detection: }", **{section: f"{{small: {{{net}}}}}"})
+        assert answer in str(error.value), str(error.value)
+    plan = scenes(objectives="{detection: }", students=f"{{small: {{{begin}, weights: {{file: {file}, into: body}}}}}}")
+    cell = next(row.cell for row in plan.rows if row.role == "student")
+    with pytest.raises(DataError, match="other.pth does not fit the model"):
+        Setup.of(cell, tmp_path, torch.device("cpu")).student(cell)

@@ -102,3 +102,18 @@ def test_every_shipped_suite_and_cluster_file_is_copied_under_the_new_name(tmp_p
         assert "next: kdbench run SUITE --on" in kdbench(f"init my_{name} --from {name}").stdout
         assert cluster.read(tmp_path / f"my_{name}.yaml").request["timeout_min"] > 0
     assert {"quickstart", "cifar100_table1"} < set(shipped("suite")) and {"default", "h100"} < set(shipped("cluster file"))
+
+
+def test_for_a_dataset_of_detection_it_writes_detectors_their_losses_and_the_metric_of_their_task(tmp_path: Path) -> None:
+    for dataset, student, recipe in (("digit_scenes", "faster_rcnn_lcnet_035", "small_detector"), ("coco", "faster_rcnn_r50", "coco24")):
+        told = kdbench(f"init {dataset}_mine --dataset {dataset}")
+        assert told.exit_code == 0, told.stderr
+        text, suite = (tmp_path / f"{dataset}_mine.yaml").read_text(), read(tmp_path / f"{dataset}_mine.yaml")
+        assert list(suite.students) == [student] and f"\nrecipe: {recipe}\n" in text and "\n# min_ap:" in text
+        assert list(suite.objectives) == ["detection", "mimic", "pkd:faster_rcnn", "cwd", "fgd:faster_rcnn", "pcka:fpn_faster_rcnn"]
+        assert suite.baselines == ["detection"] and suite.task["name"] == "detection"
+        for word in ("top1", "+kd", "`ce`"):
+            assert word not in text
+    assert suite.students["faster_rcnn_r50"].model["weights"]["into"] == "body"
+    told = kdbench("init own --dataset digit_scenes --student fcos_test_resnet --teacher fcos_test_resnet --objective mimic")
+    assert told.exit_code == 0 and list(read(tmp_path / "own.yaml").objectives) == ["detection", "mimic"], told.stderr

@@ -65,8 +65,32 @@ def test_three_of_the_eighteen_deltas_of_sdd_are_wrong():
 
 
 def test_no_other_published_table_has_a_finding():
-    assert {name for name, _ in tables() if lint_published(name)} == {"rcka", "kdpp", "sdd"}
-    assert len(lint_published()) == 11
+    assert {name for name, _ in tables() if lint_published(name)} == {"rcka", "kdpp", "sdd", "coco"}
+    assert len(lint_published()) == 11 + len(lint_published("coco"))
+
+
+def test_numbers_of_detection_that_do_not_compare_are_found():
+    findings = lint_published("coco")
+    teachers = {(one.where, one.printed, one.expected) for one in findings if one.kind == "teacher"}
+    assert teachers == {
+        ("Teacher, faster_rcnn_r101 -> faster_rcnn_r101", 39.8, 39.4),
+        ("Teacher, gfl_r101 -> gfl_r101", 44.9, 44.7),
+        ("Teacher, retinanet_r101 -> retinanet_r101", 40.6, 38.9),
+    }
+    inherits = {(one.where, one.printed): one.message for one in findings if one.kind == "inheritance"}
+    assert set(inherits) == {
+        ("MGD, retinanet_x101 -> retinanet_r50", 41.0),
+        ("FGD, retinanet_x101 -> retinanet_r50", 40.7),
+        ("FGD, fcos_r101 -> fcos_r50", 42.7),
+        ("FGD, gfl_r101 -> gfl_r50", 43.5),
+    }
+    assert (
+        "its teacher's neck+head, which is not known of CrossKD, CrossKD+PKD, FGD, FitNet, FRS"
+        in inherits["FGD, fcos_r101 -> fcos_r50", 42.7]
+    )
+    flags = {one.message for one in findings if one.kind == "flag"}
+    assert any("Swin-S" in one and "Swin-T" in one for one in flags) and any("class head" in one and "neck" in one for one in flags)
+    assert {one.kind for one in findings} == {"teacher", "inheritance", "flag"}
     with pytest.raises(KdbenchError, match="did you mean 'rcka'"):
         lint_published("rkca")
 

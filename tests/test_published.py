@@ -74,8 +74,17 @@ def test_files_are_utf_8_with_plain_line_ends(name):
 def test_nothing_of_the_survey_is_lost():
     sizes = {name: len(table(name)) for name in NAMES}
     added = {"kdpp": 33, "sdd": 8, "rcka": 16}
-    assert sum(sizes.values()) - sum(added.values()) == 1032 + 50 + 48
-    assert sizes["crd"] == 177 and sizes["saha2022_table1"] == 48 and sizes["coco"] == 50
+    assert sum(sizes.values()) - sum(added.values()) == 1032 + 50 + 45 + 48
+    assert sizes["crd"] == 177 and sizes["saha2022_table1"] == 48 and sizes["coco"] == 50 + 45
+
+
+def test_every_number_of_detection_says_its_schedule_and_what_the_student_has_from_its_teacher():
+    cells = table("coco")
+    assert set(cells["schedule"]) == {"1x", "2x", "2x+ms", "unknown"} and set(cells["inherits"]) == {"none", "neck+head", "unknown"}
+    begun = cells.query("inherits == 'neck+head'")
+    assert set(begun["method"]) == {"FGD", "MGD"} and not begun["teacher"].str.startswith("cascade").any()
+    assert set(cells.query("method in ['PKD', 'CWD', 'PCKA', 'FBKD']")["inherits"]) == {"none"}
+    assert set(counterparts("coco")) == {*cells["student"], *cells["teacher"].dropna()} and not any(counterparts("coco").values())
 
 
 def test_every_cc_of_the_crd_protocol_is_the_lag_1_product_and_everything_of_saha_is_unknown():

@@ -13,12 +13,15 @@ from PIL import Image
 
 from kdbench.cli import main
 from kdbench.datasets.imagenet100 import CLASSES
-from kdbench.plan import matrix
+from kdbench.plan import matrix, probe
 from kdbench.plan.matrix import Plan
 from kdbench.plan.shipped import shipped
-from kdbench.plan.small_suite import BATCH, EPOCHS, PER_CLASS, SIZE
+from kdbench.plan.small_suite import EPOCHS
 from kdbench.plan.suite import read
 from kdbench.store import Store, cell_state
+from kdbench.tasks.classification import SMALL_PER_CLASS as PER_CLASS
+from kdbench.tasks.classification import SMALL_SIZE as SIZE
+from kdbench.tasks.classification import Classification
 
 IMAGENET = sorted(name for name in shipped("suite") if name.startswith("imagenet"))
 
@@ -82,7 +85,7 @@ def test_a_small_copy_has_few_images_and_epochs_and_trains_teachers_that_the_sui
     options = plan.suite.dataset["options"]
     assert options["size"] == SIZE and options["subset"] == {"classes": 3, "per_class": PER_CLASS} and len(plan.cells) == 9
     for net in (*plan.suite.students.values(), *plan.suite.teachers.values()):
-        assert (net.recipe["epochs"], net.recipe["batch_size"], net.recipe["bn_groups"]) == (EPOCHS, BATCH, 8)
+        assert (net.recipe["epochs"], net.recipe["batch_size"], net.recipe["bn_groups"]) == (EPOCHS, Classification.small_batch, 8)
         assert net.recipe["weight_decay"] == 1e-4 and "weights" not in net.model and "inputs" not in net.model
     assert [net.min_teacher_metric for net in plan.suite.teachers.values()] == [0.0]
 
@@ -123,3 +126,34 @@ def test_what_cannot_be_made_small_is_refused(write_suite: Callable[..., Path], 
         told = CliRunner().invoke(main, line.split())
         assert told.exit_code == 2 and answer in told.stderr, (line, told.stderr)
     assert not (tmp_path / "x.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["bccd_pcka", "coco_table3_fcos"])
+def test_a_suite_of_detectors_is_made_small_with_few_images_that_keep_the_size_of_its_anchors(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = matrix.expand(read(Path(str(shipped("suite")[name]))))
+    plan = matrix.expand(read(small_copy(name, tmp_path, monkeypatch)))
+    probe.probe(plan)
+    options = plan.suite.dataset["options"]
+    assert options["subset"] == {"images": 12} and options["size"] == whole.suite.dataset["options"]["size"]
+    assert (options["min_size"] == 128) == (options["size"] is None)
+    assert [one.label for one in plan.suite.objectives.values()] == [one.label for one in whole.suite.objectives.values()]
+    for net in (*plan.suite.students.values(), *plan.suite.teachers.values()):
+        assert (net.recipe["epochs"], net.recipe["batch_size"]) == (EPOCHS, 8) and "weights" not in net.model
+    assert [net.min_teacher_metric for net in plan.suite.teachers.values()] == [0.0]
+
+
+@pytest.mark.slow
+def test_the_smoke_suite_of_detection_runs_from_end_to_end_to_ap_and_its_interval_over_images(tmp_path: Path) -> None:
+    suite = Path(str(shipped("suite")["digit_scenes"]))
+    told = CliRunner().invoke(
+        main, ["run", str(suite), "--results", str(tmp_path / "results"), "--device", "cpu", "--jobs", "1", "--no-profile", "--full"]
+    )
+    assert told.exit_code == 0, told.output
+    plan, store = matrix.expand(read(suite)), Store(tmp_path / "results")
+    assert {cell_state.of(store, cell_id).name for cell_id in plan.cells} == {"finished"}
+    report = (store.suite_folder("digit_scenes") / "report" / "report.md").read_text()
+    assert "AP compared with detection" in report and "Differences on new images" in report and "top-1" not in report
+    told = CliRunner().invoke(main, ["report", "digit_scenes", "--results", str(tmp_path / "results"), "--beside", "coco"])
+    assert told.exit_code == 0 and "Measured beside coco" in told.output and "measured pairs are new pairs" in " ".join(told.output.split())

@@ -21,6 +21,7 @@ SUITES = Path(__file__).parents[1] / "suites"
 CELLS = {"quickstart": 144, "cifar100_small": 71, "cifar100_table1": 294, "cifar100_crd": 441, "tiny_imagenet": 43, "imagenet1k": 44}
 CELLS |= {"tiny_imagenet20": 13, "bccd_pcka": 51, "imagenet160": 25, "imagenet100": 19, "imagenet_r34_r18": 31, "imagenet_r50_mv1": 31}
 CELLS |= {"claims_saha": 183, "claims_rcka": 183, "cifar100_shelf": 740}
+CELLS |= {"bccd_pcka": 51, "coco_table3_frcnn": 22, "coco_table3_retinanet": 22, "coco_table3_fcos": 22, "digit_scenes": 22}
 """Every shipped suite and how many cells it has."""
 
 

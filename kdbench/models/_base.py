@@ -30,6 +30,10 @@ class Model(nn.Module):
 
     head_name: ClassVar[str] = ""
 
+    of_timm: ClassVar[tuple[str, str]] = ("", "")
+    """The option that names a net of timm whose published weights the model can begin with, and the module of `plain` that is this net
+    without its classifier (empty: the model is the whole net)."""
+
     holds_further: ClassVar[str] = ""
     """The option (a mapping) that holds `further_options`. A suite does not write its name."""
 

@@ -43,6 +43,7 @@ class Detector(Model):
     released_layout: ClassVar[Mapping[str, str]] = {r"\.(inner_blocks|layer_blocks)\.(\d)\.(weight|bias)$": r".\1.\2.0.\3"}
     """torchvision's files are older than its modules."""
 
+    of_timm = ("body", "backbone.body")
     adapter: InputAdapter | None = None
 
     def __init__(

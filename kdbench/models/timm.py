@@ -47,6 +47,7 @@ class Timm(Model):
     released_layout: ClassVar[Mapping[str, str]] = {r"\.shortcut\.": ".downsample.", r"^linear\.": "fc."}
     """The ResNet50 of RepDistiller is timm's with a small stem, under other names."""
 
+    of_timm = ("architecture", "")
     added: ClassVar[Mapping[str, Any]] = {"arguments": {}}
     holds_further: ClassVar[str] = "arguments"
 

@@ -137,7 +137,8 @@ def _begun_from_weights(suite: Suite) -> Iterator[str]:
             whose = f"timm's {weights['tag']}" if weights["from"] == "timm" else whose
             how = "starts from" if net.recipe["epochs"] else "is not trained and has"
             leak = ", which may have been trained on the images held out for validation" if held_out else ""
-            yield f"{name} {how} the weights of {whose}{leak}"
+            part = " (its body alone)" if "into" in weights else ""
+            yield f"{name} {how} the weights of {whose}{part}{leak}"
         if other := images_of_weights(net, suite.dataset):
             yield other
 

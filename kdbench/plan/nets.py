@@ -32,12 +32,13 @@ Channels = Annotated[list[float], Field(min_length=1)]
 
 class WeightsFile(BaseModel, strict=True, extra="forbid"):
     """A checkpoint and which of its weights: the dotted keys that lead to them (empty: the file itself), and how their names begin. With
-    `tag` they are those of timm of this tag, and see images as these do."""
+    `tag` they are those of timm of this tag, and see images as these do. `into: body`: a classifier's, for the body of a detector."""
 
     file: str
     key: str | None = None
     prefix: str | None = None
     tag: str | None = None
+    into: Literal["body"] | None = None
 
 
 class NetFields(BaseModel, strict=True, extra="forbid"):
@@ -96,7 +97,7 @@ class NetReader:
             return None
         recipe = self._recipe((*where, "recipe"), fields, student=where[0] == "students")
         config = {"name": part.name, "version": part.version_with(resolved), "options": resolved}
-        started, made_for = self._start(where, fields, config)
+        started, made_for = self._start(where, fields, config, *part.make.of_timm)
         config |= started
         least, declared = values.get("min"), values.get("declared")
         least = self.min_teacher_metric if least is None else least
@@ -149,8 +150,9 @@ class NetReader:
         own = {key: value for key, value in changes.items() if key not in shared}
         return self.reader.resolved(where, part, own, base=base) or {}
 
-    def _start(self, where: Where, fields: NetFields, config: Json) -> tuple[Json, Json]:
-        """`weights` and `inputs` of a configuration, each only where it differs from the default, and timm's facts about the weights."""
+    def _start(self, where: Where, fields: NetFields, config: Json, option: str, body: str) -> tuple[Json, Json]:
+        """`weights` and `inputs` of a configuration, each only where it differs from the default, and timm's facts about the weights.
+        `option` and `body` are the model's `of_timm`."""
         found: Json = {}
         facts: Json = {}
         if fields.weights is None and "head" in fields.model_fields_set:
@@ -158,18 +160,28 @@ class NetReader:
         if not fields.train and fields.head == "new":
             self.reader.error((*where, "head"), "a new head that is not trained would teach at random: leave out `train: false`")
         weights = fields.weights
+        into: Json = {}
         if isinstance(weights, str) and weights.partition(":")[0] == "pretrained":
-            facts = self._facts((*where, "weights"), config, weights.partition(":")[2])
+            facts = self._facts((*where, "weights"), config, weights.partition(":")[2], option)
             if not facts:
                 return {}, {}
-            found["weights"] = {"from": "timm", "tag": facts["tag"], "head": fields.head}
+            into = {"into": "body"} if body else {}
+            found["weights"] = {"from": "timm", "tag": facts["tag"], "head": fields.head, **into}
             options = config["options"]  # the tag stands there, and need not stand in the name as well
-            found["options"] = {**options, "architecture": options["architecture"].partition(".")[0]}
+            found["options"] = {**options, option: options[option].partition(".")[0]}
         elif weights is not None:
             given = weights if isinstance(weights, WeightsFile) else WeightsFile(file=weights)
             at = (*where, "weights", "file") if weights is given else (*where, "weights")
-            found |= self._file(at, given, fields.head)
-            facts = {} if given.tag is None else self._facts((*where, "weights", "tag"), config, given.tag)
+            into = {"into": "body"} if body and (given.into or given.tag is not None) else {}
+            if given.into and not body:
+                self.reader.error((*where, "weights", "into"), f"only a detector has a body of its own, not '{config['name']}'")
+            if found_in := self._file(at, given, fields.head):
+                found["weights"] = {**found_in["weights"], **into}
+            facts = {} if given.tag is None else self._facts((*where, "weights", "tag"), config, given.tag, option)
+        if into and not fields.train:
+            self.reader.error((*where, "train"), "only the body has weights here, and the rest would teach at random: leave it out")
+        if into and "head" in fields.model_fields_set:
+            self.reader.error((*where, "head"), "these weights are the body's, and all else is drawn anew: leave it out")
         mean, std = fields.mean or facts.get("mean"), fields.std or facts.get("std")
         # What is taken as it is sees images of the size that it was made for; what is trained sees the dataset's.
         size = fields.input_size or (None if fields.train else facts.get("size"))
@@ -178,19 +190,19 @@ class NetReader:
         inputs = {key: value for key, value in (("mean", mean), ("std", std), ("size", size)) if value is not None}
         return found | ({"inputs": inputs} if inputs else {}), facts
 
-    def _facts(self, where: Where, config: Json, tag: str) -> Json:
+    def _facts(self, where: Where, config: Json, tag: str, option: str) -> Json:
         """What timm knows of its weights of a tag (empty: those of the model's name); nothing where an error was noted."""
         from kdbench.timm_adapter import has_model, pretrained_facts
 
-        if config["name"] != "timm" or not has_model(config["options"]["architecture"]):
+        architecture = config["options"].get(option)
+        if not isinstance(architecture, str) or not has_model(architecture):
             instead = "leave out `tag`, and give `mean` and `std`" if where[-1] == "tag" else "give a file"
             self.reader.error(where, f"only models of timm have pretrained weights, not '{config['name']}': {instead}")
             return {}
-        if config["options"]["stem"] != "own":
+        if config["options"].get("stem", "own") != "own":
             self.reader.error(where, "pretrained weights are for the model's own stem: write `stem: own`, or start from a file")
-        name = config["options"]["architecture"].partition(".")[0]
         try:
-            return pretrained_facts(f"{name}.{tag}" if tag else config["options"]["architecture"])
+            return pretrained_facts(f"{architecture.partition('.')[0]}.{tag}" if tag else architecture)
         except PartError as error:
             self.reader.error(where, str(error))
             return {}

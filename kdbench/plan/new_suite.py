@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -22,15 +23,6 @@ from kdbench.version import VERSION
 
 SMALL_IMAGE = 64
 """Up to so many pixels a net for ImageNet needs a stem for small images, where it has one."""
-
-DEFAULTS = {
-    "digits": ("short", "small_mobile", "cifar_resnet20"),
-    "small": ("crd", "cifar_resnet20", "cifar_resnet56"),
-    "large": ("field200", "resnet18", "resnet34"),
-}
-"""Recipe, student and teacher for the digits, for other small images, and for large ones."""
-
-OBJECTIVES = ("ce", "kd", "sp", "cc", "rkd")
 
 
 def new_suite(name: str, students: Sequence[str], teachers: Sequence[str], dataset: str, objectives: Sequence[str]) -> tuple[Path, int]:
@@ -95,39 +87,53 @@ def _write(path: Path, text: str) -> None:
 
 
 def _text(name: str, students: Sequence[str], teachers: Sequence[str], dataset: str, objectives: Sequence[str]) -> str:
-    side = _image_side(dataset)
-    recipe, student, teacher = DEFAULTS["digits" if dataset == "digits" else "small" if side <= SMALL_IMAGE else "large"]
-    students, teachers = students or [student], teachers or [teacher]
-    chosen = list(dict.fromkeys(["ce", *(objectives or OBJECTIVES)]))
+    task, side = _task_and_side(dataset)
+    usual = next(one for one in task.usual if one.side is None or side <= one.side)
+    nets = [
+        {one: _options(one, side) for one in given} or {chosen[0]: f" {chosen[1]}".rstrip()}
+        for given, chosen in ((students, usual.student), (teachers, usual.teacher))
+    ]
+    alone, metric = task.alone, task.primary()
+    chosen = list(dict.fromkeys([alone, *(objectives or task.usual_objectives)]))
     assumed = [one for one in chosen if _needs_weight(one)]
     weight = " {weight: 1, weight_from: assumed}    # no weight was published for it: choose one"
     template = (resources.files("kdbench") / "plan/new_suite.txt").read_text(encoding="utf-8")
+    beside_kd = "# +kd: false               # true: for each objective, add one with the KD loss, such as sp+kd\n"
     return template.format(
         name=name,
         dataset=_quoted(dataset),
         in_shell=shlex.quote(dataset),
-        recipe=recipe,
-        teachers="\n".join(_net(one, side) for one in dict.fromkeys(teachers)),
-        students="\n".join(_net(one, side) for one in dict.fromkeys(students)),
-        student=_quoted(students[0]),
-        teacher=_quoted(teachers[0]),
+        recipe=usual.recipe,
+        students="\n".join(f"  {_quoted(one)}:{options}" for one, options in nets[0].items()),
+        teachers="\n".join(f"  {_quoted(one)}:{options}" for one, options in nets[1].items()),
+        student=_quoted(next(iter(nets[0]))),
+        teacher=_quoted(next(iter(nets[1]))),
+        metric=metric.name,
+        alone=alone,
         objectives="\n".join(f"  {_quoted(one)}:{weight if one in assumed else ''}" for one in chosen),
-        baselines=f"[{', '.join(one for one in ('ce', 'kd') if one in chosen)}]",
+        beside_kd=beside_kd if "kd" in task.usual_objectives else "",
+        baselines=f"[{', '.join(one for one in (alone, 'kd') if one in chosen)}]",
         assumed="".join(f"\n  - {_quoted(f'the weight of {one}, for which no value was published')}" for one in assumed) or "[]",
     )
 
 
-def _image_side(dataset: str) -> int:
-    """The pixels of an image's side; what is wrong with the dataset is reported when the suite is planned."""
+def _task_and_side(dataset: str) -> tuple[Any, int]:
+    """The task of a dataset, and the pixels of the longer side of its images; what is wrong with the dataset is reported when the suite is
+    planned. Raises KdbenchError: the task names no usual nets."""
+    name, side = "classification", SMALL_IMAGE
     try:
         part = parts.load("dataset", dataset, Path())
-        return int(part.build(part.options({})).input_shape[-1])
+        name, side = part.make.task, max(map(int, part.build(part.options({})).input_shape[-2:]))
     except PartError:
-        return SMALL_IMAGE
+        pass
+    task = parts.load("task", name).make
+    if not task.usual:
+        raise KdbenchError(f"the task '{name}' of the dataset '{dataset}' names no usual nets and objectives: copy a suite with --from")
+    return task, side
 
 
-def _net(name: str, side: int) -> str:
-    return f"  {_quoted(name)}:{' {stem: small}' if side <= SMALL_IMAGE and _has_small_stem(name) else ''}"
+def _options(name: str, side: int) -> str:
+    return " {stem: small}" if side <= SMALL_IMAGE and _has_small_stem(name) else ""
 
 
 def _has_small_stem(name: str) -> bool:

@@ -126,7 +126,7 @@ def _outputs_of_weights(model: Mapping[str, Any]) -> int | None:
     from kdbench.timm_adapter import pretrained_facts
 
     weights = model.get("weights")
-    if not weights or weights["from"] != "timm" or weights["head"] != "kept":
+    if not weights or weights["from"] != "timm" or weights["head"] != "kept" or "into" in weights:
         return None
     return pretrained_facts(f"{model['options']['architecture']}{'.' if weights['tag'] else ''}{weights['tag']}")["outputs"]
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from kdbench import parts
 from kdbench.errors import UsageError
 from kdbench.plan import suite as suites
 from kdbench.plan.schema import Json
 
-CLASSES, PER_CLASS, SIZE, BATCH, EPOCHS = 3, 16, 32, 32, 2
-"""An epoch has a whole batch and a smaller one: with eight groups, four and two images in each."""
+EPOCHS = 2
 OF_WEIGHTS = {"weights", "head", "train", "within", "input_size", "mean", "std"}
-OF_LENGTH = {"epochs", "batch_size", "milestones", "warmup_epochs", "accumulate", "class_uniform"}
+OF_LENGTH = {"epochs", "batch_size", "milestones", "warmup_epochs", "accumulate", "class_uniform", "warmup_steps"}
 
 
 def small(path: Path) -> Json:
@@ -24,25 +22,21 @@ def small(path: Path) -> Json:
         raise UsageError(f"{path}: --small does not shorten the search of `tune`: copy the suite without --small, and change `tune`")
     given = dict(suite.file.data)
     kind = parts.load("dataset", suite.dataset["name"], path.parent)
-    primary = parts.load("task", suite.task["name"], path.parent).make.primary().name
+    task = parts.load("task", suite.task["name"], path.parent).make
+    primary = task.primary().name
     declared = {*OF_WEIGHTS, f"declared_{primary}", f"min_{primary}"}
     for section in ("teachers", "students"):
         if isinstance(given[section], dict):
             given[section] = {name: _net(net, declared) for name, net in given[section].items()}
     recipe = _named(given["recipe"])
     warmup = {"warmup_epochs": 1} if suite.students and any(net.recipe["warmup_epochs"] for net in suite.students.values()) else {}
-    given["recipe"] = {**_without(recipe, OF_LENGTH), "epochs": EPOCHS, "batch_size": BATCH, **warmup}
-    given["dataset"] = {**_named(given["dataset"]), **_few_images(kind.known())}
+    if suite.students and any(net.recipe.get("warmup_steps") for net in suite.students.values()):
+        warmup["warmup_steps"] = 1
+    given["recipe"] = {**_without(recipe, OF_LENGTH), "epochs": EPOCHS, "batch_size": task.small_batch, **warmup}
+    given["dataset"] = {**_named(given["dataset"]), **task.few_images(kind.known(), suite.dataset["options"])}
     given["description"] = f"A small copy of {suite.name}, to try it from end to end: its results mean nothing."
     given |= {"repeats": 1, "teacher_seeds": 1, f"min_{primary}": 0.0}
     return given
-
-
-def _few_images(known: Any) -> Json:
-    few: Json = {"size": SIZE} if "size" in known else {}
-    if "subset" in known:
-        return {**few, "subset": {"classes": CLASSES, "per_class": PER_CLASS}}
-    return {**few, **({"per_class": PER_CLASS} if "per_class" in known else {})}
 
 
 def _net(given: Json | None, declared: set[str]) -> Json | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -21,7 +22,29 @@ SELECTIONS = ("last epoch", "best test epoch", "best val", UNKNOWN)
 NUMBERS = ("top1", "std", "n_runs", "n_train", "n_test", "delta", "AP", "AP50", "AP75", "APS", "APM", "APL")
 WHOLE = ("n_runs", "n_train", "n_test")
 OPTIONAL = ("delta", "delta_to", "std", "n_runs")
+DETAILS = ("schedule", "inherits", "flag")
+"""Of detection alone."""
 COLUMNS = ("source", "dataset", "teacher", "student", "method", "role", "loss", "variant", "selection")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a table holds: a column of per cents with so many decimals, of a metric (its `label`, and `values` for several); and the name of
+    the objective without a teacher, with its loss in words."""
+
+    column: str
+    label: str
+    values: str
+    decimals: int
+    alone: str
+    loss: str
+
+
+MEASURES = {
+    "top1": Measure("top1", "top-1", "top-1 accuracies", 2, "ce", "cross-entropy"),
+    "ap": Measure("AP", "AP", "AP", 1, "detection", "the detector's own loss"),
+}
+"""By the name of the metric."""
 
 
 def tables() -> list[tuple[str, str]]:
@@ -37,7 +60,8 @@ def table(name: str) -> pd.DataFrame:
         source, dataset, teacher (null: trained without one), student, method (the source's own name), role (teacher, alone:
         cross-entropy; or distilled), loss (ours that it is a variant of, else null), variant (the name of our preset, `ce`,
         `other`, `none` or `unknown`), selection (last epoch, best test epoch, best val, unknown), top1, std, n_runs, n_train,
-        n_test, delta (as printed), delta_to (the method that it is printed against); for detection AP to APL in place of top1.
+        n_test, delta (as printed), delta_to (the method that it is printed against). Of detection: AP to APL in place of top1, schedule,
+        inherits (what the student has from its teacher when it begins: none, neck+head, unknown) and flag (what to know of the number).
 
     Raises:
         KdbenchError: there is no table of that name.
@@ -52,7 +76,7 @@ def table(name: str) -> pd.DataFrame:
 def _table(name: str) -> pd.DataFrame:
     found = _stored(name).rename(columns={"top1_percent": "top1"})
     found["role"] = ["teacher" if method in TEACHER else "alone" if method in ALONE else "distilled" for method in found["method"]]
-    columns = [one for one in (*COLUMNS, *NUMBERS, "delta_to") if one in found or "top1" in found and one in OPTIONAL]
+    columns = [one for one in (*COLUMNS, *NUMBERS, "delta_to", *DETAILS) if one in found or "top1" in found and one in OPTIONAL]
     types = {one: "Int64" if one in WHOLE else "float64" for one in NUMBERS if one in columns}
     return found.reindex(columns=columns).astype(types)
 

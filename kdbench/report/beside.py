@@ -9,7 +9,7 @@ from math import nan
 
 from kdbench.errors import KdbenchError
 from kdbench.manifest import Block, Manifest
-from kdbench.published import OTHER, UNKNOWN, counterparts, lines, plain, table, variant_of
+from kdbench.published import MEASURES, OTHER, UNKNOWN, Measure, counterparts, lines, plain, table, variant_of
 from kdbench.report.study import Line, Study
 from kdbench.report.table import ABSENT, EMPTY, Column, Entry, Group, Table, row
 
@@ -30,25 +30,33 @@ COLUMNS = (
     Column("difference, points"),
 )
 GAINS = (Column("measured gain, points"), Column("published gain, points"))
+DETAILS = (Column("schedule", numeric=False), Column("inherits", numeric=False), Column("source", numeric=False, essential=False))
+"""Of tables of detection, in which every published number stands in a row of its own."""
 
 
 def beside(published_name: str, study: Study) -> Table:
-    """A table of measured beside published accuracies, a group a pair of the suite, and one of what was not measured.
+    """A table of measured beside published numbers of the suite's primary metric, a group a pair of the suite, and what was not measured.
 
     A difference stands only where variant (by the study's terms; without them by the loss's name), selection rule, n_train and n_test
     agree; otherwise a note says what differs. Pairs are matched by dataset and by the names of student and teacher (without case, `_`
     and `-`; other names by `published/_names.csv`).
 
     Raises:
-        KdbenchError: there is no such table, it holds no accuracies, or the suite's primary metric is not top-1 as a fraction.
+        KdbenchError: there is no such table, or it holds no values of the suite's primary metric, or this is no fraction.
     """
     manifest, cells = study.manifest, lines(table(published_name))
-    if "top1" not in cells[0]:
-        raise KdbenchError(f"the published table '{published_name}' holds no top-1 accuracies")
-    if manifest.primary.name != "top1":
-        raise KdbenchError(f"published tables hold top-1 accuracies, and the suite's primary metric is {manifest.primary.label}")
-    if not manifest.primary.percent:
-        raise KdbenchError("published tables hold top-1 in per cent, and this suite's top1 is no fraction (`percent: false`)")
+    primary = manifest.primary
+    if (measure := MEASURES.get(primary.name)) is None:
+        held = " or ".join(one.values for one in MEASURES.values())
+        raise KdbenchError(f"published tables hold {held}, and the suite's primary metric is {primary.label}")
+    if measure.column not in cells[0]:
+        raise KdbenchError(f"the published table '{published_name}' holds no {measure.values}")
+    if not primary.percent:
+        raise KdbenchError(
+            f"published tables hold {measure.label} in per cent, and this suite's {primary.name} is no fraction (`percent: false`)"
+        )
+    cells = [{**cell, "value": cell[measure.column], "variant": _shown(cell["variant"], measure)} for cell in cells]
+    detailed = "schedule" in cells[0]
     names = counterparts(published_name)
     trained: dict[tuple[str, ...], Line] = {}  # teachers, and students alone
     distilled: dict[tuple[str, ...], list[Line]] = defaultdict(list)
@@ -62,21 +70,37 @@ def beside(published_name: str, study: Study) -> Table:
             distilled[cell["dataset"], teacher, student].append(cell)
         else:
             trained[cell["dataset"], cell["role"], teacher if cell["role"] == "teacher" else student] = cell
-    kinds = {name: dict(zip(("variant", "loss"), variant_of(name, study.terms), strict=True)) for name in manifest.labels}
+    named = {name: variant_of(name, study.terms) for name in manifest.labels}
+    kinds = {name: {"variant": _shown(variant, measure), "loss": loss} for name, (variant, loss) in named.items()}
     groups = []
     for (dataset, teacher, student), place in study.pairs.items():
         known = {name: {"label": manifest.labels[name], **kinds[name]} for name in place.runs}
         measured = [{**known[name], **place.summaries[name], **_circumstance(runs)} for name, runs in place.runs.items()]
         found = distilled.pop((dataset, plain(teacher), plain(student)), [])
         alone, taught = (trained.get((dataset, *key)) for key in (("alone", plain(student)), ("teacher", plain(teacher))))
-        groups.append(_group(place.title, measured, [*([alone] if alone and found else []), *found], taught, published_name))
-    if distilled:
+        groups.append(_group(place.title, measured, [*([alone] if alone and found else []), *found], taught, published_name, measure))
+    if distilled and detailed:
+        groups += [_apart(pair, cells, measure, published_name) for pair in distilled.values()]
+    elif distilled:
         groups.append(_unmeasured(list(distilled.values()), published_name))
     width = len(COLUMNS) + any(group.title.endswith(GAINS_ONLY) for group in groups) * len(GAINS)
-    cut = tuple(replace(group, rows=tuple(boxes[:width] for boxes in group.rows)) for group in groups)
+    details = slice(len(COLUMNS) + len(GAINS), None if detailed else 0)
+    cut = tuple(replace(group, rows=tuple(boxes[:width] + boxes[details] for boxes in group.rows)) for group in groups)
     sources = "; ".join(dict.fromkeys(cell["source"] for cell in cells))
     caption, notes = _caption(sources, published_name, manifest)
-    return Table(f"Measured beside {published_name}", (*COLUMNS, *GAINS)[:width], cut, caption, notes, name="beside")
+    if detailed and all(names.get(cell["student"]) == "" for cell in cells):
+        notes += (f"No detector of {published_name} is one of kdbench: measured pairs are new pairs, and reproduce no published number.",)
+    if detailed:
+        notes += (
+            "Schedule: 1x is 12 epochs, 2x 24, ms several sizes. Inherits: which parts of its teacher the student begins with. "
+            "Compare numbers of one source, schedule and inheritance.",
+        )
+    columns = (*COLUMNS, *GAINS)[:width] + DETAILS * detailed
+    return Table(f"Measured beside {published_name}", columns, cut, caption, notes, name="beside")
+
+
+def _shown(variant: str, measure: Measure) -> str:
+    return measure.alone if variant == "ce" else variant
 
 
 def _caption(sources: str, name: str, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -106,26 +130,26 @@ def _circumstance(runs: list[Line]) -> Line:
     return {**counts, "selection": " and ".join(rules), "runs": tuple(run["id"] for run in runs)}
 
 
-def _group(title: str, measured: list[Line], found: list[Line], teacher: Line | None, name: str) -> Group:
+def _group(title: str, measured: list[Line], found: list[Line], teacher: Line | None, name: str, measure: Measure) -> Group:
     if not found:
-        alone = tuple(_row(one, None) for one in measured)
+        alone = tuple(_row(one, None, measure) for one in measured)
         return Group(title, alone, (f"{name} has no numbers for this student and teacher.",))
-    ours = next((one["mean"] for one in measured if one["variant"] == "ce" and one["mean"] == one["mean"]), None)
-    theirs = next((line["top1"] / 100 for line in found if line["role"] == "alone"), None)
-    facts = [f"Published teacher: {teacher['top1']:.2f} %."] if teacher else []
+    ours = next((one["mean"] for one in measured if one["variant"] == measure.alone and one["mean"] == one["mean"]), None)
+    theirs = next((line["value"] / 100 for line in found if line["role"] == "alone"), None)
+    facts = [f"Published teacher: {teacher['value']:.{measure.decimals}f} %."] if teacher else []
     gains = None
     if ours is None or theirs is None:
         lacking = " and ".join(who for who, value in (("this suite", ours), (name, theirs)) if value is None)
-        facts.append(f"No number of cross-entropy alone in {lacking}: it is unknown whether the baselines agree.")
+        facts.append(f"No number of {measure.loss} alone in {lacking}: it is unknown whether the baselines agree.")
     else:
         off = 100 * abs(ours - theirs)
         gains = (ours, theirs) if off > BASELINE_POINTS + 1e-9 else None
-        facts.append(f"Cross-entropy alone: {off:.2f} points apart.")
+        facts.append(f"{measure.loss[0].upper()}{measure.loss[1:]} alone: {off:.2f} points apart.")
     rows = []
     notes: dict[str, list[str]] = defaultdict(list)
     for one, line in _pairs(measured, found):
         why = differing(one, line) if one and line else ""
-        rows.append(_row(one, line, why, gains))
+        rows.append(_row(one, line, measure, why, gains))
         if one and why and one["label"] not in notes[why]:
             notes[why].append(one["label"])
     title = f"{title} · {GAINS_ONLY}" if gains else title
@@ -160,17 +184,19 @@ def differing(measured: Line, published: Line) -> str:
     return "; ".join(differences)
 
 
-def _row(one: Line | None, line: Line | None, why: str = "", gains: tuple[float, float] | None = None) -> tuple[Entry, ...]:
-    """What was measured, published, or both. `gains`: the accuracies of cross-entropy alone, measured and published, where only gains
-    over them compare."""
-    ours, theirs = one or {"label": ABSENT, "mean": nan, "sd": nan, "runs": ()}, line or {"method": ABSENT, "top1": nan, "std": nan}
+def _row(
+    one: Line | None, line: Line | None, measure: Measure, why: str = "", gains: tuple[float, float] | None = None
+) -> tuple[Entry, ...]:
+    """What was measured, published, or both. `gains`: the values of the task's loss alone, measured and published, where only gains over
+    them compare."""
+    ours, theirs = one or {"label": ABSENT, "mean": nan, "sd": nan, "runs": ()}, line or {"method": ABSENT, "value": nan}
     percent, points = partial(Entry, format=".2f", scale=100.0), partial(Entry, format="+z.2f", scale=100.0)
-    mean, (top1, sd) = ours["mean"], (nan if theirs[name] is None else theirs[name] / 100 for name in ("top1", "std"))
+    mean, (value, sd) = ours["mean"], (nan if theirs.get(name) is None else theirs[name] / 100 for name in ("value", "std"))
     difference, mine, its = Entry(None, marks=(DIFFERS,) if why else ()), EMPTY, EMPTY
-    if gains and ours.get("variant") != "ce" and theirs.get("role") != "alone":
-        mine, its = points(mean - gains[0]), points(top1 - gains[1], apart=True)
+    if gains and ours.get("variant") != measure.alone and theirs.get("role") != "alone":
+        mine, its = points(mean - gains[0]), points(value - gains[1], apart=True)
     if one and line and not why:
-        difference = EMPTY if gains else points(mean - top1)
+        difference = EMPTY if gains else points(mean - value)
     return (
         *row(
             ours["runs"],
@@ -180,10 +206,29 @@ def _row(one: Line | None, line: Line | None, why: str = "", gains: tuple[float,
             Entry(f"{ours['n']}/{ours['n_asked']}" if one else ABSENT),
         ),
         Entry(theirs["method"], apart=line is not None),
-        percent(top1, sd, apart=True),
+        percent(value, sd, format=f".{measure.decimals}f", apart=True),
         Entry(theirs.get("n_runs"), format=".0f", apart=True),
         *row(ours["runs"], difference, mine),
         its,
+        *(Entry(theirs.get(name) or ABSENT, apart=line is not None) for name in ("schedule", "inherits")),
+        Entry(theirs.get("source", ABSENT).partition(" (")[0], apart=line is not None),
+    )
+
+
+def _apart(pair: list[Line], cells: list[Line], measure: Measure, name: str) -> Group:
+    """The published numbers of a pair that was not measured, each in a row, with those of its student alone in the same sources."""
+    first, sources = pair[0], {cell["source"] for cell in pair}
+    of_pair = [cell for cell in cells if cell["source"] in sources and cell["dataset"] == first["dataset"]]
+    alone = [cell for cell in of_pair if cell["role"] == "alone" and cell["student"] == first["student"]]
+    taught = [cell["value"] for cell in of_pair if cell["role"] == "teacher" and cell["teacher"] == first["teacher"]]
+    facts = (f"Published teacher: {' and '.join(f'{one:.{measure.decimals}f}' for one in dict.fromkeys(taught))} %.",) if taught else ()
+    title = Block(first["dataset"], first["teacher"], first["student"]).title
+    rows = tuple(_row(None, cell, measure) for cell in (*alone, *pair))
+    return Group(
+        f"{title} · published in {name}, not measured here",
+        rows,
+        facts,
+        tuple(dict.fromkeys(f"{cell['method']} ({cell['source'].partition(' (')[0]}): {cell['flag']}." for cell in pair if cell["flag"])),
     )
 
 

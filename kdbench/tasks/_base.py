@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,17 @@ class Mark:
     size: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Usual:
+    """What `kdbench init` writes for images of at most `side` pixels (None: larger ones): a recipe, a student and a teacher, each a name with
+    its options in YAML."""
+
+    side: int | None
+    recipe: str
+    student: tuple[str, str]
+    teacher: tuple[str, str]
+
+
 class Task:
     """A task part. `metrics` are those of one evaluation; the first is the primary one.
 
@@ -37,6 +48,11 @@ class Task:
     metrics: ClassVar[tuple[Metric, ...]]
     alone: ClassVar[str] = "ce"
     """The name in a suite of the objective that is only the task's loss."""
+    usual: ClassVar[tuple[Usual, ...]] = ()
+    """For `kdbench init`, from small images to large ones."""
+    usual_objectives: ClassVar[tuple[str, ...]] = ()
+    small_batch: ClassVar[int] = 32
+    """The batch of a small copy of a suite, beside `few_images`."""
     couples: ClassVar[Literal["sample", "batch"]] = "batch"
     """`sample`: the task's loss of a batch is the mean of its losses of the images alone, so that a batch can be divided."""
 
@@ -47,6 +63,11 @@ class Task:
     @classmethod
     def primary(cls) -> Metric:
         return cls.metrics[0]
+
+    @classmethod
+    def few_images(cls, known: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options for a small copy of a dataset that has the options `known`, of which a suite has `given`."""
+        return {}
 
     def outputs(self, dataset: Dataset) -> int:
         """The number of outputs of a model for this dataset."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from kdbench.datasets._base import Data, Dataset
 from kdbench.losses._base import Taps
 from kdbench.manifest import Metric
-from kdbench.tasks._base import Mark, Task
+from kdbench.tasks._base import Mark, Task, Usual
 
+SMALL_CLASSES, SMALL_PER_CLASS, SMALL_SIZE = 3, 16, 32
+"""Of a small copy of a suite. With its batches of 32 an epoch has a whole batch and a smaller one: with eight groups, four and two images
+in each."""
 FEW_CLASSES = 200
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -32,6 +35,19 @@ class Classification(Task):
     """
 
     couples = "sample"
+    usual = (
+        Usual(8, "short", ("small_mobile", ""), ("cifar_resnet20", "")),
+        Usual(64, "crd", ("cifar_resnet20", ""), ("cifar_resnet56", "")),
+        Usual(None, "field200", ("resnet18", ""), ("resnet34", "")),
+    )
+    usual_objectives = ("ce", "kd", "sp", "cc", "rkd")
+
+    @classmethod
+    def few_images(cls, known: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+        few: dict[str, Any] = {"size": SMALL_SIZE} if "size" in known else {}
+        if "subset" in known:
+            return {**few, "subset": {"classes": SMALL_CLASSES, "per_class": SMALL_PER_CLASS}}
+        return {**few, **({"per_class": SMALL_PER_CLASS} if "per_class" in known else {})}
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from kdbench.datasets._base import Dataset
 from kdbench.losses._base import Taps
 from kdbench.manifest import Metric
 from kdbench.scenes import Images, Objects, Size
-from kdbench.tasks._base import Mark, Task
+from kdbench.tasks._base import Mark, Task, Usual
 
+SMALL_IMAGES = 12
+"""Of a small copy of a suite: a whole batch and a smaller one."""
 MOST = 100
 """So many objects of an image are kept, those with the highest scores: as many as AP counts."""
 
@@ -29,6 +31,17 @@ class Detection(Task):
 
     alone = "detection"
     has_classes = False
+    usual = (
+        Usual(256, "small_detector", ("faster_rcnn_lcnet_035", ""), ("faster_rcnn_test_resnet", "")),
+        Usual(
+            None,
+            "coco24",
+            ("faster_rcnn_r50", "{model: faster_rcnn, body: resnet50, weights: pretrained}"),
+            ("faster_rcnn_r101", "{model: faster_rcnn, body: resnet101, weights: pretrained}"),
+        ),
+    )
+    usual_objectives = ("detection", "mimic", "pkd:faster_rcnn", "cwd", "fgd:faster_rcnn", "pcka:fpn_faster_rcnn")
+    small_batch = 8
 
     metrics = (
         Metric("ap", "AP", per_image="hits"),
@@ -39,6 +52,14 @@ class Detection(Task):
         Metric("ap_l", "AP large"),
         Metric("ar_100", "AR"),
     )
+
+    @classmethod
+    def few_images(cls, known: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+        if "subset" not in known:
+            return {name: SMALL_IMAGES for name in ("images", "test_images") if name in known}
+        # As they are where they have one size: anchors are for it.
+        sizes = {} if given.get("size") or "min_size" not in known else {"min_size": 128, "max_size": 224}
+        return {"subset": {**(given.get("subset") or {}), "images": SMALL_IMAGES}, **sizes}
 
     def outputs(self, dataset: Dataset) -> int:
         return dataset.n_classes

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench import parts
 from kdbench.cell import Cell
 from kdbench.errors import DataError, RefusedError, closest, nearest
+from kdbench.isolation import isolated
 from kdbench.models._base import Model
 from kdbench.plan.nets import digest_of_file
 from kdbench.plan.probe import inherited_why_not
@@ -26,6 +28,8 @@ from kdbench.train.objective import Objective
 COUNTERS = ("total_ops", "total_params")
 """What tools that count operations add to a net's state. Other counters are whole numbers, which no weight is."""
 MOST_LISTED = 6
+CLASSIFIED = (224, 224)
+"""The images of a classifier that is built to read its weights: a convolutional net fits any."""
 
 
 def start_from(model: Model, config: Mapping[str, Any], cell: Cell, channels: int) -> None:
@@ -33,15 +37,42 @@ def start_from(model: Model, config: Mapping[str, Any], cell: Cell, channels: in
     spec = config.get("weights")
     if spec is None:
         return
+    if "into" in spec:
+        _fill_body(model, config, cell, channels)
+        return
     if spec["from"] == "timm":
         architecture = config["options"]["architecture"]
         weights = pretrained_weights(architecture, spec["tag"], channels, getattr(model, "built_with", {}))
         fit(model, weights, f"timm's {architecture}.{spec['tag']}", new_head=spec["head"] == "new")
         return
+    fit(model, *_file_of(spec, cell), spec["head"] == "new", spec.get("key"), spec.get("prefix"))
+
+
+def _file_of(spec: Mapping[str, Any], cell: Cell) -> tuple[Any, str]:
+    """What the file of a cell's weights holds, and its path."""
     path = Path(cell.sources[f"weights {spec['digest']}"])
     if not path.is_file() or digest_of_file(path) != spec["digest"]:
         raise DataError(f"{path} is {'missing' if not path.is_file() else 'not the file with which the suite was planned'}")
-    fit(model, read_weights(path), str(path), spec["head"] == "new", spec.get("key"), spec.get("prefix"))
+    return read_weights(path), str(path)
+
+
+def _fill_body(model: Model, config: Mapping[str, Any], cell: Cell, channels: int) -> None:
+    """Give the body of a detector the weights of timm's classifier of its name, which must fit that classifier but for its last layer. A
+    body has the classifier's names, with `_` for some of the dots."""
+    spec, (option, body) = config["weights"], model.of_timm
+    architecture = config["options"][option]
+    if spec["from"] == "timm":
+        weights: Mapping[str, Tensor] = pretrained_weights(architecture, spec["tag"], channels)
+    else:
+        part = parts.load("model", "timm")
+        with isolated(0):
+            classifier = part.build(part.options({"architecture": architecture}))
+            classifier.build((channels, *CLASSIFIED), 2)
+        fit(classifier, *_file_of(spec, cell), True, spec.get("key"), spec.get("prefix"))
+        weights = classifier.plain.state_dict()
+    known = {name.replace(".", "_"): value for name, value in weights.items()}
+    inner = model.plain.get_submodule(body)
+    inner.load_state_dict({name: known[name.removeprefix("model.").replace(".", "_")] for name in inner.state_dict()})
 
 
 def fit(model: Model, held: Any, whose: str, new_head: bool, key: str | None = None, prefix: str | None = None) -> None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from kdbench.errors import KdbenchError
+from kdbench.published import table as read
 from kdbench.published import variants
+from kdbench.record import Record
 from kdbench.report import beside as module
 from kdbench.report.beside import DIFFERS, GAINS_ONLY, beside
 from kdbench.report.study import study
@@ -296,3 +298,38 @@ def test_top1_that_is_no_fraction_is_refused_beside_per_cent(made):
     suite.manifest["metrics"][0]["percent"] = False
     with pytest.raises(KdbenchError, match="published tables hold top-1 in per cent"):
         table_of(suite)
+
+
+def detectors(made, student="fcos_r50", teacher="fcos_r101"):
+    objectives = (("detection", "detection", "published"), ("pkd", "pkd", "published"))
+    suite = made(teachers=(teacher,), students=(student,), repeats=2, objectives=objectives)
+    suite.manifest["metrics"] = [{"name": "ap", "label": "AP", "percent": True, "higher_is_better": True}]
+    for line in (*suite.manifest["blocks"], *suite.manifest["cells"]):
+        line["dataset"] = "coco"
+    for cell in suite.manifest["cells"]:
+        result = {"metrics": {"ap_last": 0.4}, "history": [], "n_train": 9, "n_test": 9, "data_fingerprint": "f00d"}
+        suite.store.put_record(Record(cell["id"], {}, "finished", result, {"device": "cpu"}))
+    return suite
+
+
+def test_every_published_ap_stands_apart_with_its_teacher_schedule_and_inheritance_and_measured_pairs_are_new_ones(made):
+    table = table_of(detectors(made), "coco")
+    assert table.groups[0].facts == ("coco has no numbers for this student and teacher.",), "also where a suite takes a published name"
+    assert any("measured pairs are new pairs, and reproduce no published number" in note for note in table.notes)
+    titles = [column.title for column in table.columns]
+    assert titles[-3:] == ["schedule", "inherits", "source"] and all(len(row) == len(titles) for one in table.groups for row in one.rows)
+    (group,) = [one for one in table.groups if one.title.startswith("coco · student fcos_r50 · teacher fcos_r101 · published in coco")]
+    assert group.facts == ("Published teacher: 40.8 %.",)
+    lines = [dict(zip(titles, row, strict=True)) for row in group.rows]
+    found = [(one["published as"].text(), one["published, %"].text(), one["schedule"].text(), one["inherits"].text()) for one in lines]
+    assert ("FGD", "42.1", "unknown", "unknown") in found and ("FGD", "42.7", "2x", "neck+head") in found
+    assert ("CrossKD", "41.1", "2x+ms", "unknown") in found and ("Student", "38.5", "2x", "none") in found
+    assert all(one["published, %"].apart and one["measured, %"].text() == "–" for one in lines)
+    assert {one["variant"].text() for one in lines} >= {"detection", "fgd:fcos", "pcka:fpn"}
+    published = sum(len(one.rows) for one in table.groups[1:])
+    assert published >= len(read("coco").query("role == 'distilled'")) and not any("Cross-entropy" in text for text in group.facts)
+
+
+def test_top1_and_ap_do_not_stand_beside_each_other(made):
+    with pytest.raises(KdbenchError, match="the published table 'crd' holds no AP"):
+        table_of(detectors(made), "crd")
