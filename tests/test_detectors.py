@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from kdbench import parts
 from kdbench.errors import DataError, KdbenchError, RefusedError
 from kdbench.isolation import isolated
+from kdbench.losses._base import Batch, Loss, Pair, Taps
 from kdbench.models._detector import Detector, anchors_of
 from kdbench.models._torchvision import coco_ids
 from kdbench.plan.probe import _shapes_only
@@ -188,6 +190,84 @@ def test_what_is_shared_is_not_written_to(name: str) -> None:
 
     assert torch.equal(images.pixels, before[0])
     assert equal((objects.boxes, objects.labels), before[1:])
+
+
+def test_the_regions_of_a_step_are_those_of_its_own_loss_with_the_background_as_class_0_and_forward_has_none() -> None:
+    model = small("faster_rcnn").train()
+    images, objects = scene()
+    losses, taps = model.losses(images, objects)
+    regions = taps.regions
+
+    assert torch.equal(nn.functional.cross_entropy(regions.logits, regions.labels), losses["loss_classifier"])
+    counts = [len(boxes) for boxes in regions.boxes]
+    own = regions.labels.split(counts)
+    assert sum(counts) == len(regions.logits) and regions.logits.shape[1] == CLASSES + 1 and not own[1].any()
+    for boxes, labels, (true, classes) in zip(regions.boxes, own, objects, strict=True):
+        assert not boxes.requires_grad
+        for label, overlap in zip(labels, box_iou(boxes, true), strict=True):
+            assert (label > 0) == bool((overlap >= 0.5).any()) and (label == 0 or classes[overlap.argmax()] + 1 == label)
+    evaluated = model.eval()(images).regions
+    assert list(evaluated.logits.shape) == [0, CLASSES + 1] and [len(boxes) for boxes in evaluated.boxes] == [0, 0, 0]
+
+
+class Kept(Loss):
+    """Keeps what it gets."""
+
+    needs = frozenset({"regions"})
+
+    def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        self.got = student.regions, teacher.regions
+        return (student.regions.logits - teacher.regions.logits).square().mean()
+
+
+def test_a_loss_gets_the_teachers_logits_for_the_students_regions_as_torchvision_computes_them() -> None:
+    student, teacher = (
+        small("faster_rcnn", body="lcnet_035").train(),
+        small("faster_rcnn", width=64, head_convs=1, head_norm="batch").eval(),
+    )
+    images, objects = scene()
+    _, own = student.losses(images, objects)
+    before = own.regions.logits.clone()
+    loss = Kept()
+    loss(own, teacher(images)).backward()
+
+    mine, theirs = loss.got
+    with torch.no_grad():
+        heads, sizes = teacher.net.roi_heads, list(images.sizes)
+        pooled = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)(teacher.net.backbone(images.pixels), list(own.regions.boxes), sizes)
+        wanted, _ = heads.box_predictor(heads.box_head(pooled))
+    assert torch.equal(theirs.logits, wanted) and torch.equal(mine.logits, before) and not torch.equal(wanted, before)
+    assert mine.head is None and theirs.head is None, "a loss cannot change the models"
+    assert all(weight.grad is None for weight in teacher.parameters()) and not theirs.logits.requires_grad
+    assert all(weight.grad.any() for weight in student.net.roi_heads.box_predictor.cls_score.parameters())
+    assert any(weight.grad is not None and weight.grad.any() for weight in student.net.backbone.body.parameters())
+
+    order = torch.tensor([2, 0, 1])
+    loss(own, teacher(images).rows(order))
+    with torch.no_grad():
+        levels = [level[order] for level in teacher(images).levels]
+        assert torch.equal(loss.got[1].logits, teacher.class_logits(levels, own.regions.boxes)), "of other images, where regions stay"
+
+
+def test_where_no_region_was_drawn_the_second_stage_of_the_teacher_is_not_run() -> None:
+    teacher = small("faster_rcnn").eval()
+    taps = teacher(scene()[0])
+    teacher.net.roi_heads.forward = teacher.net.roi_heads.box_roi_pool.forward = lambda *given: 1 / 0
+    assert Kept().parts(taps, taps)[""].isnan()
+
+
+def test_a_loss_of_regions_refuses_detectors_of_one_stage_and_advice_names_what_both_models_have() -> None:
+    one, two = (small(name).eval()(scene()[0]) for name in ("fcos", "faster_rcnn"))
+    kd, dkd = (parts.load("loss", name) for name in ("kd", "dkd"))
+    on_regions = dkd.build(dkd.options({"tap": "regions"}))
+    assert on_regions.missing(Pair(two, two)) is None
+    for pair, who in ((Pair(one, two), "student does"), (Pair(two, one), "teacher does"), (Pair(one, one), "student and the teacher do")):
+        assert on_regions.missing(pair) == (
+            f"it needs the tap 'regions', which the {who} not have: only a detector with two stages, as faster_rcnn, gives the class "
+            "logits of regions"
+        )
+    advice = [kd.build(kd.options({})).missing(pair).rpartition("; ")[2] for pair in (Pair(two, two), Pair(one, one), Pair(one, two))]
+    assert advice[:2] == ["set `tap: regions`", "set `tap: dense_logits`"] and "set" not in advice[2]
 
 
 @pytest.mark.parametrize("name", ["fcos", "retinanet"])

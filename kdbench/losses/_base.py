@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import LossError, RefusedError, nearest
 
-OF_SCENES = ("levels", "dense_logits")
+OF_SCENES = ("levels", "dense_logits", "regions")
 """The taps that detectors have; the others are of nets that give one answer for an image."""
 
 TAPS = ("logits", "pooled", "last", "stages", "preact", "tokens", "class_token", "distillation_token", "registers", *OF_SCENES)
@@ -59,6 +59,31 @@ def _none() -> None:
 
 
 @dataclass(frozen=True)
+class Regions:
+    """The regions of n images that the second stage of a detector judges: in a training step those that were drawn for its own losses, and
+    none where no targets are given. `boxes` are those of each image (m x 4, in pixels of the input). `logits` and `labels` are of all
+    regions, image by image: class 0 is the background, and the label of a region without an object.
+    """
+
+    boxes: tuple[Float[Tensor, "_ 4"], ...]
+    logits: Float[Tensor, "regions columns"]
+    labels: Int[Tensor, " regions"]
+    head: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None
+    """The logits of this model for any regions, of levels and boxes. No loss sees it."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Regions:
+        return replace(self, logits=change(self.logits))
+
+    def rows(self, chosen: slice | Tensor) -> Regions:
+        """Those of some images, in this order."""
+        counts = [len(one) for one in self.boxes]
+        order = torch.arange(len(counts))[chosen].tolist()
+        logits, labels = (tensor.split(counts) for tensor in (self.logits, self.labels))
+        logits, labels = (torch.cat([each[place] for place in order]) for each in (logits, labels))
+        return replace(self, boxes=tuple(self.boxes[place] for place in order), logits=logits, labels=labels)
+
+
+@dataclass(frozen=True)
 class Taps(Restricted):
     """One model's outputs for one batch of n images; None (or empty) if the model does not have them.
 
@@ -82,6 +107,8 @@ class Taps(Restricted):
     dense_logits: Sequence[Float[Tensor, "n _ _ _"]] = field(default_factory=tuple)
     """Of each level, the class logits of a detector at each position: n x (anchors * classes) x height x breadth, class by class within
     an anchor; empty for a detector without a dense head for classes."""
+    regions: Regions | None = field(default_factory=_none)
+    """The regions of a detector with two stages. A loss that needs them gets the teacher's logits for the student's regions."""
     strides: tuple[int, ...] = field(default_factory=tuple)
     """How many pixels of the input a position of each level is high and broad. A loss that needs `levels` or `dense_logits` may read it."""
     classifier: Sequence[Tensor] = field(default_factory=tuple)
@@ -98,11 +125,29 @@ class Taps(Restricted):
         object.__setattr__(self, "dense_logits", tuple(self.dense_logits))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
-        """The same taps, those of a second view among them, with `change` applied to every tensor that has a row for each image."""
+        """The same taps, those of a second view among them, with `change` applied to every tensor that has a row for each image, and to the
+        logits of regions."""
         second = self.second_view.map(change) if self.has("second_view") else None
         changed = {name: _mapped(vars(self)[name], change) for name in TAPS if self.has(name)}
         kept = {name: vars(self).get(name, ()) for name in ("classifier", "strides")}
         return Taps(**changed, **kept, second_view=second)
+
+    def rows(self, chosen: slice | Tensor) -> Taps:
+        """The same taps of some of the images, in this order; a tensor that says which is on the CPU."""
+        there = chosen.to(self.device, non_blocking=True) if isinstance(chosen, Tensor) else chosen
+        second = self.second_view.rows(chosen) if self.second_view else None
+        found = replace(self, regions=None, second_view=None).map(lambda tensor: tensor[there])
+        return replace(found, regions=self.regions.rows(chosen) if self.regions else None, second_view=second)
+
+    def judging(self, others: Regions) -> Taps:
+        """The same taps with this model's logits, without gradient, for the regions of another one."""
+        if self.regions is None or self.regions.head is None:
+            return self
+        logits = self.regions.logits[:0]
+        if len(others.logits):  # none while planning, where the head could not be run
+            with torch.no_grad():
+                logits = self.regions.head(self.levels, others.boxes)
+        return replace(self, regions=replace(others, logits=logits))
 
     def with_classifier(self, model: nn.Module) -> Taps:
         """The same taps with the weights of the model's classifier, if that is one linear layer with a bias."""
@@ -132,6 +177,9 @@ class Taps(Restricted):
         given = {name: _mapped(vars(self)[name], change) for name in WITH_CLASSIFIER if name in needs}
         if needs & {"levels", "dense_logits"}:
             given["strides"] = self.strides
+        if isinstance(regions := given.get("regions"), Regions):
+            own = tuple(one.clone() for one in regions.boxes)
+            given["regions"] = Regions(own, regions.logits, regions.labels.clone())
         if "second_view" in needs:
             given["second_view"] = self.second_view and self.second_view.needed(needs - {"second_view"}, loss, side, change)
         return self._with(given, loss, side)
@@ -353,9 +401,12 @@ class Loss(nn.Module):
                 why = f"it needs the tap '{name}', which the {' and the '.join(lacking)} {'do' if len(lacking) > 1 else 'does'} not have"
                 if not any(getattr(pair, side).has("levels") for side in lacking):
                     return why
+                if name == "regions":
+                    return f"{why}: only a detector with two stages, as faster_rcnn, gives the class logits of regions"
                 if name in OF_SCENES:
                     return f"{why}: a detector has it if its head gives class logits at each position of its levels, as fcos and retinanet"
-                taps = [one for one in OF_SCENES if one in get_args(get_type_hints(type(self).__init__).get("tap"))]
+                known = get_args(get_type_hints(type(self).__init__).get("tap"))
+                taps = [one for one in OF_SCENES if one in known and pair.student.has(one) and pair.teacher.has(one)]
                 advice = f"; set `tap: {taps[0]}`" if taps else ""
                 return f"{why}: a detector has the maps of a pyramid (`levels`), and neither one vector nor one map of an image{advice}"
         if "second_view" in needs and not (pair.student.second_view and pair.teacher.second_view):
@@ -410,11 +461,13 @@ class Loss(nn.Module):
         # Copies: a loss may write to them, and other losses and students use the same tensors.
         own = student.needed(needs, name, "student", _float32_copy)
         kind = "cpu" if device.type == "meta" else device.type
+        regions = student.regions if "regions" in needs else None
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             if self.relation:
                 frozen = teacher._with({"known": tuple(_lazy_copy(one) for one in self.known(teacher))}, name, "teacher")
             else:
-                frozen = teacher.needed(needs, name, "teacher", _frozen_copy)
+                judged = teacher if regions is None else teacher.judging(regions)
+                frozen = judged.needed(needs, name, "teacher", _frozen_copy)
             value = super().__call__(own, frozen, batch.needed(needs, name))
         parts = dict(value) if isinstance(value, Mapping) else {"": value}
         if (wrong := _wrong_return(parts, device)) is not None:
@@ -455,10 +508,12 @@ def _wrong_return(parts: Mapping[str, Any], device: torch.device) -> str | None:
 
 
 def _each(value: Any) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
+    return value if isinstance(value, tuple) else (value.logits,) if isinstance(value, Regions) else (value,)
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Regions):
+        return value.map(change)
     return tuple(change(one) for one in value) if isinstance(value, tuple) else None if value is None else change(value)
 
 

@@ -5,10 +5,11 @@ pooled sin(k) of the student (5 x 3), cos(k) of the teacher (5 x 4); logits 2 si
 4 in a training set of 30 with targets i mod 6. Two stages of maps: the earlier 5 x 2 x 4 x 4 and 5 x 3 x 4 x 4, sin(0.37 k) and
 cos(0.53 k); the last 5 x 3 x 2 x 2 and 5 x 4 x 2 x 2, the same waves, each map shifted so that its average is `pooled`. `preact` are the
 same maps. Four levels with strides of 8, 16, 32 and 64: 32, 16, 8 and 4 positions high and broad, of 3 and of 4 channels, the waves of the
-maps; at each position 12 dense logits (2 anchors, 6 classes), the waves of the logits. For losses on these the target is one object in each
-image of 256 x 256: of image i = 0, 1, 2, 3, 4 the box from (16 i, 8 i) to (16 i + 64, 8 i + 96), of class i. The second view has all of
-these again with k = 2, 3, 4 ... torch's generator is seeded with 0 before the loss and the teacher's head are built, and again before the
-loss is called. A loss that refuses different widths gets the teacher's first 3 channels.
+maps; at each position 12 dense logits (2 anchors, 6 classes), the waves of the logits. Two regions in each image with 7 logits, the waves
+of the logits, of the classes 0, 1, 2 ... 6, 0, 1, 2. For losses on these the target is one object in each image of 256 x 256: of image
+i = 0, 1, 2, 3, 4 the box from (16 i, 8 i) to (16 i + 64, 8 i + 96), of class i. The second view has all of these again with k = 2, 3, 4
+... torch's generator is seeded with 0 before the loss and the teacher's head are built, and again before the loss is called. A loss that
+refuses different widths gets the teacher's first 3 channels.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.losses._base import OF_SCENES, Batch, Loss, Pair, Taps
+from kdbench.losses._base import OF_SCENES, Batch, Loss, Pair, Regions, Taps
 from kdbench.scenes import Objects
 
 
@@ -75,5 +76,6 @@ def _taps(function: Callable[[Tensor], Tensor], step: float, width: int, earlier
     stages = (wave(step, 5, earlier, 4, 4), last)
     levels = [wave(step, 5, width, side, side) for side in (32, 16, 8, 4)]
     dense = [size * wave(slow, 5, 12, *one.shape[2:]) for one in levels]
-    scenes: dict[str, Any] = {"levels": levels, "dense_logits": dense, "strides": (8, 16, 32, 64)}
+    regions = Regions((torch.tensor([[0.0, 0.0, 64.0, 96.0]] * 2),) * 5, size * wave(slow, 10, 7), torch.arange(10) % 7)
+    scenes: dict[str, Any] = {"levels": levels, "dense_logits": dense, "regions": regions, "strides": (8, 16, 32, 64)}
     return Taps(size * wave(slow, 5, 6), pooled, last, stages, stages, **scenes)

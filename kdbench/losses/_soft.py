@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from kdbench.losses._base import Pair
+from kdbench.losses._base import Pair, Regions, Taps
 
 Transform = Literal["none", "zscore"]
 
@@ -19,6 +19,23 @@ def positive(**options: float | int) -> None:
     for name, value in options.items():
         if value <= 0:
             raise ValueError(f"{name} must be positive, not {value}")
+
+
+def predictions(student: Taps, teacher: Taps, tap: str) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n classes"]]:
+    """The logits of both models: of images, or (tap `regions`) of the student's regions."""
+    values = [getattr(side, tap) for side in (student, teacher)]
+    x, y = (one.logits if isinstance(one, Regions) else one for one in values)
+    return x, y
+
+
+def coupled(tap: str) -> Literal["sample", "batch"]:
+    """A mean over regions, of which images have different numbers, is no mean over images."""
+    return "batch" if tap == "regions" else "sample"
+
+
+def named(tap: str, transform: Transform) -> str | None:
+    """The variant of a loss with these options."""
+    return ", ".join([*(["regions"] if tap == "regions" else []), *([transform] if transform != "none" else [])]) or None
 
 
 def transformed(logits: Float[Tensor, "n classes"], transform: Transform) -> Float[Tensor, "n classes"]:

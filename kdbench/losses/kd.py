@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kdbench.losses._base import Batch, Loss, Pair, Preset, Taps
 from kdbench.losses._pyramid import compared, unpaired
-from kdbench.losses._soft import cross_entropy, divergence, positive, transformed
+from kdbench.losses._soft import coupled, cross_entropy, divergence, named, positive, predictions, transformed
 
 
 class KD(Loss):
@@ -23,8 +23,11 @@ class KD(Loss):
     value, and has the same gradient.
     With `tap: dense_logits`, for detectors, each logit is a prediction of its own: T^2 times the sum over the levels of the mean over the
     images and positions of sum_k KL( sigmoid(z_t,k / T) || sigmoid(z_s,k / T) ) over the classes k of all anchors, KL that of yes and no.
+    With `tap: regions`, for detectors with two stages, i are the regions that the student drew for its own losses, in all images of the
+    batch, with the background as one more class. The teacher's second stage gives z_t for them, from its own levels.
 
-    Shapes: logits z_s and z_t, n x classes; dense logits n x (anchors classes) x h x w, of the levels with equal strides.
+    Shapes: logits z_s and z_t, n x classes; dense logits n x (anchors classes) x h x w, of the levels with equal strides; of regions
+        regions x (classes + 1).
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", NIPS workshop 2014 (arXiv 1503.02531); zscore:
         Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, github.com/sunshangquan/logit-standardization-KD.
@@ -32,7 +35,8 @@ class KD(Loss):
     Departs: the divergence instead of the soft cross-entropy (the same gradient; they differ by the teacher's entropy); sum over
         classes and mean over the batch, as in all public code. With zscore, a sample with equal logits gets a finite but very large
         gradient, as in the released code. `form="cross_entropy"` is the value of github.com/yzd-v/cls_KD. For dense logits there is no
-        agreed form, and this one is defined by kdbench.
+        agreed form, and this one is defined by kdbench. On regions no release was found: github.com/megvii-research/mdistiller, detection,
+        which has DKD there, has no KD; `tap: regions` is KD on its regions.
     """
 
     added: ClassVar[Mapping[str, Any]] = {"form": "divergence", "tap": "logits"}
@@ -72,9 +76,13 @@ class KD(Loss):
             weight=None,
             options={"temperature": 1.0, "tap": "dense_logits"},
         ),
+        "regions": Preset(
+            "defined by kdbench: KD on the regions that mdistiller's DKD for detection compares, for which no weight was published",
+            weight=None,
+            options={"temperature": 1.0, "tap": "regions"},
+        ),
     }
 
-    couples = "sample"
     # Not "scale": the 1e-7 of zscore matters for small logits.
     laws = frozenset({"permutation"})
 
@@ -85,17 +93,18 @@ class KD(Loss):
         squared_temperature: bool = True,
         transform: Literal["none", "zscore"] = "none",
         form: Literal["divergence", "cross_entropy"] = "divergence",
-        tap: Literal["logits", "dense_logits"] = "logits",
+        tap: Literal["logits", "dense_logits", "regions"] = "logits",
     ):
         super().__init__()
         positive(temperature=temperature)
-        if tap != "logits" and (transform, form) != ("none", "divergence"):
-            raise ValueError("`transform` and `form` are for the logits of an image, and not for dense_logits")
+        if tap == "dense_logits" and (transform, form) != ("none", "divergence"):
+            raise ValueError("`transform` and `form` are for logits of which one class is true, and not for dense_logits")
         self.temperature = temperature
         self.squared_temperature = squared_temperature
         self.transform = transform
         self.form = form
         self.tap = tap
+        self.couples = coupled(tap)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -103,18 +112,17 @@ class KD(Loss):
 
     @property
     def variant(self) -> str | None:
-        return "dense" if self.tap != "logits" else None if self.transform == "none" else self.transform
+        return "dense" if self.tap == "dense_logits" else named(self.tap, self.transform)
 
     def refuses(self, pair: Pair) -> str | None:
-        return None if self.tap == "logits" else unpaired(pair, self.tap)
+        return unpaired(pair, self.tap) if self.tap == "dense_logits" else None
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        if self.tap != "logits":
+        if self.tap == "dense_logits":
             levels = compared(student, teacher, self.tap).values()
             value = torch.stack([self._binary(x, y).sum(1).mean() for x, y in levels]).sum()
             return value * self.temperature**2 if self.squared_temperature else value
-        assert student.logits is not None and teacher.logits is not None
-        x, y = (transformed(logits, self.transform) for logits in (student.logits, teacher.logits))
+        x, y = (transformed(logits, self.transform) for logits in predictions(student, teacher, self.tap))
         value = divergence(x, y, self.temperature) if self.form == "divergence" else cross_entropy(x, y, self.temperature).mean()
         return value * self.temperature**2 if self.squared_temperature else value
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.losses._base import Taps
+from kdbench.losses._base import Regions, Taps
 from kdbench.models import _torchvision as tv
 from kdbench.models._detector import Backbone, Detector, Found, anchors_of, in_full, targets_of, without_autocast
 from kdbench.scenes import Images, Objects
@@ -26,8 +27,8 @@ class FasterRcnn(Detector):
     that neither the body's own draws nor the number of proposals of the last step change them, nor the device.
 
     Losses: `loss_classifier` (cross-entropy) and `loss_box_reg` (smooth L1) of the regions, `loss_objectness` and `loss_rpn_box_reg` of
-    the anchors, means over what was drawn. It has no tap of class logits. `forward` makes the levels alone: the heads, which run in
-    training and in detecting, are not in its cost.
+    the anchors, means over what was drawn. The tap `regions` has the proposals that were drawn, with class logits and labels. `forward`
+    makes the levels alone, and no regions: the heads, which run in training and in detecting, are not in its cost.
     Source: Ren et al. 2015, Lin et al. 2017 (FPN); computed by torchvision, whose defaults these are (`fasterrcnn_resnet50_fpn`, and `_v2`
         after Li et al. 2021), except that RoIAlign knows the strides (torchvision infers them from the first batch).
     """
@@ -133,16 +134,17 @@ class FasterRcnn(Detector):
         proposals, losses = self.proposed(images, levels, targets)
         with without_autocast(images.device):
             proposals, _, labels, wanted = regions.select_training_samples(proposals, targets)
-        logits, deltas = self.of_regions(images, levels, proposals)
+        logits, deltas = self.of_regions(levels, proposals)
         with without_autocast(images.device):
             classifier, boxes = tv.fastrcnn_loss(logits, deltas, labels, wanted)
-        return {"loss_classifier": classifier, "loss_box_reg": boxes, **losses}, self.taps(levels)
+        drawn = Regions(tuple(proposals), logits, torch.cat(labels), self.class_logits)
+        return {"loss_classifier": classifier, "loss_box_reg": boxes, **losses}, replace(self.taps(levels), regions=drawn)
 
     @torch.no_grad()
     def detect(self, images: Images) -> Found:
         levels = self.pyramid(images)
         proposals, _ = self.proposed(images, levels)
-        logits, deltas = self.of_regions(images, levels, proposals)
+        logits, deltas = self.of_regions(levels, proposals)
         with without_autocast(images.device):
             found = self.net.roi_heads.postprocess_detections(logits, deltas, proposals, list(images.sizes))
         return [(boxes, scores, labels - 1) for boxes, scores, labels in zip(*found, strict=True)]
@@ -165,12 +167,23 @@ class FasterRcnn(Detector):
             of_objects, of_boxes = rpn.compute_loss(objectness, deltas, labels, rpn.box_coder.encode(matched, anchors))
         return proposals, {"loss_objectness": of_objects, "loss_rpn_box_reg": of_boxes}
 
-    def of_regions(self, images: Images, levels: Mapping[str, Tensor], regions: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def of_regions(self, levels: Mapping[str, Tensor], regions: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The class logits (the background first) and boxes, as differences from the regions, of all regions of all images."""
         heads = self.net.roi_heads
         maps = {name: in_full(level) for name, level in levels.items()}  # as the regions
-        logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, regions, list(images.sizes))))
+        logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, regions, [])))  # by strides, whatever the sizes
         return in_full(logits), in_full(deltas)
+
+    def class_logits(self, levels: Sequence[Tensor], regions: Sequence[Tensor]) -> Tensor:
+        """The class logits of any regions on these levels, finest first."""
+        return self.of_regions({str(place): level for place, level in enumerate(levels)}, list(regions))[0]
+
+    def taps(self, levels: Mapping[str, Tensor]) -> Taps:
+        finest = levels["0"]
+        boxes = (finest.new_zeros(0, 4, dtype=torch.float32),) * len(finest)
+        labels = finest.new_zeros(0, dtype=torch.int64)
+        none = Regions(boxes, finest.new_zeros(0, self.outputs + 1, dtype=torch.float32), labels, self.class_logits)
+        return replace(super().taps(levels), regions=none)
 
     def parts_by_name(self) -> dict[str, nn.Module]:
         head = nn.ModuleDict({"rpn": self.net.rpn, "roi_heads": self.net.roi_heads})

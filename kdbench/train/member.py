@@ -197,7 +197,7 @@ class Member:
         chosen = slice(int(rows[0]), int(rows[-1]) + 1)
 
         def of(taps: Taps) -> Taps:
-            return taps.map(lambda tensor: tensor[chosen])
+            return taps.rows(chosen)
 
         own_inputs, own_targets = self.task.rows(inputs, targets, chosen)
         seconds = {asked: (self.task.rows(seen, targets, chosen)[0], of(taps)) for asked, (seen, taps) in batch.second_views.items()}

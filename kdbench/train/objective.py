@@ -183,6 +183,4 @@ def _paired(term: Mapping[str, Any], teacher: Taps, batch: Batch, augmentation: 
         taps = replace(taps, second_view=second)  # None: no loss of these needs it
     if elsewhere or term["pairing"] == "matched":
         return taps
-    tensors = taps.tensors()
-    order = torch.randperm(len(tensors[0])).to(tensors[0].device, non_blocking=True)
-    return taps.map(lambda tensor: tensor[order])
+    return taps.rows(torch.randperm(len(taps.tensors()[0])))

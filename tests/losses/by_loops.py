@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdbench.losses._base import Loss, Taps
 
-from . import slow
+from . import slow, toys
 
 
 def stages(some: Taps, tap: str) -> list[Tensor]:
@@ -22,7 +22,7 @@ def kd(loss: Any, s: Taps, t: Taps) -> float:
     if loss.tap == "dense_logits":
         pairs = zip(s.dense_logits, t.dense_logits, strict=True)
         return loss.temperature**2 * sum(dense_kd(x, y, loss.temperature) for x, y in pairs)
-    x, y = slow.rows(s.logits), slow.rows(t.logits)
+    x, y = map(slow.rows, toys.logits_of_regions(s, t) if loss.tap == "regions" else (s.logits, t.logits))
     if loss.transform == "zscore":
         x, y = slow.standardised(x), slow.standardised(y)
     value = (slow.kd if loss.form == "divergence" else slow.soft_cross_entropy)(x, y, loss.temperature)

@@ -356,12 +356,11 @@ def test_training_and_evaluation_mode_give_the_same_value(name: str, preset: str
 def changed(law: str, student: Taps, teacher: Taps, batch: Batch, seed: int) -> tuple[Taps, Taps, Batch]:
     """The same batch after the change that the law speaks of."""
     draw = torch.Generator().manual_seed(seed)
-    n = len(student.logits)
     # So small that a constant which is added to the features' size shows.
     small = 1e-3 if seed == 2 else 1.0
     if law == "permutation":
-        order = torch.randperm(n, generator=draw)
-        return student.map(lambda x: x[order]), teacher.map(lambda x: x[order]), toys.permuted(batch, order)
+        order = torch.randperm(len(student.logits), generator=draw)
+        return student.rows(order), teacher.rows(order), toys.permuted(batch, order)
 
     def change(x: Tensor) -> Tensor:
         channels = x.shape[1]
@@ -371,7 +370,7 @@ def changed(law: str, student: Taps, teacher: Taps, batch: Batch, seed: int) -> 
         if law == "scale":
             return x * 3.7 * small
         if law == "sample_scale":
-            return x * small * (0.5 + 2 * torch.rand(n, generator=draw, dtype=x.dtype)).view(-1, *[1] * (x.ndim - 1))
+            return x * small * (0.5 + 2 * torch.rand(len(x), generator=draw, dtype=x.dtype)).view(-1, *[1] * (x.ndim - 1))
         rotation = torch.linalg.qr(torch.randn(channels, channels, generator=draw, dtype=x.dtype))[0]
         return torch.einsum("nc...,cd->nd...", x, rotation)
 
@@ -399,7 +398,7 @@ def test_a_loss_that_couples_samples_alone_is_the_mean_over_parts_and_another_on
         total = 0.0
         for start, end in itertools.pairwise((0, *cuts, 6)):
             rows = torch.arange(start, end)
-            sides = (side.map(lambda x, rows=rows: x[rows]) for side in (given.student, given.teacher))
+            sides = (side.rows(rows) for side in (given.student, given.teacher))
             total += len(rows) / 6 * toys.value(loss, *sides, toys.permuted(batch, rows)).item()
         return total
 

@@ -191,7 +191,7 @@ def losses_for_classifiers() -> list[tuple[str, str]]:
 
 def test_every_loss_for_classifiers_refuses_detectors_with_the_reason_and_every_other_one_takes_them() -> None:
     given = Pair(*(toys.taps(2, 4, seed) for seed in (1, 2)))
-    of_scenes = {"levels", "dense_logits", "strides"}
+    of_scenes = {"levels", "dense_logits", "regions", "strides"}
     empty = {name: () if isinstance(value, tuple) else None for name, value in vars(given.student).items() if name not in of_scenes}
     empty |= {"second_view": None, "relations": {}}
     pair = replace(given, student=replace(given.student, **empty), teacher=replace(given.teacher, **empty), labels=toys.LABELS)

@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdbench import parts
 from kdbench.errors import PartError
-from kdbench.losses._base import OF_SCENES, TAPS, Batch, Loss, Pair, Taps
+from kdbench.losses._base import OF_SCENES, TAPS, Batch, Loss, Pair, Regions, Taps, _each
 from kdbench.scenes import Objects
 
 from .values import modules
@@ -51,10 +51,28 @@ def taps(n: int, width: int, seed: int, dtype: torch.dtype = torch.float64, seco
     classifier = tuple(random(*shape, seed=seed + 4 + place).to(dtype) for place, shape in enumerate(((CLASSES, width), (CLASSES,))))
     levels = [random(n, width, *size, seed=seed + 6 + place) for place, size in enumerate(LEVELS)]
     dense = [2 * random(n, 2 * CLASSES, *size, seed=seed + 40 + place) for place, size in enumerate(LEVELS)]
-    of_scenes = Taps(levels=levels, dense_logits=dense, strides=STRIDES)
+    of_scenes = Taps(levels=levels, dense_logits=dense, regions=regions(n, seed + 60), strides=STRIDES)
     made = replace(of_scenes, logits=logits, pooled=stages[-1].mean((2, 3)), last=stages[-1].clone(), stages=stages, preact=preact)
     second = taps(n, width, seed + SECOND, dtype, second=False) if second else None
     return replace(made.map(lambda tensor: tensor.to(dtype)), classifier=classifier, second_view=second)
+
+
+def regions(n: int, seed: int) -> Regions:
+    """One in the first image, two in the second, three in the third, one in the fourth ..."""
+    boxes = tuple(random(1 + i % 3, 4, seed=seed + i) for i in range(n))
+    many = sum(map(len, boxes))
+    return Regions(boxes, 2 * random(many, CLASSES + 1, seed=seed), torch.arange(many) % (CLASSES + 1), judged)
+
+
+def judged(levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    """The logits of regions by a second stage: of each image as many rows of its finest level."""
+    return torch.cat([2 * level[0, : len(own), : CLASSES + 1] for level, own in zip(levels[0], boxes, strict=True)])
+
+
+def logits_of_regions(student: Taps, teacher: Taps) -> tuple[Tensor, Tensor]:
+    """Of both models, for the student's regions."""
+    own, theirs = student.regions, teacher.regions
+    return own.logits, theirs.head(teacher.levels, own.boxes) if theirs.head else theirs.logits
 
 
 def batch(n: int, loss: Loss | None = None) -> Batch:
@@ -270,8 +288,7 @@ def needed(loss: Loss, some: Taps) -> list[Tensor]:
     found: list[Tensor] = []
     for view in views(loss, some):
         for name in (name for name in TAPS if name in loss.needs):
-            tap = getattr(view, name)
-            found += tap if isinstance(tap, tuple) else [tap]
+            found += _each(getattr(view, name))
     return found
 
 
@@ -280,7 +297,10 @@ def rebuilt(loss: Loss, some: Taps, tensors: Iterable[Tensor]) -> Taps:
     left, made = list(tensors), []
     for view in views(loss, some):
         held = {name: getattr(view, name) for name in TAPS if name in loss.needs}
-        new = {name: tuple(left.pop(0) for _ in tap) if isinstance(tap, tuple) else left.pop(0) for name, tap in held.items()}
+        new: dict[str, Any] = {name: [left.pop(0) for _ in _each(tap)] for name, tap in held.items()}
+        for name, tap in held.items():
+            if not isinstance(tap, tuple):
+                new[name] = replace(tap, logits=new[name][0]) if isinstance(tap, Regions) else new[name][0]
         made.append(replace(view, **new))
     return made[0] if len(made) == 1 else replace(made[0], second_view=made[1])
 
@@ -295,8 +315,7 @@ def gradients(loss: Loss, some: Taps) -> list[Tensor]:
     found = []
     for view in views(loss, some):
         for name in (name for name in TAPS if name in loss.needs):
-            tap = getattr(view, name)
-            came = [one.grad for one in (tap if isinstance(tap, tuple) else [tap]) if one.grad is not None]
+            came = [one.grad for one in _each(getattr(view, name)) if one.grad is not None]
             assert came, f"no gradient comes to '{name}'"
             found += came
     return found

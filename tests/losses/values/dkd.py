@@ -31,6 +31,22 @@ def zscored(loss: Any, s: Any, t: Any) -> float:
     return loss.temperature**2 * (loss.alpha * target_class + loss.beta * non_target)
 
 
+def of_regions(loss: Any, s: Any, t: Any) -> float:
+    """The released formula: the target's logit less 1000 in the second part, and sums over all regions over their number."""
+    from ..toys import logits_of_regions
+
+    x, y = map(slow.rows, logits_of_regions(s, t))
+    total, labels = 0.0, s.regions.labels.tolist()
+    for a, b, label in zip(x, y, labels, strict=True):
+        (p, q), without = (slow.soft(z, loss.temperature) for z in (a, b)), [1000.0 * (c == label) for c in range(len(a))]
+        pairs = [(p[label], q[label]), (math.fsum(p[:label] + p[label + 1 :]), math.fsum(q[:label] + q[label + 1 :]))]
+        of_target = math.fsum(v * math.log(v / u) for u, v in pairs)
+        p, q = (slow.soft([i / loss.temperature - j for i, j in zip(z, without, strict=True)], 1.0) for z in (a, b))
+        of_others = math.fsum(v * math.log(v / u) for c, (u, v) in enumerate(zip(p, q, strict=True)) if c != label)
+        total += loss.temperature**2 * (loss.alpha * of_target + loss.beta * of_others)
+    return total / len(labels)
+
+
 ZSCORE: dict[str, Any] = {"alpha": 0.5, "beta": 2.0, "temperature": 2.0, "transform": "zscore"}
 
 GOLDEN = [
@@ -43,5 +59,6 @@ GOLDEN = [
     for beta, temperature in ((2.0, 4.0), (6.0, 4.0), (0.5, 1.0), (2.0, 1.0))
 ]
 FIRST: list[tuple[str, dict[str, Any]]] = [("logits/dkd/alpha1_beta8_T4", {})]
-FURTHER: list[dict[str, Any]] = [ZSCORE]
-SLOW = {str(ZSCORE): zscored}
+OF_REGIONS: dict[str, Any] = {"alpha": 0.5, "beta": 2.0, "temperature": 2.0, "tap": "regions"}
+FURTHER: list[dict[str, Any]] = [ZSCORE, OF_REGIONS]
+SLOW = {str(ZSCORE): zscored, "detection": of_regions, str(OF_REGIONS): of_regions}
