@@ -20,7 +20,7 @@ from benchmarks.timing import Arm, Budget, best, exponent, interleaved, named, q
 from kdbench import parts
 from kdbench.errors import KdbenchError, UsageError, nearest
 from kdbench.isolation import isolated
-from kdbench.losses._base import OF_SCENES, Batch, Loss, Pair, Taps
+from kdbench.losses._base import OF_SCENES, Batch, Loss, Pair, Regions, Taps
 from kdbench.scenes import Objects
 from kdbench.train.profile import peak_bytes
 
@@ -37,6 +37,8 @@ TINY_LARGE_MAPS = ((4, 4, 4, 4), (32, 32, 32, 32))
 PYRAMID = ((256, 256, 256, 256), ((40, 56), (20, 28), (10, 14), (5, 7)))
 TINY_PYRAMID = ((4, 4, 4, 4), ((32, 32), (16, 16), (8, 8), (4, 4)))
 """Channels and sizes of the levels with strides of 8, 16, 32 and 64."""
+REGIONS = 512
+"""Of each image: as many as torchvision's second stage learns from."""
 SAME = 1e-3
 """Values that differ by less, relative to the larger one, are the same: float32 on both sides."""
 FIRST_CLASSES, FIRST_WIDTH = 100, 512
@@ -105,7 +107,11 @@ def taps(shape: Shape, needs: frozenset[str], device: torch.device) -> Taps:
     logits = 2 * torch.randn(shape.n, shape.classes, device=device)
     levels = [torch.randn(shape.n, c, *size, device=device) for c, size in zip(*shape.levels or ((), ()), strict=True)]
     dense = [torch.randn(shape.n, 9 * shape.classes, *one.shape[2:], device=device) for one in levels] if "dense_logits" in needs else []
-    of_scenes = Taps(levels=levels, dense_logits=dense, strides=tuple(2**place for place in range(3, 3 + len(levels))))
+    boxes = (torch.zeros(REGIONS, 4, device=device),) * shape.n
+    labels = torch.arange(shape.n * REGIONS, device=device) % (shape.classes + 1)
+    regions = Regions(boxes, 2 * torch.randn(len(labels), shape.classes + 1, device=device), labels) if "regions" in needs else None
+    strides = tuple(2**place for place in range(3, 3 + len(levels)))
+    of_scenes = Taps(levels=levels, dense_logits=dense, regions=regions, strides=strides)
     found = replace(of_scenes, logits=logits, pooled=pooled, last=stages[-1].clone(), stages=stages, preact=preact, classifier=classifier)
     return found.with_second_view() if "second_view" in needs else found
 

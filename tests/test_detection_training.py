@@ -37,7 +37,7 @@ BODIES = {
     "faster_rcnn": "{{model: faster_rcnn, body: {body}, width: 32, anchor_sizes: [8, 16, 32, 64, 128], regions: 16, head_width: 32}}",
     "retinanet": "{{model: retinanet, body: {body}, width: 32, extra_levels: max_pool, anchor_sizes: [12, 24, 48, 96]}}",
 }
-ON_REGIONS = "'dkd:detection': {label: dkd}\n"
+ON_REGIONS = "'dkd:detection':\n"
 LOSSES = """
 detection:
 mimic:
