@@ -28,7 +28,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Usual:
-    """What `kdbench init` writes for images of at most `side` pixels (None: larger ones): a recipe, a student and a teacher, each a name with
+    """What `kdbench init` writes for images of at most `side` pixels (None: larger ones): recipe, student and teacher. A net is a name and
     its options in YAML."""
 
     side: int | None
