@@ -102,7 +102,7 @@ def _provenance(table: pd.DataFrame, value: str) -> list[Finding]:
             same_pair = (table["role"] == "distilled") & (table["teacher"] == row.teacher) & (table["student"] == row.student)
             others = sorted(set(table.loc[same_pair & (table["inherits"] != row.inherits), "method"]))
             if others:
-                message = f"the student begins with its teacher's {row.inherits}, which is not known of {', '.join(others)} of this pair"
+                message = f"the student begins with its teacher's {row.inherits}; not so, or not known, of this pair: {', '.join(others)}"
                 found.append(Finding("inheritance", row.source, where, printed, None, message))
         if isinstance(row.flag, str):
             found.append(Finding("flag", row.source, where, printed, None, row.flag))

@@ -21,7 +21,8 @@ DEPARTS = "Differences from the source"
 STUDENT, TEACHER = "cifar_resnet8x4", "cifar_resnet32x4"
 
 WEIGHTS = """Keys beside the options, in a suite:
-  weights: a checkpoint, {file: x.pth, key: state_dict_ema, prefix: student.} to choose among the weights in it, or pretrained (timm)
+  weights: a checkpoint, {file: x.pth, key: state_dict_ema, prefix: student.} to choose among the weights in it, or pretrained (timm; of a
+    detector its body); into: body: the file of a classifier, for the body of a detector
   head: kept, new; train: true, false; recipe, input_size, mean, std: of this net alone"""
 
 

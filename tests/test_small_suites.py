@@ -148,7 +148,7 @@ def test_a_suite_of_detectors_is_made_small_with_few_images_that_keep_the_size_o
 def test_the_smoke_suite_of_detection_runs_from_end_to_end_to_ap_and_its_interval_over_images(tmp_path: Path) -> None:
     suite = Path(str(shipped("suite")["digit_scenes"]))
     told = CliRunner().invoke(
-        main, ["run", str(suite), "--results", str(tmp_path / "results"), "--device", "cpu", "--jobs", "1", "--no-profile", "--full"]
+        main, ["run", str(suite), "--results", str(tmp_path / "results"), "--device", "cpu", "--jobs", "1", "--no-profile"]
     )
     assert told.exit_code == 0, told.output
     plan, store = matrix.expand(read(suite)), Store(tmp_path / "results")

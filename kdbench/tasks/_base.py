@@ -28,8 +28,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Usual:
-    """What `kdbench init` writes for images of at most `side` pixels (None: larger ones): a recipe, a student and a teacher, each a name
-    with its options in YAML."""
+    """What `kdbench init` writes for images of at most `side` pixels (None: larger ones): recipe, student and teacher. A net is a name and
+    its options in YAML."""
 
     side: int | None
     recipe: str
