@@ -184,6 +184,9 @@ def test_a_warm_up_in_updates_is_that_in_epochs_of_as_many_updates(refusal: Call
     with pytest.raises(SuiteError) as error:
         probe(small(plan_of, ", warmup_steps: 8"))
     assert "the training has 8 updates, and the warm-up of 8 must be shorter" in str(error.value)
+    with pytest.raises(SuiteError) as error:
+        probe(small(plan_of, ", schedule: step, warmup_steps: 5"))
+    assert "the warm-up of 5 updates ends after epoch 1, the first of `milestones`" in str(error.value)
 
 
 def test_what_no_recipe_sets_is_not_in_the_id_of_a_cell(plan_of: Callable[..., Plan]) -> None:
