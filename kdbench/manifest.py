@@ -56,7 +56,8 @@ OVER_CLASSES = ("balanced_accuracy", "macro_f1")
 @dataclass(frozen=True)
 class ManifestObjective(Strict):
     """`label` is what tables print; `weight_from` says who chose the weights: published, released, suite, assumed or tuned. A control has
-    the name of the objective that it is of, and its own (`untrained`); one at weight 0 has the objective that it must equal."""
+    the name of the objective that it is of, and its own (`untrained`); one at weight 0 has the objective that it must equal. An
+    objective that inherits parts of the teacher has the task's loss alone with the same parts."""
 
     name: str
     label: str

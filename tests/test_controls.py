@@ -222,6 +222,20 @@ def test_a_row_that_gains_no_more_than_its_control_is_said_so_beside_the_verdict
     assert not set(best.summaries.query("among_best != ''")["objective"]) & {"kd-untrained", "kd-shuffled", "sp-untrained"}
 
 
+def test_a_loss_that_inherits_parts_of_the_teacher_is_compared_with_the_tasks_loss_that_inherits_them(plan_of: Callable[..., Plan]):
+    own = plan_of(objectives="{ce: , kd: , kd-given: {loss: kd, inherits: [head]}}", repeats="8")
+    stated = plan_of(objectives="{ce: , kd: , kd-given: {loss: kd, inherits: [head]}, given: {loss: ce, inherits: [head]}}", repeats="8")
+    for plan, name, label in ((own, "ce-inherits-head", "ce, inherits head"), (stated, "given", "given, inherits head")):
+        whole = made(plan, {"kd": 0.05, "kd-given": 0.05, name: 0.05})
+        (note,) = control_notes(whole)
+        assert note.startswith(f"kd-given, inherits head is not shown to be better than its controls: {label} (")
+        assert not list(zero_differs(whole)), "it need not equal its control"
+        table = control_table(made(plan, {"kd-given": 0.05}))
+        assert [[row[place].text() for place in (0, 1, 4)] for row in table.groups[0].rows] == [
+            ["kd-given, inherits head", label, "▲ better"]
+        ]
+
+
 def test_a_loss_that_acts_at_weight_zero_is_warned_of(plan_of: Callable[..., Plan]):
     plan = plan_of(objectives="{ce: , sp: {weight: 1, controls: [zero]}}", repeats="3")
     whole = made(plan, {})

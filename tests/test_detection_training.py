@@ -277,6 +277,9 @@ def test_losses_of_classifiers_and_nets_without_a_pyramid_are_refused_with_the_r
     with pytest.raises(SuiteError) as error:
         probe(scenes(students="{small: {model: fcos, body: vit_tiny_patch16_224}}"))
     assert "students.small" in str(error.value) and "pyramid" in str(error.value)
+    with pytest.raises(SuiteError) as error:
+        probe(scenes(students="[resnet10t]"))
+    assert "students.resnet10t: the model does not take the images of a dataset for detection, as the detectors do" in str(error.value)
 
 
 def test_a_plan_says_which_levels_a_loss_leaves_out(scenes: Callable[..., Plan]) -> None:

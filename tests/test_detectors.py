@@ -518,6 +518,28 @@ def test_a_body_without_a_pyramid_is_refused_with_the_reason(options: dict[str, 
         small("fcos", **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fcos", {"width": 0}, "width must be at least 1, and is 0"),
+        ("fcos", {"strides": []}, r"strides must be at least 1, and is \[\]"),
+        ("fcos", {"detections": 0}, "detections must be at least 1, and is 0"),
+        ("fcos", {"head_convs": -1}, "head_convs must be at least 0, and is -1"),
+        ("fcos", {"score_threshold": 2.0}, "score_threshold must be between 0 and 1, and is 2.0"),
+        ("retinanet", {"anchors_per_octave": 0}, "anchors_per_octave must be at least 1, and is 0"),
+        ("retinanet", {"candidates": -1}, "candidates must be at least 1, and is -1"),
+        ("retinanet", {"aspect_ratios": [1.0, -1.0]}, "aspect_ratios must be positive"),
+        ("faster_rcnn", {"aspect_ratios": []}, "aspect_ratios must be positive"),
+        ("faster_rcnn", {"regions": 0}, "regions must be at least 1, and is 0"),
+        ("faster_rcnn", {"proposals": [100, 0]}, r"proposals must be at least 1, and is \[100, 0\]"),
+        ("faster_rcnn", {"rpn_nms_threshold": -0.1}, "rpn_nms_threshold must be between 0 and 1, and is -0.1"),
+    ],
+)
+def test_options_with_which_nothing_could_be_found_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(KdbenchError, match=message):
+        small(name, **options)
+
+
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
 def test_anchor_sizes_are_asked_for_each_level(name: str) -> None:
     with pytest.raises(KdbenchError, match="one size for each of the"):

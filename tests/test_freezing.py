@@ -117,7 +117,8 @@ def test_a_student_begins_with_the_teachers_part_that_it_inherits_and_with_its_o
     objectives = plan.suite.objectives
     assert objectives["kd-given"].label == "kd-given, inherits head"
     alone = objectives["ce-inherits-head"]
-    assert alone.config == {"task": objectives["kd-given"].config["task"], "terms": [], "inherits": ["head"]} and alone.control
+    assert alone.config == {"task": 1.0, "terms": [], "inherits": ["head"]} and alone.control, "the weight is that of `ce`"
+    assert objectives["kd-given"].config["task"] < 1 and objectives["kd-given"].reference == "ce-inherits-head"
     rows = {row.objective: row.cell for row in plan.rows if row.role == "student"}
     assert "teacher" in rows["ce-inherits-head"].depends and "teacher" not in rows["ce"].depends
     assert train(plan) == 0
@@ -142,6 +143,8 @@ def test_a_part_that_does_not_fit_or_does_not_exist_cannot_be_inherited(plan_of:
             probe(small(plan_of, objectives=f"{{ce: , kd: {{inherits: {names}}}}}"))
         assert "small <- big" in str(error.value)
         assert answer in str(error.value)
+    text = refusal(objectives="{ce: , ce-inherits-head: {loss: sp}, kd: {inherits: [head]}}")
+    assert "`inherits` adds an objective 'ce-inherits-head', and the suite has one of that name: rename it" in text
     text = refusal(objectives="{ce: , kd: {inherits: [head], two_stages: {epochs: 1}}}")
     assert "the first of `two_stages` already decides where the student begins" in text
 
@@ -160,6 +163,11 @@ def test_the_weight_zero_of_an_inheriting_objective_is_the_tasks_loss_with_the_s
     digests = {row.objective: store.record(row.cell.id).result["weights_digest"] for row in plan.rows if row.role == "student"}
     assert digests["sp-zero"] == digests["ce-inherits-head"] != digests["ce"]
 
+    both = small(plan_of, objectives="{ce: , kd: {controls: [zero]}, kd-given: {loss: kd, inherits: [head], controls: [zero]}}")
+    for name, inherited in (("kd-zero", {}), ("kd-given-zero", {"inherits": ["head"]})):
+        reference = both.suite.objectives[both.suite.objectives[name].reference]
+        assert reference.config == {"task": 0.1, "terms": [], **inherited}, "at the weight of the task's loss beside the term"
+
 
 def test_a_warm_up_in_updates_is_that_in_epochs_of_as_many_updates(refusal: Callable[..., str], plan_of: Callable[..., Plan]) -> None:
     from kdbench.timm_adapter import learning_rates
@@ -176,6 +184,9 @@ def test_a_warm_up_in_updates_is_that_in_epochs_of_as_many_updates(refusal: Call
     with pytest.raises(SuiteError) as error:
         probe(small(plan_of, ", warmup_steps: 8"))
     assert "the training has 8 updates, and the warm-up of 8 must be shorter" in str(error.value)
+    with pytest.raises(SuiteError) as error:
+        probe(small(plan_of, ", schedule: step, warmup_steps: 5"))
+    assert "the warm-up of 5 updates ends after epoch 1, the first of `milestones`" in str(error.value)
 
 
 def test_what_no_recipe_sets_is_not_in_the_id_of_a_cell(plan_of: Callable[..., Plan]) -> None:

@@ -31,7 +31,7 @@ def drawn(folder: Path, *options: str) -> tuple[int, str, np.ndarray | None]:
     """The exit status, the output, and the page of the pair."""
     asked = ["pictures", str(folder / "tiny.yaml"), "--results", str(folder / "results"), "--data", str(folder), *options]
     said = CliRunner().invoke(main, asked)
-    path = folder / "results/suites/tiny/pictures/small-big.png"
+    path = folder / "results/suites/tiny/pictures/1-small-big.png"
     return said.exit_code, said.output, np.asarray(Image.open(path)) if path.exists() else None
 
 
@@ -48,7 +48,7 @@ def test_a_page_shows_the_true_boxes_and_those_of_the_teacher_and_of_every_stude
     assert train(plan, wanted) == 0
 
     status, said, page = drawn(tmp_path, "--images", "3", "--score", "0", "--without-images")
-    assert status == 0 and page is not None and said.endswith("small-big.png\n")
+    assert status == 0 and page is not None and said.endswith("1-small-big.png\n")
     width = SIDE + GAP
     assert page.shape[1] == GAP + 4 * width, "true boxes, the teacher, two objectives"
     columns = [page[:, GAP + number * width : GAP + number * width + SIDE] for number in range(4)]
@@ -67,6 +67,18 @@ def test_a_page_shows_the_true_boxes_and_those_of_the_teacher_and_of_every_stude
     assert strict is not None and not any(has(strict[:, GAP + width :], colour).any() for colour in COLOURS[:3])
     _, _, whole = drawn(tmp_path, "--images", "3")
     assert whole is not None and has(page, GREY).mean() > 0.3 > 0.1 > has(whole, GREY).mean(), "with the images themselves"
+
+
+def test_pairs_whose_names_join_to_the_same_text_have_pages_of_their_own(
+    plan_of: Callable[..., Plan], train: Callable[..., int], tmp_path: Path
+) -> None:
+    own = "{model: small_mobile, widths: [4, 4]}"
+    plan = plan_of(students=f"{{a: {own}, a-b: {own}, of/c: {own}}}", teachers=f"{{c: {own}, b-c: {own}}}", repeats="1", min_top1="0")
+    assert train(plan, [row.cell.id for row in plan.rows if row.objective == "ce"]) == 0
+    _, said, _ = drawn(tmp_path, "--images", "1")
+    names = [Path(one).name for one in said.splitlines()]
+    assert names == ["1-a-c.png", "2-a-b-c.png", "3-a-b-c.png", "4-a-b-b-c.png", "5-of_c-c.png", "6-of_c-b-c.png"]
+    assert {one.name for one in (tmp_path / "results/suites/tiny/pictures").iterdir()} == set(names)
 
 
 def test_a_page_of_classes_says_the_true_class_and_the_predicted_ones(

@@ -542,6 +542,14 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "a negative side": (of_box(1, 2, -3, 4), ["annotations[3]: the box [1.0, 2.0, -3.0, 4.0] has a negative side", "`bbox` is left, top"]),
     "a box right of its image": (of_box(65, 2, 3, 4), ["annotations[3]: the box", "lies outside of its image of 31 x 70 pixels"]),
     "a box above its image": (of_box(1, -9, 3, 4), ["annotations[3]: the box", "lies outside of its image"]),
+    "a negative area": (
+        of_train(lambda content: content["annotations"][3].update(area=-1)),
+        ["annotations[3].area: Input should be greater than or equal to 0"],
+    ),
+    "no box": (
+        of_train(lambda content: content["annotations"].clear()),
+        [JSON, "has no boxes but those of crowds: there is nothing to find"],
+    ),
     "an unknown image": (
         of_train(lambda content: content["annotations"][3].update(image_id=5)),
         [JSON, "annotations[3]: its image_id 5 is that of no image: remove them"],

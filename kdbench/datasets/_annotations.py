@@ -132,7 +132,7 @@ class _Annotation:
     image_id: int
     category_id: int
     bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
-    area: FiniteFloat | None = None
+    area: Annotated[FiniteFloat, Field(ge=0)] | None = None
     iscrowd: int = 0
     id: int | None = None
 

@@ -112,6 +112,10 @@ class Coco(Scenes):
         whole = hashlib.sha256("\0".join(names).encode() + known["train"].digest() + known["test"].digest()).hexdigest()
         fingerprint = fingerprint_of_files(files, content, [whole])
         known = {split: one.where(one.labels < self.n_classes) for split, one in known.items()}
+        for split, one in known.items():
+            if one.crowds.all():  # also where there is none: AP would be no number
+                asked = f" of its first {self.n_classes} categories" if "classes" in self.subset else ""
+                raise DataError(f"{read[split].path.absolute()} has no boxes{asked} but those of crowds: there is nothing to find")
         pool, notes = self._pool(known["train"], read["train"].path)
         keys = files["train"].keys()
         divided = self._divided([keys[place] for place in pool.tolist()], known["train"].take(pool))

@@ -58,6 +58,7 @@ class Detector(Model):
         body_norm_eps: float | None,
     ):
         super().__init__()
+        at_least(1, width=width, strides=strides)
         if list(strides) != [2**power for power in range(strides[0].bit_length() - 1, strides[0].bit_length() - 1 + len(strides))]:
             raise ValueError(f"strides are powers of 2, each twice the one before, as [8, 16, 32], and not {list(strides)}")
         if wrong := [name for name, norm in norms.items() if norm == "group" and width % tv.groups_of(width)]:
@@ -161,6 +162,21 @@ class Detector(Model):
     @property
     def head_modules(self) -> list[nn.Module]:
         return [self.net.get_submodule(name) for name in self.rows_of_classes()]
+
+
+def at_least(least: int, **options: int | Sequence[int | float]) -> None:
+    """Raises ValueError: an option, or one of its values, is below `least`, or it has no value."""
+    for name, given in options.items():
+        values = [given] if isinstance(given, (int, float)) else [*given]
+        if not values or not min(values) >= least:
+            raise ValueError(f"{name} must be at least {least}, and is {given if isinstance(given, (int, float)) else values}")
+
+
+def shares(**options: float) -> None:
+    """Raises ValueError: an option is no threshold of scores, or of overlaps."""
+    for name, value in options.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, and is {value}")
 
 
 class DenseDetector(Detector):

@@ -39,7 +39,7 @@ def norm_layer(name: Norm) -> Callable[..., nn.Module] | None:
 def groups_of(channels: int) -> int:
     """The groups of a group norm: 32, as in torchvision's heads, and fewer where a group would be one channel, since its norm of a map of
     one pixel, as the coarsest levels of small images are, is 0."""
-    return min(32, channels // 2)
+    return min(32, max(channels // 2, 1))
 
 
 def pyramid_network(channels: list[int], width: int, extra: Extra, norm: Norm) -> nn.Module:

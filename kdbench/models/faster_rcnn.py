@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.losses._base import Regions, Taps
 from kdbench.models import _torchvision as tv
-from kdbench.models._detector import Backbone, Detector, Found, anchors_of, in_full, targets_of, without_autocast
+from kdbench.models._detector import Backbone, Detector, Found, anchors_of, at_least, in_full, shares, targets_of, without_autocast
 from kdbench.scenes import Images, Objects
 
 
@@ -80,6 +80,13 @@ class FasterRcnn(Detector):
         norms = {"fpn_norm": fpn_norm}
         shared = {"drop_path_rate": drop_path_rate, "body_norm_eps": body_norm_eps}
         super().__init__(body=body, width=width, strides=strides, extra_levels=extra_levels, norms=norms, **shared)
+        at_least(1, anchor_sizes=anchor_sizes, rpn_convs=rpn_convs, rpn_samples=rpn_samples, rpn_candidates=rpn_candidates)
+        at_least(1, proposals=proposals, regions=regions, head_width=head_width, detections=detections)
+        at_least(0, head_convs=head_convs)
+        shares(rpn_nms_threshold=rpn_nms_threshold, rpn_score_threshold=rpn_score_threshold)
+        shares(score_threshold=score_threshold, nms_threshold=nms_threshold)
+        if not aspect_ratios or min(aspect_ratios) <= 0:
+            raise ValueError(f"aspect_ratios must be positive, and are {list(aspect_ratios)}")
         if len(anchor_sizes) != len(self.level_strides):
             raise ValueError(f"anchor_sizes needs one size for each of the {len(self.level_strides)} levels, and is {list(anchor_sizes)}")
         if head_norm != "none" and not head_convs:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from kdbench.models import _torchvision as tv
-from kdbench.models._detector import Backbone, DenseDetector
+from kdbench.models._detector import Backbone, DenseDetector, at_least, shares
 
 
 class Fcos(DenseDetector):
@@ -49,6 +49,9 @@ class Fcos(DenseDetector):
         norms = {"fpn_norm": fpn_norm, "head_norm": head_norm}
         shared = {"drop_path_rate": drop_path_rate, "body_norm_eps": body_norm_eps}
         super().__init__(body=body, width=width, strides=strides, extra_levels=extra_levels, norms=norms, **shared)
+        at_least(0, head_convs=head_convs)
+        at_least(1, candidates=candidates, detections=detections)
+        shares(score_threshold=score_threshold, nms_threshold=nms_threshold)
         self.head_convs, self.center_sampling_radius = head_convs, center_sampling_radius
         self.score_threshold, self.nms_threshold, self.candidates, self.detections = score_threshold, nms_threshold, candidates, detections
 

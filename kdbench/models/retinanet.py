@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from kdbench.models import _torchvision as tv
-from kdbench.models._detector import Backbone, DenseDetector
+from kdbench.models._detector import Backbone, DenseDetector, at_least, shares
 
 
 class RetinaNet(DenseDetector):
@@ -64,6 +64,10 @@ class RetinaNet(DenseDetector):
         norms = {"fpn_norm": fpn_norm, "head_norm": head_norm}
         shared = {"drop_path_rate": drop_path_rate, "body_norm_eps": body_norm_eps}
         super().__init__(body=body, width=width, strides=strides, extra_levels=extra_levels, norms=norms, **shared)
+        at_least(1, anchor_sizes=anchor_sizes, anchors_per_octave=anchors_per_octave, candidates=candidates, detections=detections)
+        shares(score_threshold=score_threshold, nms_threshold=nms_threshold)
+        if not aspect_ratios or min(aspect_ratios) <= 0:
+            raise ValueError(f"aspect_ratios must be positive, and are {list(aspect_ratios)}")
         if len(anchor_sizes) != len(self.level_strides):
             raise ValueError(f"anchor_sizes needs one size for each of the {len(self.level_strides)} levels, and is {list(anchor_sizes)}")
         self.anchor_sizes, self.anchors_per_octave, self.aspect_ratios = tuple(anchor_sizes), anchors_per_octave, tuple(aspect_ratios)

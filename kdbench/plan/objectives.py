@@ -80,8 +80,9 @@ class ObjectiveReader:
             if any(self._has_second_view(term) for term in objective.config["terms"]):
                 continue  # at weight 0 it still trains on both views
             config = {**_begun(objective.config), "terms": []}
-            alike = next((one.name for one in found.values() if one.config == config and one.first is None), f"task-{config['task']:g}")
-            label = f"task's loss alone, weight {config['task']:g}"
+            other = "-".join([f"task-{config['task']:g}", *(["inherits", *config["inherits"]] if "inherits" in config else [])])
+            alike = next((one.name for one in found.values() if one.config == config and one.first is None), other)
+            label = f"task's loss alone, weight {config['task']:g}{_inherits(config)}"
             found.setdefault(alike, ObjectiveSpec(alike, label, config, "published", objective.where, control=("", "task")))
             found[objective.name] = replace(objective, reference=alike)
         names: dict[str, str] = {}
@@ -92,17 +93,25 @@ class ObjectiveReader:
         return found
 
     def _add_inheriting(self, found: dict[str, ObjectiveSpec], alone: str) -> None:
-        """Beside each objective that inherits parts of the teacher the task's loss alone with the same parts: what they give is no merit of
-        a loss."""
+        """Beside each objective that inherits parts of the teacher the task's loss alone (at its own weight, as `ce` has it) with the same
+        parts, with which a report compares it: what they give is no merit of a loss."""
         for objective in [one for one in found.values() if "inherits" in one.config]:
-            parted = {**_begun(objective.config), "terms": []}
+            where = (*objective.where, "inherits")
             if objective.first:
                 problem = "the first of `two_stages` already decides where the student begins: leave out one of the two"
-                self.reader.error((*objective.where, "inherits"), problem)
-            elif not any(one.config == parted for one in found.values()):
-                name = "-".join([alone, "inherits", *parted["inherits"]])
-                label = f"{alone}, inherits {' and '.join(parted['inherits'])}"
-                found[name] = ObjectiveSpec(name, label, parted, "published", objective.where, control=("", "task"))
+                self.reader.error(where, problem)
+                continue
+            parted = {"task": 1.0, "inherits": objective.config["inherits"], "terms": []}
+            alike = next((one.name for one in found.values() if one.config == parted), None)
+            if alike is None:
+                alike = "-".join([alone, "inherits", *parted["inherits"]])
+                label = f"{alone}{_inherits(parted)}"
+                if alike in found:
+                    problem = f"`inherits` adds an objective '{alike}', and the suite has one of that name: rename it"
+                    self.reader.error(where, problem)
+                found[alike] = ObjectiveSpec(alike, label, parted, "published", objective.where, control=("", "task"))
+            if objective.config["terms"] and not objective.control:
+                found[objective.name] = replace(objective, reference=alike)
 
     def _has_second_view(self, term: Mapping[str, Any]) -> bool:
         try:
@@ -325,8 +334,13 @@ def _inheriting(objective: ObjectiveSpec | None, fields: ObjectiveFields) -> Obj
     if objective is None or fields.inherits is None:
         return objective
     names = sorted(set(fields.inherits))
-    label = f"{objective.label}, inherits {' and '.join(names)}"
-    return replace(objective, label=label, config={**objective.config, "inherits": names})
+    config = {**objective.config, "inherits": names}
+    return replace(objective, label=f"{objective.label}{_inherits(config)}", config=config)
+
+
+def _inherits(config: Json) -> str:
+    """What a label says of the parts that the student inherits."""
+    return f", inherits {' and '.join(config['inherits'])}" if "inherits" in config else ""
 
 
 def _begun(config: Json) -> Json:

@@ -98,6 +98,8 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
         except KdbenchError:
             raise
         except Exception as error:
+            if not isinstance(dataset.example(1)[0], torch.Tensor):
+                raise KdbenchError(f"the model does not take the images of a dataset for {dataset.task}, as the detectors do") from error
             shape = tuple(dataset.input_shape)
             raise KdbenchError(f"the model cannot be run on images of shape {shape}: {explained(error)}") from error
     return Probed(taps.with_classifier(model), model, counter.get_total_flops() / PROBE_IMAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -116,6 +117,12 @@ def _of_dataset(dataset: Any, name: str, net: Net) -> Iterator[tuple[str, str]]:
         steps = recipe["epochs"] * steps_per_epoch(dataset.n_train, recipe["batch_size"], recipe["drop_last"])
         if recipe["warmup_steps"] >= steps:
             yield "warmup_steps", f"the training has {steps:,} updates, and the warm-up of {recipe['warmup_steps']:,} must be shorter"
+        elif (
+            recipe["schedule"] == "step"
+            and min(recipe["milestones"], default=math.inf) * steps / recipe["epochs"] <= recipe["warmup_steps"]
+        ):
+            first = min(recipe["milestones"])
+            yield "milestones", f"the warm-up of {recipe['warmup_steps']:,} updates ends after epoch {first:g}, the first of `milestones`"
 
 
 class Said(NamedTuple):

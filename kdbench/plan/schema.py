@@ -69,7 +69,7 @@ class ObjectiveSpec:
     control: tuple[str, str] | None = None
     """Of which objective it is a control, and which; the task's loss alone at the weight of one at weight 0 is (empty, `task`)."""
     reference: str | None = None
-    """The objective that a control at weight 0 must equal."""
+    """The objective that a control at weight 0 must equal, or with which one that inherits parts of the teacher is compared."""
     first: FirstStage | None = None
     """The stage before that of `config`."""
 

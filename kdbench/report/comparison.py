@@ -68,6 +68,7 @@ def asked(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
 def controlled(runs: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
     """Each objective with each of its controls, as `asked` gives comparisons: the control is the baseline."""
     pairs = [(one.control_of, one.name) for one in manifest.objectives if one.control_of]
+    pairs += [(one.name, one.reference) for one in manifest.objectives if one.reference and not one.control]
     every = block_frame(manifest).merge(pd.DataFrame(pairs, columns=["objective", "baseline"]), how="cross")
     return _planned(runs, every)
 

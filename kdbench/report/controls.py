@@ -15,7 +15,7 @@ CAPTION = (
     "weight 0: the terms of the loss have no weight, so that the training is that of the task's loss alone (of both views where there is a "
     "second). untrained teacher: the teacher "
     "has its initial weights. shuffled: the teacher's outputs are those of other images of the batch, of any images of the training set "
-    "(globally), or of other images of the same class.",
+    "(globally), or of other images of the same class. inherits: the task's loss alone, with the same parts of the teacher as the loss.",
 )
 
 
@@ -62,7 +62,7 @@ def zero_differs(study: Study) -> Iterator[str]:
     if "weights_digest" not in study.runs:
         return
     runs = study.runs[study.runs["weights_digest"].notna()]
-    for zero in study.manifest.objectives:
+    for zero in (one for one in study.manifest.objectives if one.control == "zero"):
         one, other = runs[runs["objective"] == zero.name], runs[runs["objective"] == zero.reference]
         both = one.merge(other, on=["dataset", "student", "repeat"], suffixes=("", "_alone"))
         if count := int((both["weights_digest"] != both["weights_digest_alone"]).sum()):

@@ -208,6 +208,7 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
     # Only an objective with all of its runs, none of which collapses, is ever the best.
     there = students["value"].notna() & (students["state"] == "finished") & ~students["short"]
     controls = {objective.name for objective in manifest.objectives if objective.control}
+    referred = controls or any(objective.reference for objective in manifest.objectives)
     all_there = there.groupby([students[key] for key in keys], dropna=False).transform("all") & ~students["objective"].isin(
         names | controls
     )
@@ -228,7 +229,7 @@ def study(runs: pd.DataFrame, costs: pd.DataFrame, manifest: Manifest) -> Study:
         overall=overall(students, asked(students, manifest), alpha, manifest.margin, higher, names),
         overall_summaries=whole.assign(among_best=["best" if best else "" for best in score == score.max()]),
         collapsed=collapsed,
-        controls=overall(students, controlled(students, manifest), alpha, manifest.margin, higher, names) if controls else None,
+        controls=overall(students, controlled(students, manifest), alpha, manifest.margin, higher, names) if referred else None,
         claims=claims(students, costs, manifest, names) if manifest.claims else None,
         ranks=mean_ranks(values[everywhere], higher) if len(blocks) > 1 else None,
         costs=costs,

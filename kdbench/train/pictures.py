@@ -53,7 +53,7 @@ def pictures(plan: Plan, store: Store, data_folder: Path, asked: Asked) -> list[
     inputs, _ = setup.data.batch("test", index)
     seen = [_pixels(setup, inputs, place) for place in range(len(index))]
     written = []
-    for student, teacher in plan.suite.pairs:
+    for number, (student, teacher) in enumerate(plan.suite.pairs, 1):
         columns = list(_columns(plan, store, student, teacher, asked.repeat))
         held = [column for column in columns if column.table is not None]
         if not held:
@@ -61,7 +61,8 @@ def pictures(plan: Plan, store: Store, data_folder: Path, asked: Asked) -> list[
         # What is true is beside the predictions of every run alike.
         whole = [_Column("true", held[0].table, true=True), *columns]
         page = _page(setup, f"{plan.suite.name}: {student} <- {teacher}, repeat {asked.repeat}", whole, index, seen, asked)
-        path = store.suite_folder(plan.suite.name) / "pictures" / f"{student}-{teacher}.png"
+        # With a number: a-b <- c and a <- b-c would have one file.
+        path = store.suite_folder(plan.suite.name) / "pictures" / f"{number}-{student}-{teacher}.png".replace("/", "_")
         buffer = io.BytesIO()
         page.save(buffer, "PNG")
         store.write_bytes(path, buffer.getvalue())
