@@ -82,15 +82,14 @@ def test_a_step_gives_the_detectors_named_losses_and_taps() -> None:
 
 
 def test_images_of_detection_have_no_label_for_a_loss_and_the_task_alone_has_its_name() -> None:
-    boxes = (torch.zeros(0, 4),)
-    assert task().labels(Objects(boxes, (torch.zeros(0, dtype=torch.int64),), ((32, 32),))) is None
+    assert not task().has_classes
     assert parts.load("task", "detection").make.alone == "detection"
     assert task().primary().name == "ap" and task().primary().percent
 
 
 def measured(model: nn.Module, objects: Objects) -> dict[str, float]:
     pytest.importorskip("kdbench.tasks._ap")
-    return task().measure(said(model, images(list(objects.sizes))), task().truth(objects))
+    return task().measure(said(model, images(list(objects.sizes))), task().true_labels(objects))
 
 
 def test_objects_that_are_found_exactly_have_an_ap_of_one_and_sizes_without_objects_none() -> None:
@@ -110,7 +109,7 @@ def test_objects_that_are_found_exactly_have_an_ap_of_one_and_sizes_without_obje
 def test_what_is_kept_of_detections_gives_their_matches() -> None:
     pytest.importorskip("kdbench.tasks._ap")
     objects = Objects((torch.tensor([[10.0, 10, 30, 30]]),), (torch.tensor([0]),), ((64, 64),))
-    found, truth = said(Told(([[10.0, 10, 30, 30], [40.0, 40, 60, 60]], [0.9, 0.8], [0, 1])), images([(64, 64)])), task().truth(objects)
+    found, truth = said(Told(([[10.0, 10, 30, 30], [40.0, 40, 60, 60]], [0.9, 0.8], [0, 1])), images([(64, 64)])), task().true_labels(objects)
 
     kept, matches = task().keep(found, truth), task().per_image(found, truth)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.datasets._base import Dataset
 from kdbench.errors import KdbenchError
 from tests.test_cifar_models import built, close, fill, hashed
 
@@ -39,8 +40,8 @@ def test_mobilenetv1_has_the_parameters_keys_and_shapes_of_the_literature_and_co
 def test_mobilenetv1_has_the_maps_of_its_paper_and_costs_what_the_paper_states() -> None:
     from kdbench.plan.probe import probe_model
 
-    class Images:
-        input_shape = (3, 224, 224)
+    class Images(Dataset):
+        input_shape, n_classes = (3, 224, 224), 1000
 
     config = {"name": "mobilenetv1", "version": 1, "options": {"width": 1.0}}
     probed = probe_model(config, Images(), 1000, {})

@@ -168,7 +168,7 @@ def tensors_of(taps: Taps, names: set[str]) -> dict[Hashable, Tensor]:
     have their strides."""
     found: dict[Hashable, Tensor] = {}
     for name in TAPS:
-        if name in names and taps.has(name):
+        if name in names and taps.has(name) and name != "regions":  # batches of detectors are not divided
             value = getattr(taps, name)
             if not isinstance(value, tuple):
                 found[(name,)] = value
