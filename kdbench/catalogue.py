@@ -172,8 +172,8 @@ def _shown(kind: str, name: str, asked: str = "") -> str:
         for option in [signature.parameters[option] for option in part.known()]:
             default = "required" if option.default is option.empty else f"default {literal(option.default)}"
             # As it is written, but for what has its name in another module.
-            kind = hints[option.name] if "." in str(option.annotation).replace("...", "") else option.annotation
-            lines.append(f"  {option.name}: {values(kind)}; {default}")
+            choices = hints[option.name] if "." in str(option.annotation).replace("...", "") else option.annotation
+            lines.append(f"  {option.name}: {values(choices)}; {default}")
         lines.append("")
     if kind == "model":
         lines += [WEIGHTS, ""]

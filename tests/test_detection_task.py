@@ -109,7 +109,10 @@ def test_objects_that_are_found_exactly_have_an_ap_of_one_and_sizes_without_obje
 def test_what_is_kept_of_detections_gives_their_matches() -> None:
     pytest.importorskip("kdbench.tasks._ap")
     objects = Objects((torch.tensor([[10.0, 10, 30, 30]]),), (torch.tensor([0]),), ((64, 64),))
-    found, truth = said(Told(([[10.0, 10, 30, 30], [40.0, 40, 60, 60]], [0.9, 0.8], [0, 1])), images([(64, 64)])), task().true_labels(objects)
+    found, truth = (
+        said(Told(([[10.0, 10, 30, 30], [40.0, 40, 60, 60]], [0.9, 0.8], [0, 1])), images([(64, 64)])),
+        task().true_labels(objects),
+    )
 
     kept, matches = task().keep(found, truth), task().per_image(found, truth)
 

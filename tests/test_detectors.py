@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from kdbench import parts
+from kdbench.catalogue import shown
 from kdbench.errors import DataError, KdbenchError, RefusedError
 from kdbench.isolation import isolated
 from kdbench.losses._base import Batch, Loss, Pair, Taps
@@ -650,3 +652,10 @@ def test_a_file_of_another_detector_is_refused() -> None:
 
     with pytest.raises(DataError, match="does not fit the model"):
         loaded("retinanet_resnet50_fpn", held, 80, body="resnet18")
+
+
+def test_show_lists_the_choices_of_options_that_are_named_in_another_module() -> None:
+    for name in ("fcos", "retinanet", "faster_rcnn"):
+        text = shown(name, Path("nowhere"))
+        assert "  extra_levels: none, max_pool, p6p7_from_p5, p6p7_from_c5; default " in text
+        assert "  head_norm: none, group, batch; default " in text and "Keys beside the options, in a suite:" in text
