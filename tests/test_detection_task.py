@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import parts
+from kdbench.errors import KdbenchError
 from kdbench.scenes import Images, Objects
 from kdbench.tasks._base import Task
 
@@ -119,3 +120,10 @@ def test_what_is_kept_of_detections_gives_their_matches() -> None:
     assert set(kept) == {"boxes", "scores", "labels"} and matches["hits"].shape == kept["scores"].shape
     assert matches["hits"][0, :3].tolist() == [2**10 - 1, 0, 0] and matches["positives"].tolist() == [[1, 0, 0]]
     assert task().true_columns(truth)["true_box"].tolist() == [[10, 10, 30, 30]]
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_detections_that_are_no_numbers_are_a_failure_of_their_model(bad: float) -> None:
+    for boxes, scores in (([[10.0, 10, bad, 30]], [0.9]), ([[10.0, 10, 30, 30]], [bad])):
+        with pytest.raises(KdbenchError, match="the detector returns boxes or scores that are not finite"):
+            said(Told((boxes, scores, [0])), images([(64, 64)]))

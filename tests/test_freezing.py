@@ -13,6 +13,7 @@ from torch import Tensor
 from kdbench.errors import SuiteError
 from kdbench.plan.matrix import Plan
 from kdbench.plan.probe import probe
+from kdbench.plan.recipe_limits import frozen_at_random
 from kdbench.store import Store
 from kdbench.train.build import Setup, make_task
 from kdbench.train.teacher import load_weights
@@ -194,3 +195,21 @@ def test_what_no_recipe_sets_is_not_in_the_id_of_a_cell(plan_of: Callable[..., P
         assert not {"warmup_steps", "batch_norm", "frozen_stages"} & set(row.cell.config["recipe"])
         assert "inherits" not in row.cell.config["objective"]
         assert make_task(row.cell).has_classes
+
+
+def test_a_plan_warns_of_nets_that_begin_at_random_and_are_partly_frozen(plan_of: Callable[..., Plan]) -> None:
+    found = frozen_at_random(small(plan_of, ", batch_norm: frozen"))
+    assert found == [
+        f"warning: {name} begins at random, and part of it is never trained (`batch_norm: frozen`): give it `weights`"
+        for name in ("small", "big")
+    ]
+    assert frozen_at_random(small(plan_of)) == []
+
+
+def test_an_untrained_teacher_has_no_parts_to_inherit_and_kd_beside_keeps_the_label(
+    plan_of: Callable[..., Plan], refusal: Callable[..., str]
+) -> None:
+    text = refusal(objectives="{ce: , sp: {inherits: [head], controls: [untrained]}}")
+    assert "the student would begin with parts of an untrained teacher, which no other row has: leave it out" in text
+    labels = [one.label for one in small(plan_of, objectives="{ce: , sp: {inherits: [head], +kd: true}}").suite.objectives.values()]
+    assert labels == ["ce", "sp, inherits head", "sp+kd, inherits head", "ce, inherits head"]

@@ -135,6 +135,10 @@ class ObjectiveReader:
                 problem = "a first stage at weight 0 trains nothing, so this is no control of two stages: leave it out"
                 self.reader.error((*objective.where, "controls", place), problem)
                 continue
+            if control == "untrained" and "inherits" in objective.config:
+                problem = "the student would begin with parts of an untrained teacher, which no other row has: leave it out"
+                self.reader.error((*objective.where, "controls", place), problem)
+                continue
             config = {**objective.config, "terms": list(objective.config["terms"])}
             if control == "zero":  # without schedules and DOT, which would change the training of the task's loss
                 kept = ("loss", "version", "options", "pairing")
@@ -325,7 +329,7 @@ class ObjectiveReader:
             return None
         terms = [*objective.config["terms"], _term(kd, resolved, weight, "matched")]
         config = {**objective.config, "terms": terms}
-        label = f"{objective.label}+kd"
+        label = f"{objective.label.removesuffix(_inherits(config))}+kd{_inherits(config)}"
         return ObjectiveSpec(f"{objective.name}+kd", label, config, objective.weight_from, where, first=objective.first)
 
 

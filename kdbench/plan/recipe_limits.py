@@ -79,6 +79,17 @@ def slow_averages(plan: Plan, n_train: int | None) -> list[str]:
     ]
 
 
+def frozen_at_random(plan: Plan) -> list[str]:
+    """A warning of each net of which a recipe freezes weights that nothing has trained."""
+    found = []
+    for net in (*plan.suite.students.values(), *plan.suite.teachers.values()):
+        recipe = Recipe.complete(net.recipe)
+        options = [f"`{name}: {recipe[name]}`" for name in ("batch_norm", "frozen_stages") if recipe[name] != Recipe.added[name]]
+        if options and recipe["epochs"] and "weights" not in net.model:
+            found.append(f"warning: {net.name} begins at random, and part of it is never trained ({', '.join(options)}): give it `weights`")
+    return found
+
+
 def _where(plan: Plan, section: str, name: str, option: str) -> tuple[str | int, ...]:
     """The place of an option: in the recipe of the net if it has one there, else in that of the suite."""
     given = plan.suite.file.data[section]

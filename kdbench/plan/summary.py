@@ -18,7 +18,7 @@ from kdbench.plan.needs import disk_line
 from kdbench.plan.nets import images_of_weights
 from kdbench.plan.probe import MANY, Probes
 from kdbench.plan.provider import Provided, has_gpu, provided
-from kdbench.plan.recipe_limits import slow_averages
+from kdbench.plan.recipe_limits import frozen_at_random, slow_averages
 from kdbench.plan.schema import Suite
 from kdbench.plan.suite import read
 from kdbench.recipes._base import Recipe, steps_per_epoch
@@ -115,6 +115,7 @@ def as_text(suite: Path, results: Path, time_left: Callable[[PlanSummary], str] 
         *(f"not tried here (`kdbench check` tries it): {one}" for one in outlook.probes.untried),
         *learning_rate_lines(outlook),
         *slow_averages(plan, outlook.probes.n_train),
+        *frozen_at_random(plan),
         *power_lines(plan),
     ]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.datasets._base import Dataset
+from kdbench.errors import KdbenchError
 from kdbench.losses._base import Taps
 from kdbench.manifest import Metric
 from kdbench.scenes import Images, Objects, Size
@@ -117,6 +118,8 @@ def _in_order(boxes: Tensor, scores: Tensor, labels: Tensor, size: Size, origina
     """The detections of one image in pixels of the original and in canonical order, padded to `MOST`."""
     ratio = torch.tensor([original[1] / size[1], original[0] / size[0]]).repeat(2).numpy()
     held = boxes.float().cpu().numpy() * ratio, scores.float().cpu().numpy(), labels.cpu().numpy().astype(np.int16)
+    if not all(np.isfinite(one).all() for one in held):
+        raise KdbenchError("the detector returns boxes or scores that are not finite: filter them in `detect`")
     order = np.lexsort((*held[0].T[::-1], held[2], -held[1]))[:MOST]
     empty = np.zeros((MOST, 4), np.float32), np.zeros(MOST, np.float32), np.full(MOST, -1, np.int16)
     for padded, column in zip(empty, held, strict=True):
