@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,15 @@ def test_a_bundle_takes_the_steps_of_its_students_one_teacher_and_the_evaluation
     assert costs.own_and_shared_s(kd, begun=2) == pytest.approx((own / 3 + 100 * 0.01 * (1 - 2 / 3), 3 * 4.25))
     assert costs.preparation_s(Bundle((kd, sp))) == pytest.approx(5.0 + 4.0 * 100 / 16 + 2 * 2.0)
     assert costs.preparation_s(Bundle((kd, sp))) == pytest.approx(5.0 + 2 * 2.0), "a teacher is tested once"
+
+
+def test_a_table_of_the_teacher_saves_its_share_of_forward_passes(plan_of: Callable[..., Plan], store: Store) -> None:
+    plan = plan_of(recipe="{name: short, epochs: 3, batch_size: 16, milestones: [2]}", objectives="[ce, kd]")
+    live, (kd, ce) = costs_of(plan, store), (cells(plan, name)[0] for name in ("kd", "ce"))
+    table = replace(live, saved={kd.depends["teacher"]: 0.75}, found={})
+
+    assert table.own_and_shared_s(kd) == pytest.approx((live.own_and_shared_s(kd)[0], 3 * 3 * (0.25 + 1.0)))
+    assert table.own_and_shared_s(ce) == live.own_and_shared_s(ce)
 
 
 def test_trials_have_fewer_images_and_the_step_times_of_final_trainings(plan_of: Callable[..., Plan], store: Store) -> None:

@@ -87,7 +87,8 @@ def _repeats(study: Study) -> Found:
     lacking = runs[runs["value"].isna() & ~runs["mixed_data"]]
     again = {*lacking.loc[lacking["state"] != "finished", "objective"]}
     if old := {name: label for name, label in labels.items() if name in {*lacking["objective"]} - again}:
-        text = f"records of {some(old.values())} have no {metric.label} (they may be older than it), nor do their predictions give it"
+        why = "they are older than it, or the test images have nothing that it measures"
+        text = f"records of {some(old.values())} have no {metric.label} ({why}), nor do their predictions give it"
         yield "incomplete", f"{text}: compare another metric, leave out --no-images, or remove these records and run the suite again"
     for code, (words, holds) in SUMMARIES.items():
         counts = Counter(line["objective"] for line in every if holds(line) and (code != "incomplete" or line["objective"] not in old))

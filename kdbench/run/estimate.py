@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from kdbench.cell import Cell
 from kdbench.plan.bundle import SIDE_BY_SIDE, Bundle, bundles
@@ -30,23 +31,24 @@ SAFE = 0.8
 @dataclass(frozen=True)
 class Costs:
     """The seconds of a plan's trainings on this device, from what `check` has measured. `found` are the times of a cell: of its student,
-    its teacher and its data."""
+    its teacher and its data; `saved` is the share of a teacher's forward passes that a table of its outputs saves, by its id."""
 
     plan: Plan
     times: StepTimes
+    saved: Mapping[str, float] = field(default_factory=dict)
     found: dict[str, tuple[Times | None, Times | None, Times | None]] = field(default_factory=dict)
     tested: set[str] = field(default_factory=set)
     device: str = "cpu"
 
     @classmethod
-    def here(cls, plan: Plan, store: Store, device: str) -> Costs:
+    def here(cls, plan: Plan, store: Store, device: str, saved: Mapping[str, float] = MappingProxyType({})) -> Costs:
         import torch
 
         from kdbench.train.circumstance import choose_device
         from kdbench.train.timing import step_times
 
         device = choose_device(device)
-        return cls(plan, step_times(store, torch.device(device)), device=device)
+        return cls(plan, step_times(store, torch.device(device)), saved, device=device)
 
     def of(self, cell: Cell) -> tuple[Times | None, Times | None, Times | None]:
         if cell.id not in self.found:
@@ -68,8 +70,9 @@ class Costs:
         own = epochs * ((steps - 1) * mine["step_s"] + mine["last_s"] + max(0.0, mine["first_s"] - mine["step_s"]))
         own += evaluations * (data["test"] + held_out) * mine["predict_s"]
         views = 1 + len(second_views_of(terms, cell.sources)) + len({term["pairing"] for term in terms} - {"matched", "shuffled"})
+        asked = 1 - self.saved.get(cell.depends.get("teacher", ""), 0.0)
         # Readers load images from files ahead of training.
-        return own, epochs * steps * views * ((0.0 if data["from_files"] else data["data_s"]) + teacher["forward_s"])
+        return own, epochs * steps * views * ((0.0 if data["from_files"] else data["data_s"]) + asked * teacher["forward_s"])
 
     def training_s(self, bundle: Bundle, begun: int = 0) -> float:
         pairs = [self.own_and_shared_s(cell, begun) for cell in bundle.cells]
@@ -93,7 +96,8 @@ def time_left(outlook: PlanSummary, jobs: int | None, device: str, tflop_per_s: 
     left = [cell for bundle in outlook.left() for cell in bundle.cells]
     if not left:
         return ""
-    machine, costs = Machine.here(store.root, device=device, jobs=jobs), Costs.here(plan, store, device)
+    saved = {one.teacher: one.saved for one in outlook.provided if not one.why}
+    machine, costs = Machine.here(store.root, device=device, jobs=jobs), Costs.here(plan, store, device, saved)
     trained = _trained(outlook, costs.times.machine["device"])
     begun = {cell.id: min((cell_state.progress(store, cell.id) or (0, 0))[0], cell.config["recipe"]["epochs"]) for cell in left}
     start_s = 0.0
