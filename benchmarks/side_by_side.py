@@ -131,8 +131,9 @@ def matrix(
     nets: Nets, losses: Sequence[str], peer: Peer, peer_path: Path | None, device: str, jobs: int, tried: Sequence[Way], rounds: int,
     numerics: Sequence[str] = ("exact", "fast"),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Each arm has its turn in every round; those with a table only if it can serve all of the losses.
-    The peer has the way of using the machine that was fastest in a first round."""
+    """Each arm has its turn in every round; those with a table only if it can serve all of the losses. The peer has the way of using the
+    machine that was fastest in a first round, and beside it, where that trains several losses at once, the fastest with one at a time,
+    which is what its own scripts do."""
     if nets.epochs < 2:
         raise UsageError("the time of an epoch is taken between the starts of two: give at least --epochs 2")
     if strange := [loss for loss in losses if loss not in peer.trains]:
@@ -142,27 +143,28 @@ def matrix(
     with TemporaryDirectory() as name:
         ours = {one: Ours(nets, losses, one, device, jobs, Path(name) / one) for one in numerics}
         first = {way: theirs(nets, losses, peer_path, way) for way in tried}
-        way = min(first, key=lambda one: first[one][0])
+        fastest = sorted(first, key=lambda one: first[one][0])
+        of_peer = {peer.name: fastest[0]}
+        if single := [way for way in fastest if way.processes == 1 < fastest[0].processes]:
+            of_peer[f"{peer.name}, one loss at a time"] = single[0]
         arms: dict[tuple[str, str], Callable[[], tuple[float, float]]] = {
             (one, provider): lambda one=one, provider=provider: ours[one].run(provider) for one in numerics for provider in providers
         }
-        arms[peer.name, "live"] = lambda: theirs(nets, losses, peer_path, way)
+        arms |= {(one, "live"): lambda way=way: theirs(nets, losses, peer_path, way) for one, way in of_peer.items()}
         turns = []
         for turn in range(rounds):
             for (one, provider), act in arms.items():
                 wall_s, epoch_s = act()
                 turns.append({"place": len(turns), "round": turn, "arm": one, "teacher": provider, "wall_s": wall_s, "epoch_s": epoch_s})
     times, rows = pd.DataFrame(turns), []
-    of_peer = times[times["arm"] == peer.name].set_index("round")
+    at_best = times[times["arm"] == peer.name].set_index("round")
     for one, provider in arms:
         own = times[(times["arm"] == one) & (times["teacher"] == provider)].set_index("round")
-        is_ours = one != peer.name
-        row = {"loop": f"kdbench, {one}" if is_ours else f"loop of {one}", "teacher": provider if provider == "live" else "filled table"}
-        row |= {"k": len(losses), "processes": jobs if is_ours else way.processes, "threads": 1 if is_ours else way.threads}
-        row |= {"workers": 0 if is_ours else way.workers}
+        loop, way = (f"loop of {one}", of_peer[one]) if one in of_peer else (f"kdbench, {one}", Way(jobs, 1, 0))
+        row = {"loop": loop, "teacher": provider if provider == "live" else "filled table", "k": len(losses), **asdict(way)}
         row |= {f"wall_{name}": value for name, value in quartiles(own["wall_s"], "s", 1).items()}
         row |= {f"epoch_{name}": value for name, value in quartiles(own["epoch_s"], "s", 1).items()}
-        row |= {f"{kind}_ratio": float((own[f"{kind}_s"] / of_peer[f"{kind}_s"]).median()) for kind in ("wall", "epoch")}
+        row |= {f"{kind}_ratio": float((own[f"{kind}_s"] / at_best[f"{kind}_s"]).median()) for kind in ("wall", "epoch")}
         if provider == "table":
             live = times[(times["arm"] == one) & (times["teacher"] == "live")].set_index("round")
             saved_s, fill_s = float((live["wall_s"] - own["wall_s"]).median()), ours[one].fill_s

@@ -267,12 +267,15 @@ def test_a_matrix_is_compared_round_by_round_and_says_when_a_table_pays(monkeypa
 
     table, turns = matrix("kd", "rkd")
 
-    assert table["wall_ratio"].tolist() == [0.5, 0.4, 1.0] and table["epoch_ratio"].tolist() == [0.5, 0.375, 1.0]
-    assert table["processes"].tolist() == [2, 2, fast.processes] and table["break_even_runs"].tolist()[1] == 1.5
-    assert turns["arm"].tolist()[-3:] == ["exact", "exact", peers.PLAIN]
-    assert matrix("kd", "at")[0]["teacher"].tolist() == ["live", "live"]  # the maps of at are in no table
+    assert table["wall_ratio"].tolist() == [0.5, 0.4, 1.0, 1.5] and table["epoch_ratio"].tolist() == [0.5, 0.375, 1.0, 1.125]
+    assert table["processes"].tolist() == [2, 2, fast.processes, slow.processes] and table["break_even_runs"].tolist()[1] == 1.5
+    assert table["threads"].tolist() == [1, 1, fast.threads, slow.threads]
+    assert turns["arm"].tolist()[-4:] == ["exact", "exact", peers.PLAIN, f"{peers.PLAIN}, one loss at a time"]
+    assert matrix("kd", "at")[0]["teacher"].tolist() == ["live", "live", "live"]  # the maps of at are in no table
     with pytest.raises(UsageError, match="cannot train with crd"):
         matrix("crd")
+    fast, slow = slow, fast
+    assert len(matrix("kd", "rkd")[0]) == 3, "the fastest way trains one loss at a time"
 
 
 def test_growth_has_an_exponent_for_each_loss_and_a_figure() -> None:

@@ -710,7 +710,17 @@ def test_scenes_of_digits_follow_from_their_options_on_every_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"classes": 11}, {"classes": 0}, {"images": 0}, {"objects": 0}, {"sides": (39, 60)}, {"sides": (80, 60)}, {"seed": -1}]
+    "options",
+    [
+        {"classes": 11},
+        {"classes": 0},
+        {"images": 0},
+        {"objects": 0},
+        {"sides": (39, 60)},
+        {"sides": (80, 60)},
+        {"test_images": 1},
+        {"seed": -1},
+    ],
 )
 def test_options_of_scenes_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

@@ -50,8 +50,8 @@ class DigitScenes(Scenes):
         validation: float = 0.0,
         split_seed: int = 0,
     ):
-        if not 1 <= classes <= 10 or min(images, test_images, objects) < 1:
-            raise ValueError("classes must be between 1 and 10, and images, test_images and objects at least 1")
+        if not 1 <= classes <= 10 or min(images, test_images - 1, objects) < 1:
+            raise ValueError("classes must be between 1 and 10, images and objects at least 1, and test_images at least 2")
         if not LEAST_SIDE <= sides[0] <= sides[1]:
             raise ValueError(f"sides are the shorter and the longer side of canvases, at least {LEAST_SIDE} pixels, not {list(sides)}")
         if not 0 <= seed < 2**63:

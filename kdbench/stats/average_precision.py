@@ -100,7 +100,7 @@ class Matches:
     def contradiction(self, value: float, column: str) -> str:
         """Why a record's AP is not what its detections give; empty where it is."""
         mine = self.metrics.get("hits", np.nan)
-        return f"{column} is {value:.6g}, and its detections give {mine:.6g}" if abs(mine - value) > 1e-6 else ""
+        return f"{column} is {value:.6g}, and its detections give {mine:.6g}" if not (abs(mine - value) <= 1e-6 or np.isnan(value)) else ""
 
 
 def accumulated(matches: Matches, weights: np.ndarray | None = None) -> np.ndarray:

@@ -124,6 +124,10 @@ def test_without_the_metric_that_follows_from_them_there_is_no_table(made):
     [
         (lambda columns: {"value": 0.9}, "its record contradicts its predictions: top1_last is 0.9, and its detections give"),
         (lambda columns: {"columns": {**columns, "hits": 0 * columns["hits"]}}, "its detections give 0"),
+        (
+            lambda columns: {"columns": {**columns, "hits": 0 * columns["hits"], "positives": 0 * columns["positives"]}},
+            "detections give nan",
+        ),
         (lambda columns: {"n_test": 25}, "n_test is 25, and 24 images are predicted"),
     ],
 )
