@@ -113,6 +113,7 @@ def flip(path: Path, place: int = -1, keep_time: bool = False) -> None:
         os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
 
 
+@pytest.mark.slow
 def test_whatever_small_files_hold_status_plan_and_run_go_on_and_the_results_are_the_same(
     run: Callable[[], Result], write_suite: Callable[..., Path], store: Store
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_result_file_that_is_cut_altered_or_missing_is_named_and_trained_again
                 assert run().output.count("is trained again") == 0
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_weights_rot_unnoticed_is_trained_again_in_the_same_run_that_needs_them(
     run: Callable[[], Result], store: Store
 ) -> None:
@@ -316,6 +318,7 @@ def refuse(number: int) -> Callable[..., Any]:
     return act
 
 
+@pytest.mark.slow
 def test_a_disk_that_turns_read_only_or_full_in_the_middle_is_a_failure_and_no_traceback(
     run: Callable[[], Result], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,7 @@ def test_each_of_several_detectors_side_by_side_gets_what_it_gets_alone_with_one
     assert len(set(results)) == len(ids) == 1 + len(taught) >= 4, "and the losses differ"
 
 
-@pytest.mark.parametrize("kind", ["faster_rcnn", pytest.param("fcos", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["fcos", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
 def test_a_detector_that_is_stopped_at_any_step_and_resumed_ends_with_the_same_record(
     kind: str, scenes: Callable[..., Plan], train: Callable[..., int], store: Store, tmp_path: Path
 ) -> None:

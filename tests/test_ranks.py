@@ -136,7 +136,7 @@ def check_all(world: int, cases: list[tuple[str, str]], dtype: torch.dtype) -> N
         assert far == {} and len(found) >= len(cases)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_loss_has_the_value_and_the_gradients_of_one_process(world: int) -> None:
     check_all(world, presets(), torch.float64)
 
@@ -153,6 +153,7 @@ def relational() -> list[tuple[str, str]]:
     return [(name, first[name]) for name in ("sp", "rkd", "cka", "rcka", "cc", "pkt")]
 
 
+@pytest.mark.slow
 def test_a_loss_that_each_rank_computes_of_its_own_images_is_found_out() -> None:
     def of_own_images(member: GroupedMember) -> None:
         for loss in member.objective.losses:
@@ -162,6 +163,7 @@ def test_a_loss_that_each_rank_computes_of_its_own_images_is_found_out() -> None
     assert min(found.values()) > 1e-3, found
 
 
+@pytest.mark.slow
 def test_a_forgotten_factor_is_found_out() -> None:
     class Mean(type(ALONE)):  # type: ignore[misc]
         """Takes the mean over the ranks, as is right for losses that are means over the own images of each."""
@@ -270,7 +272,7 @@ def test_a_plan_says_which_ranks_can_share_its_groups_and_what_they_send(write_s
     assert "  kd (" not in text and "  at (" not in text
 
 
-@pytest.mark.parametrize("name", ["kd", "sp", "rkd"])
+@pytest.mark.parametrize("name", ["sp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kd", "rkd"))])
 def test_a_weight_that_is_found_from_gradients_is_that_of_one_process(name: str) -> None:
     case = dict(presets())[name]
 
@@ -302,6 +304,7 @@ def test_gradient_sizes_are_those_of_one_process() -> None:
     assert found[0].keys() == {"sp"} and found[1] == pytest.approx(found[0])
 
 
+@pytest.mark.slow
 def test_a_control_with_the_rows_of_other_images_has_them_from_the_whole_batch() -> None:
     (found, *_) = in_ranks(2, lambda ranks: differences(ranks, presets(), pairing="shuffled"), timeout_s=300)
     assert {what: off for what, off in found.items() if off > 1e-12} == {}

@@ -127,6 +127,7 @@ def default_presets() -> str:
     return "\n".join(first.values())
 
 
+@pytest.mark.slow
 def test_no_step_of_any_loss_waits_for_the_device_or_costs_more_than_the_one_before(bench_of: Callable[..., Bench]) -> None:
     noise = f"{{name: '{NOISE}', images: 200, classes: 10, channels: 1, side: 8, padding: 1}}"
     bench = bench_of(**SUITE, dataset=noise, objectives=default_presets())

@@ -334,6 +334,7 @@ def row_of(place: Any) -> Taps:
     return Taps(logits=base + torch.arange(5) / 8, pooled=base * 3 - torch.arange(7))
 
 
+@pytest.mark.slow
 def test_processes_that_fill_one_table_at_once_leave_only_right_rows(tmp_path: Path) -> None:
     path = tmp_path / "one.rows"
     workers = [multiprocessing.get_context("spawn").Process(target=_fill, args=(str(path), seed)) for seed in range(3)]

@@ -413,6 +413,7 @@ def results(store: Store, plan: Plan) -> dict[str, Any]:
     return {cell_id: record.result for cell_id in plan.cells if (record := store.record(cell_id))}
 
 
+@pytest.mark.slow
 def test_a_search_trained_for_real_is_the_same_in_a_bundle_alone_and_killed(
     tuned: Plan, train: Callable[..., int], store: Store, tmp_path: Path
 ):

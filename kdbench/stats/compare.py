@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import special
-from statsmodels.stats.multitest import multipletests
 
 from kdbench.stats.paired import paired_differences
 from kdbench.stats.repeats import BLOCK, run_counts
@@ -84,7 +83,8 @@ def judge(
 
 
 def holm(p: Sequence[float] | np.ndarray, m: int) -> np.ndarray:
-    """Two-sided p values adjusted by Holm for the `m` comparisons of a family.
+    """Two-sided p values adjusted by Holm for the `m` comparisons of a family: the k-th smallest is multiplied by m + 1 - k, and is at
+    least the one before.
 
     Comparisons that are NaN in `p`, or not in it, could not be tested and count as p = 1: a failed run never makes the others easier.
 
@@ -99,7 +99,9 @@ def holm(p: Sequence[float] | np.ndarray, m: int) -> np.ndarray:
     if np.isnan(values).all():
         return values
     full = np.concatenate([np.where(np.isnan(values), 1.0, values), np.ones(m - len(values))])
-    return np.where(np.isnan(values), np.nan, multipletests(full, method="holm")[1][: len(values)])
+    order, adjusted = np.argsort(full), np.empty(m)
+    adjusted[order] = np.maximum.accumulate(full[order] * np.arange(m, 0, -1)).clip(max=1.0)
+    return np.where(np.isnan(values), np.nan, adjusted[: len(values)])
 
 
 def _verdict(row: dict[Any, Any], alpha: float, higher_is_better: bool, collapsed: Collection[str]) -> tuple[str, str]:

@@ -231,20 +231,35 @@ def made(name: str, case: str) -> Loss:
 
 def fitting(loss: Loss, n: int = 6, dtype: torch.dtype = torch.float64) -> Pair:
     """The first pair that the loss serves."""
-    pairs = [pair(n, widths, dtype) for widths in WIDTHS]
+    pairs = _pairs(n, dtype)
     reasons = [loss.missing(one) for one in pairs]
     for one, reason in zip(pairs, reasons, strict=True):
         if reason is None:
-            return one
+            return replace(one, teacher_head=copy.deepcopy(one.teacher_head), teacher_model=copy.deepcopy(one.teacher_model))
     raise AssertionError(f"{type(loss).__name__} serves none of the toy pairs: {reasons}")
 
 
+@functools.cache
+def _pairs(n: int, dtype: torch.dtype) -> list[Pair]:
+    return [pair(n, widths, dtype) for widths in WIDTHS]
+
+
 def bound(name: str, preset: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Loss, Pair]:
+    """A loss and a pair for it, with what it needs of the taps (`of_use`), which the caller may change."""
     loss = made(name, preset)
     one = fitting(loss, dtype=dtype)
     torch.manual_seed(seed)
     loss.bind(one)
-    return loss.to(dtype), one
+    student, teacher = (of_use(loss, some).map(torch.clone) for some in (one.student, one.teacher))
+    return loss.to(dtype), replace(one, student=student, teacher=teacher)
+
+
+def of_use(loss: Loss, some: Taps) -> Taps:
+    """The taps that the loss needs, and the logits and the last map, which tests ask for sizes: without the others, of which a pyramid has
+    many, calls of these tests take a third of the time."""
+    kept = {*loss.needs, "logits", "last", "strides", "classifier", *(["levels"] if "regions" in loss.needs else [])}
+    second = of_use(loss, some.second_view) if some.second_view and "second_view" in loss.needs else None
+    return replace(Taps(**{name: getattr(some, name) for name in (*TAPS, "strides", "classifier") if name in kept}), second_view=second)
 
 
 def apart(loss: Loss, student: Taps, teacher: Taps, given: Batch) -> dict[str, Tensor]:
