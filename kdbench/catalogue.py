@@ -213,7 +213,7 @@ def _chosen(options: Mapping[str, Any], otherwise: str = "none") -> str:
 
 def values(annotation: object) -> str:
     """The values that an option may have, in the words of a suite file: `none, both, teacher`; `integer, null`."""
-    text = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", getattr(annotation, "__name__", str(annotation)))
+    text = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", annotation.__name__ if isinstance(annotation, type) else str(annotation))
     text = re.sub("['\"]", "", text)
     for code, words in (
         ("int", "integer"),

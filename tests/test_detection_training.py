@@ -14,11 +14,12 @@ import timm
 import torch
 
 from kdbench.datasets._scenes import SceneReader
-from kdbench.errors import DataError, SuiteError
+from kdbench.errors import DataError, SuiteError, UsageError
 from kdbench.plan.matrix import Plan
 from kdbench.plan.probe import probe
 from kdbench.record import Record
 from kdbench.report.write import ReportOptions, from_store, report_tables
+from kdbench.run import local
 from kdbench.store import Store
 from kdbench.train.build import Setup
 from kdbench.train.stream import BatchPlan
@@ -262,6 +263,9 @@ def test_losses_of_classifiers_and_nets_without_a_pyramid_are_refused_with_the_r
         ("{detection: , mimic: {pairing: shuffled_in_class}}", "needs images with one class each: write `shuffled`"),
         ("{detection: , mimic: {pairing: shuffled_globally}}", "needs batches of one size, and these images differ: write `shuffled`"),
         ("{detection: , 'dkd:detection': }", "only a detector with two stages, as faster_rcnn, gives the class logits of regions"),
+        ("{detection: , mgd: }", "use mgd:retinanet or mgd:faster_rcnn"),
+        ("{detection: , mgd: {tap: levels}}", "the weights of 'mgd' are for another tap: use a preset for this one (mgd:retinanet, mgd:"),
+        ("{ce: , mimic: }", "the loss of the task alone is called 'detection' for this dataset, not 'ce'"),
     ):
         with pytest.raises(SuiteError) as error:
             probe(scenes(objectives=objectives))
@@ -274,12 +278,17 @@ def test_losses_of_classifiers_and_nets_without_a_pyramid_are_refused_with_the_r
         with pytest.raises(SuiteError) as error:
             probe(scenes(recipe=recipe))
         assert answer in str(error.value), str(error.value)
+    with pytest.raises(UsageError, match="the loss of the task 'detection' needs whole batches, which ranks cannot share: use 1 rank"):
+        local.check_ranks(scenes().cells.values(), 2)
     with pytest.raises(SuiteError) as error:
         probe(scenes(students="{small: {model: fcos, body: vit_tiny_patch16_224}}"))
     assert "students.small" in str(error.value) and "pyramid" in str(error.value)
     with pytest.raises(SuiteError) as error:
         probe(scenes(students="[resnet10t]"))
-    assert "students.resnet10t: the model does not take the images of a dataset for detection, as the detectors do" in str(error.value)
+    assert (
+        "students.resnet10t: the model does not take the images of a dataset for detection: build a detector on it, as `{model: fcos"
+        in str(error.value)
+    )
 
 
 def test_a_plan_says_which_levels_a_loss_leaves_out(scenes: Callable[..., Plan]) -> None:
@@ -318,7 +327,6 @@ def test_a_small_detector_learns_to_find_digits(scenes: Callable[..., Plan], tra
 @pytest.mark.skipif(not (REAL / "bccd").is_dir(), reason="needs blood cells (BCCD) in COCO's layout, as bccd in the folder $KDBENCH_DATA")
 @pytest.mark.parametrize(("kind", "epochs", "least"), [("fcos", 6, 0.30), ("faster_rcnn", 5, 0.38)])
 def test_a_small_detector_learns_real_images(kind: str, epochs: int, least: float, scenes: Callable[..., Plan], store: Store) -> None:
-    from kdbench.run import local
     from kdbench.train.worker import work
 
     heads = {"fcos": "extra_levels: max_pool", "faster_rcnn": "anchor_sizes: [8, 16, 32, 64, 128], regions: 64, head_width: 128"}

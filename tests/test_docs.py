@@ -100,7 +100,7 @@ def test_every_loss_in_a_file_is_one_that_trains(folder: Path) -> None:
         for line in name.read_text().splitlines()
         if line[:6] == "class "
     ]
-    assert len(made) == 5
+    assert len(made) == 6
     for path, name in made:
         draw = torch.Generator().manual_seed(0)
         views = [
@@ -108,7 +108,9 @@ def test_every_loss_in_a_file_is_one_that_trains(folder: Path) -> None:
                 **{
                     key: torch.randn(16, *size, generator=draw).requires_grad_()
                     for key, size in (("logits", (3,)), ("pooled", (width,)), ("last", (width, 2, 2)))
-                }
+                },
+                levels=[torch.randn(16, 4, side, side, generator=draw).requires_grad_() for side in (8, 4, 2)[width - 5 :]],
+                strides=(4, 8, 16)[width - 5 :],
             )
             for width in (5, 6, 5, 6)
         ]

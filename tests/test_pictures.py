@@ -31,8 +31,8 @@ def drawn(folder: Path, *options: str) -> tuple[int, str, np.ndarray | None]:
     """The exit status, the output, and the page of the pair."""
     asked = ["pictures", str(folder / "tiny.yaml"), "--results", str(folder / "results"), "--data", str(folder), *options]
     said = CliRunner().invoke(main, asked)
-    path = folder / "results/suites/tiny/pictures/1-small-big.png"
-    return said.exit_code, said.output, np.asarray(Image.open(path)) if path.exists() else None
+    path = Path(said.output.splitlines()[0]) if said.exit_code == 0 else None
+    return said.exit_code, said.output, np.asarray(Image.open(path)) if path else None
 
 
 def has(page: np.ndarray, colour: tuple[int, ...] | str) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_a_page_shows_the_true_boxes_and_those_of_the_teacher_and_of_every_stude
     assert train(plan, wanted) == 0
 
     status, said, page = drawn(tmp_path, "--images", "3", "--score", "0", "--without-images")
-    assert status == 0 and page is not None and said.endswith("1-small-big.png\n")
+    assert status == 0 and page is not None and said.endswith("1-small-big-without-images.png\n")
     width = SIDE + GAP
     assert page.shape[1] == GAP + 4 * width, "true boxes, the teacher, two objectives"
     columns = [page[:, GAP + number * width : GAP + number * width + SIDE] for number in range(4)]
@@ -65,7 +65,8 @@ def test_a_page_shows_the_true_boxes_and_those_of_the_teacher_and_of_every_stude
 
     _, _, strict = drawn(tmp_path, "--images", "3", "--score", "1", "--without-images")
     assert strict is not None and not any(has(strict[:, GAP + width :], colour).any() for colour in COLOURS[:3])
-    _, _, whole = drawn(tmp_path, "--images", "3")
+    _, said, whole = drawn(tmp_path, "--images", "3")
+    assert said.endswith("/1-small-big.png\n"), "a page without the images is not replaced by one with them"
     assert whole is not None and has(page, GREY).mean() > 0.3 > 0.1 > has(whole, GREY).mean(), "with the images themselves"
 
 
@@ -93,7 +94,12 @@ def test_a_page_of_classes_says_the_true_class_and_the_predicted_ones(
 
 
 @pytest.mark.parametrize(
-    ("options", "answer"), [([], "nothing of tiny is trained in repeat 0: run `kdbench run` first"), (["--images", "0"], "--images")]
+    ("options", "answer"),
+    [
+        ([], "nothing of tiny is trained in repeat 0: run `kdbench run` first"),
+        (["--images", "0"], "--images"),
+        (["--repeat", "5"], "tiny has the repeats 0 to 0, and no repeat 5"),
+    ],
 )
 def test_what_cannot_be_drawn_is_said(options: list[str], answer: str, plan_of: Callable[..., Plan], store: Store, tmp_path: Path) -> None:
     plan_of(repeats="1")

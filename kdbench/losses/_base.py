@@ -407,7 +407,8 @@ class Loss(nn.Module):
                     return f"{why}: a detector has it if its head gives class logits at each position of its levels, as fcos and retinanet"
                 known = get_args(get_type_hints(type(self).__init__).get("tap"))
                 taps = [one for one in OF_SCENES if one in known and pair.student.has(one) and pair.teacher.has(one)]
-                advice = f"; set `tap: {taps[0]}`" if taps else ""
+                presets = [f"{type(self).__name__.lower()}:{name}" for name, one in self.presets.items() if one.options.get("tap") in taps]
+                advice = f"; use {' or '.join(presets)}" if presets else f"; set `tap: {taps[0]}`" if taps else ""
                 return f"{why}: a detector has the maps of a pyramid (`levels`), and neither one vector nor one map of an image{advice}"
         if "second_view" in needs and not (pair.student.second_view and pair.teacher.second_view):
             return "it needs 'second_view', a second view of each image, and images of this dataset have none"

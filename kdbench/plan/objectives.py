@@ -204,15 +204,18 @@ class ObjectiveReader:
             return _inheriting(ObjectiveSpec(name, name, config, "published", where), fields), False
         if fields.terms is not None:
             return _inheriting(self._combined(where, name, fields, options), fields), fields.beside_kd
-        return _inheriting(self._single(where, name, fields, options, searched), fields), fields.beside_kd
+        return _inheriting(self._single(where, name, fields, options, alone, searched), fields), fields.beside_kd
 
-    def _single(self, where: Where, name: str, fields: ObjectiveFields, options: Json, searched: bool) -> ObjectiveSpec | None:
+    def _single(self, where: Where, name: str, fields: ObjectiveFields, options: Json, alone: str, searched: bool) -> ObjectiveSpec | None:
         """One loss, by its preset: `rkd`, `rkd:official_cls`, or a name of one's own with `loss:`."""
         asked = fields.loss or name
         loss_name, preset_name = asked, fields.preset
         if ":" in asked and ".py:" not in asked and asked.partition(":")[0] in parts.names("loss"):
             loss_name, _, in_name = asked.partition(":")
             preset_name = preset_name or in_name
+        if alone and loss_name in {parts.load("task", task).make.alone for task in parts.names("task")}:
+            self.reader.error(where, f"the loss of the task alone is called '{alone}' for this dataset, not '{loss_name}'")
+            return None
         part = self.reader.load((*where, "loss") if fields.loss else where, "loss", loss_name)
         if part is None:
             return None
@@ -221,6 +224,12 @@ class ObjectiveReader:
             self.reader.error(where, f"the loss '{loss_name}' has no preset '{preset_name}'{nearest(preset_name, presets)}")
             return None
         preset = presets[preset_name] if preset_name else next(iter(presets.values()), None)
+        fitting = [other for other, one in presets.items() if "tap" in options and one.options.get("tap") == options["tap"]]
+        if preset and fitting and not preset_name and preset not in map(presets.get, fitting) and fields.weight is None:
+            its = ", ".join(f"{loss_name}:{other}" for other in fitting)
+            problem = f"the weights of '{asked}' are for another tap: use a preset for this one ({its}), or give `weight:`"
+            self.reader.error((*where, "tap"), problem)
+            return None
         resolved = self.reader.resolved(where, part, {**(preset.options if preset else {}), **options}, RESERVED)
         weight = fields.weight if fields.weight is not None else preset.weight if preset else None
         unknown = weight is None and searched

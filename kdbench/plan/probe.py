@@ -99,7 +99,9 @@ def probe_model(config: Mapping[str, Any], dataset: Any, outputs: int, sources: 
             raise
         except Exception as error:
             if not isinstance(dataset.example(1)[0], torch.Tensor):
-                raise KdbenchError(f"the model does not take the images of a dataset for {dataset.task}, as the detectors do") from error
+                made = "build a detector on it, as `{model: fcos, body: resnet18}`"
+                told = f"the model does not take the images of a dataset for {dataset.task}: {made} ({explained(error)})"
+                raise KdbenchError(told) from error
             shape = tuple(dataset.input_shape)
             raise KdbenchError(f"the model cannot be run on images of shape {shape}: {explained(error)}") from error
     return Probed(taps.with_classifier(model), model, counter.get_total_flops() / PROBE_IMAGES)
@@ -276,7 +278,8 @@ def inherited_why_not(student: Any, teacher: Any, names: Iterable[str]) -> str:
         if shapes[0] != shapes[1]:
             differ = sorted(key for key in {*shapes[0], *shapes[1]} if shapes[0].get(key) != shapes[1].get(key))
             sizes = " and ".join(str(shape.get(differ[0], "nothing")) for shape in shapes)
-            return f"the student's part '{name}' differs from the teacher's in {len(differ)} tensors (of {differ[0]} {sizes})"
+            what = f"the student's part '{name}' differs from the teacher's in {len(differ)} tensors (of {differ[0]} {sizes})"
+            return f"{what}: give both the same options, as `width`"
     return ""
 
 

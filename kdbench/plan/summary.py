@@ -30,8 +30,6 @@ BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 30
 NAMES = 6
 """How many nets are named that have the same learning rates."""
-SD_OF_A_RUN = 0.3
-"""In points, between repeats of one objective: usual on the whole of CIFAR-100."""
 
 
 class PlanSummary:
@@ -191,7 +189,8 @@ def power_lines(plan: Plan) -> list[str]:
         return [f"warning: with 1 repeat no difference is tested. Use {ENOUGH_REPEATS} or more repeats."]
     # (words, comparisons in the family, pairs in the mean): the mean over independent pairs has an sd smaller by the root of their number.
     families = [(f"mean over all {n_pairs} pairs", overall, n_pairs)] * (n_pairs > 1) + [("one pair", in_pairs, 1)]
-    sd = SD_OF_A_RUN * 2**0.5
+    usual = plan.task.usual_sd
+    sd = (usual or 0.0) * 2**0.5
     lines = [
         f"smallest true difference that {repeats} repeats find ({100 * POWER:.0f} % power, alpha {ALPHA:g}); "
         "sd: standard deviation of a paired difference:"
@@ -199,13 +198,13 @@ def power_lines(plan: Plan) -> list[str]:
     for words, size, pairs in families:
         found = detectable_difference(repeats, ALPHA, size, POWER) / pairs**0.5
         step = f" (strictest step of Holm, {size} comparisons)" if size > 1 else ""
-        example = f"; this is {found * sd:.2g} points if the sd is {sd:.2f} points" if plan.metrics[0].percent else ""
+        example = f"; this is {found * sd:.2g} points if the sd is {sd:.2f} points" if usual and plan.metrics[0].percent else ""
         lines.append(f"  {words}: {found:.2g} sd{step}{example}")
-    if repeats < ENOUGH_REPEATS and plan.metrics[0].percent:
+    if repeats < ENOUGH_REPEATS and usual and plan.metrics[0].percent:
         powers = [f"{100 * paired_power(pairs**0.5 / sd, repeats, ALPHA / size):.0f} % ({words})" for words, size, pairs in families]
         lines += [
             f"warning: {repeats} repeats are few: they find a true difference of 1 point with a probability of {' and '.join(powers)}.",
-            f"  Use {ENOUGH_REPEATS} or more repeats. Assumed: the sd of one run is {SD_OF_A_RUN:g} points (usual on all of CIFAR-100;",
+            f"  Use {ENOUGH_REPEATS} or more repeats. Assumed: the sd of one run is {usual:g} points (usual on all of CIFAR-100;",
             f"  larger on small datasets), so that of a difference is {sd:.2f} points; paired runs are uncorrelated",
             "  (the worst case), and so are the results of different pairs.",
         ]

@@ -66,7 +66,7 @@ def _known(table: pd.DataFrame, column: str) -> pd.DataFrame:
 SUMMARIES: dict[str, tuple[str, Callable[[Line], Any]]] = {
     "incomplete": ("not all repeats are complete for {}: run the suite again, or see the notes marked †", lambda one: bool(lacks(one))),
     "no-spread": (
-        "all repeats have the same {metric}: {}; check that the repeats use different seeds",
+        "all repeats have the same {metric}: {}; check that the repeats use different seeds, and that the nets learn at all",
         lambda one: one["n"] > 1 and one["sd"] == 0,
     ),
     "ceiling": (
@@ -158,7 +158,8 @@ def _losses(study: Study) -> Found:
     for name, least in known.groupby("objective", sort=False)["least_gradient"].min().items() if len(known) else ():
         if least < IDLE and name not in zero:
             text = f"a term of {labels[str(name)]} has no effect: its gradient never exceeds {100 * least:.2g} % of the task's"
-            yield "idle-term", f"{text}; raise its weight"
+            left_out = "the loss leaves a part out for these nets, as `kdbench plan` then says, or is at fault"
+            yield "idle-term", f"{text}; {'raise its weight' if least else left_out}"
     # The task's loss alone, which no teacher takes part in, has no weight that could be tuned.
     alone = set(study.runs.loc[(study.runs["role"] == "student") & study.runs["teacher"].isna(), "objective"])
     sources = grouped((one.label, one.weight_from == "tuned") for one in study.manifest.objectives if one.name not in alone)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdbench import failure
+from kdbench import failure, parts
 from kdbench.cell import Cell, depended
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.failure import STOPPED
@@ -88,7 +88,10 @@ def wanted(store: Store, cells: Sequence[Cell], report: Callable[[str], None] = 
 def check_ranks(cells: Iterable[Cell], ranks: int, asked_by: str = "--ranks") -> None:
     """Raises UsageError: so many ranks cannot share the batches of a cell that is to be trained."""
     for cell in cells:
-        recipe = Recipe.complete(cell.config["recipe"])
+        recipe, task = Recipe.complete(cell.config["recipe"]), {**cell.config["task"], "options": {}}
+        if ranks > 1 and recipe["epochs"] and parts.from_config("task", task, cell.sources).couples == "batch":
+            told = f"the loss of the task '{task['name']}' needs whole batches, which ranks cannot share"
+            raise UsageError(f"{asked_by}: {told}: use 1 rank; several GPUs train several bundles side by side")
         if recipe["epochs"] and (why := why_not_shared(ranks, recipe["bn_groups"], cell.config["numerics"]["name"])):
             raise UsageError(f"{asked_by}: {why}")
 

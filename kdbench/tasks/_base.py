@@ -51,6 +51,8 @@ class Task:
     usual: ClassVar[tuple[Usual, ...]] = ()
     """For `kdbench init`, from small images to large ones."""
     usual_objectives: ClassVar[tuple[str, ...]] = ()
+    usual_sd: ClassVar[float | None] = None
+    """The standard deviation between repeats of one objective, in points, for the power that `plan` states; None: it differs too much."""
     small_batch: ClassVar[int] = 32
     """The batch of a small copy of a suite, beside `few_images`."""
     couples: ClassVar[Literal["sample", "batch"]] = "batch"

@@ -267,7 +267,9 @@ def _try(found: Checked, cell: Cell, setup: Setup, stream: list[Step], member: M
         if name.partition(".")[0] in silent:
             continue
         if ratio == 0:
-            found.notes.append(f"{name} has no gradient for the student: it may use `detach` or `.item()` on the student's taps")
+            found.notes.append(
+                f"{name} has no gradient for the student: if `plan` does not say why, it may use `detach` or `.item()` on its taps"
+            )
         elif not ratio >= SILENT:
             found.notes.append(f"{name} is negligible: its gradient is {ratio:.1g} of the task's")
         elif ratio > LOUD:

@@ -48,6 +48,9 @@ def pictures(plan: Plan, store: Store, data_folder: Path, asked: Asked) -> list[
     DataError: the data are missing."""
     first = next(row for row in plan.rows if row.role == "student").cell
     setup = Setup.of(first, data_folder, torch.device("cpu"))
+    repeats = {row.repeat for row in plan.rows if row.role == "student"}
+    if asked.repeat not in repeats:
+        raise UsageError(f"{plan.suite.name} has the repeats 0 to {max(repeats)}, and no repeat {asked.repeat}")
     size = setup.data.size("test")
     index = np.unique(np.linspace(0, size - 1, min(asked.images, size)).astype(np.int64))
     inputs, _ = setup.data.batch("test", index)
@@ -62,7 +65,8 @@ def pictures(plan: Plan, store: Store, data_folder: Path, asked: Asked) -> list[
         whole = [_Column("true", held[0].table, true=True), *columns]
         page = _page(setup, f"{plan.suite.name}: {student} <- {teacher}, repeat {asked.repeat}", whole, index, seen, asked)
         # With a number: a-b <- c and a <- b-c would have one file.
-        path = store.suite_folder(plan.suite.name) / "pictures" / f"{number}-{student}-{teacher}.png".replace("/", "_")
+        name = f"{number}-{student}-{teacher}{f'-repeat-{asked.repeat}' * (asked.repeat > 0)}{'-without-images' * (not asked.pixels)}"
+        path = store.suite_folder(plan.suite.name) / "pictures" / f"{name}.png".replace("/", "_")
         buffer = io.BytesIO()
         page.save(buffer, "PNG")
         store.write_bytes(path, buffer.getvalue())

@@ -536,6 +536,16 @@ def test_gradients_are_shares_of_the_task_s_on_a_logarithmic_axis():
     assert len({str(line.get_linestyle()) for line in line_of(axes, study, "o2")}) == 2
 
 
+def test_of_many_terms_the_strongest_of_each_loss_is_drawn(monkeypatch):
+    monkeypatch.setattr("kdbench.report.figures.epochs.MOST_LINES", 2)
+    study = study_of()
+    (axes,) = only("gradients", study)[0].axes
+    (line,) = line_of(axes, study, "o2")
+    rows = study.histories.query("objective == 'o2'").groupby(["id", "epoch"])["gradient_ratio"].max().groupby("epoch")
+    assert data(line)[1] == pytest.approx((100 * rows.mean()).to_numpy())
+    assert not any(":" in text for text in legend_of(only("gradients", study)[0]) if text.startswith("cc"))
+
+
 def test_a_gradient_of_zero_is_drawn_at_the_lower_end_and_the_legend_explains_it():
     study = study_of()
     ratio = study.histories["gradient_ratio"].mask(study.histories["term"] == "two.angle", 0.0)

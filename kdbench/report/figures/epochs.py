@@ -27,6 +27,9 @@ GRADIENT = "gradient_ratio"
 IDLE_PERCENT = 1.0
 """The share of the task's gradient below which a term has almost no effect."""
 
+MOST_LINES = 12
+"""A panel with a line for each term has at most so many: losses on pyramids have a term for each level."""
+
 DECADES = 6
 """The most powers of ten that a panel shows below its largest value."""
 
@@ -49,10 +52,15 @@ def gradients(study: FigureData) -> Content | None:
     """What each distillation term weighs: its gradient as a share of the task's; a panel a pair, a line a term of an objective."""
     if not len(rows := _rows(study, GRADIENT)):
         return None
+    of_each = "each distillation term"
+    if rows.groupby("objective")["term"].nunique().sum() > MOST_LINES:
+        others = [name for name in rows if name not in ("term", GRADIENT)]
+        rows = rows.groupby(others, as_index=False, dropna=False)[GRADIENT].max().assign(term="")
+        of_each = "the strongest of the distillation terms of each loss"
     looks, tables, legend = _lines(study, rows, GRADIENT, 100.0)
     panels = [(title, partial(_gradients_panel, looks, table)) for title, table in tables]
     caption = (
-        "Norm of the weighted gradient of each distillation term, relative to that of the task loss, at the first step of each epoch "
+        f"Norm of the weighted gradient of {of_each}, relative to that of the task loss, at the first step of each epoch "
         f"(counted from 0), mean over the runs. Below {IDLE_PERCENT:g} % a term has almost no effect."
     )
     legend = [*legend, legend_line(f"{IDLE_PERCENT:g} %: little effect", linestyle="--")]
