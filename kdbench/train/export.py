@@ -207,16 +207,15 @@ def _from_its_file(model: Model, config: Mapping[str, Any], dataset: Any, output
 
 def _beside(members: Sequence[ast.stmt], used: set[str]) -> list[ast.stmt]:
     """The members of a class that those named in `used` do not use, nor what these use."""
-    named = [
-        (getattr(one, "name", "") or next((each.id for each in ast.walk(one) if isinstance(each, ast.Name)), ""), one) for one in members
-    ]
+    assigned = [getattr(one, "targets", [getattr(one, "target", None)])[0] for one in members]
+    named = [(getattr(one, "name", None) or getattr(target, "id", ""), one) for one, target in zip(members, assigned, strict=True)]
     while more := {each for name, one in named if name in used for each in _names(one)} - used:
         used = used | more
     return [one for name, one in named if name not in used]
 
 
 def _names(tree: ast.AST) -> set[str]:
-    return {getattr(one, "attr", None) or getattr(one, "id", "") for one in ast.walk(tree)}
+    return {getattr(tree, "attr", None) or getattr(tree, "id", "")}.union(*map(_names, ast.iter_child_nodes(tree)))
 
 
 def _first_label(model: Detector) -> int:
