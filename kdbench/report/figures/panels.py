@@ -105,10 +105,11 @@ def panel_figures(
         for axes in grid[len(shown) :]:
             axes.remove()
         figure.supxlabel(wrapped(axis_labels[0], wide - 0.1))
-        figure.supylabel(axis_labels[1])
+        quantity = figure.supylabel(axis_labels[1])
         seen = {artist.get_label() for axes in figure.axes for artist in axes.get_children()}
         above = _add_legend(figure, [*legend, *(legend_line(note, **looks) for note, looks in NOTES.items() if note in seen)])
         figure.set_figheight(count * each + above + 0.2)
+        quantity.set_y(0.5 * (1 - above / figure.get_figheight()))  # beside the panels, and not beside the legend
         yield figure
 
 
