@@ -269,7 +269,7 @@ def test_a_loss_of_regions_refuses_detectors_of_one_stage_and_advice_names_what_
             "logits of regions"
         )
     advice = [kd.build(kd.options({})).missing(pair).rpartition("; ")[2] for pair in (Pair(two, two), Pair(one, one), Pair(one, two))]
-    assert advice[:2] == ["set `tap: regions`", "set `tap: dense_logits`"] and "set" not in advice[2]
+    assert advice[:2] == ["use kd:regions", "use kd:dense"] and "use" not in advice[2]
 
 
 @pytest.mark.parametrize("name", ["fcos", "retinanet"])

@@ -205,8 +205,8 @@ def test_every_loss_for_classifiers_refuses_detectors_with_the_reason_and_every_
                 loss.prepare(pair)
         elif "patch" not in parts.load("loss", name).known():
             loss.prepare(pair)
-    assert (built("pcka").missing(pair) or "").endswith("of an image; set `tap: levels`")
-    assert (built("kd").missing(pair) or "").endswith("of an image; set `tap: dense_logits`")
+    assert (built("pcka").missing(pair) or "").endswith("of an image; use pcka:fpn or pcka:fpn_faster_rcnn or pcka:fpn_centred")
+    assert (built("kd").missing(pair) or "").endswith("of an image; use kd:dense or kd:regions")
 
 
 def test_a_detector_without_dense_logits_is_refused_with_the_reason() -> None:

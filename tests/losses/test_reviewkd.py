@@ -30,7 +30,8 @@ def test_the_context_loss_is_that_of_the_released_code(dtype: torch.dtype, toler
 
 
 def test_released_is_preact_of_a_student_after_its_activation() -> None:
-    loss, pair = toys.bound("reviewkd", "mdistiller")
+    loss, _ = toys.bound("reviewkd", "mdistiller")
+    pair = toys.fitting(loss)
     other = ReviewKD(maps="preact")
     other.bind(pair)
     other.double().load_state_dict(loss.state_dict())

@@ -255,9 +255,9 @@ def bound(name: str, preset: str, seed: int = 0, dtype: torch.dtype = torch.floa
 
 
 def of_use(loss: Loss, some: Taps) -> Taps:
-    """The taps that the loss needs, and the logits and the last map, which tests ask for sizes: without the others, of which a pyramid has
-    many, calls of these tests take a third of the time."""
-    kept = {*loss.needs, "logits", "last", "strides", "classifier", *(["levels"] if "regions" in loss.needs else [])}
+    """The taps that the loss needs, and those that tests ask for sizes. Without the others, of which a pyramid has many, calls of these
+    tests take a third of the time."""
+    kept = {*loss.needs, "logits", "pooled", "last", "strides", "classifier", *(["levels"] if "regions" in loss.needs else [])}
     second = of_use(loss, some.second_view) if some.second_view and "second_view" in loss.needs else None
     return replace(Taps(**{name: getattr(some, name) for name in (*TAPS, "strides", "classifier") if name in kept}), second_view=second)
 
